@@ -1,0 +1,20 @@
+.PHONY: check test lint
+
+STAMP = .venv/.stamp-dev
+PYTHON = .venv/bin/python
+
+check: lint test
+
+test: $(STAMP)
+	$(PYTHON) -m pytest
+
+lint: $(STAMP)
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/shellcheck launch.sh .ci/run slurm/train.sbatch
+
+$(STAMP): pyproject.toml constraints.txt
+	./launch.sh --setup dev
+	@touch $@

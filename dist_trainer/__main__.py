@@ -1,0 +1,5 @@
+import sys
+
+from dist_trainer.cli import main
+
+sys.exit(main(sys.argv[1:]))

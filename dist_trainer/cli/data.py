@@ -1,0 +1,45 @@
+"""`dist_trainer data prepare`: text files in, token files out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from dist_trainer.cli.parser import Parser, positive
+from dist_trainer.errors import EXIT_OK, UserError
+from dist_trainer.units import format_count
+
+
+def build_parser() -> Parser:
+    parser = Parser("data prepare", "Make memory-mapped token files from .txt, .md, .py and .jsonl files.")
+    parser.add_argument("--input", nargs="+", required=True, type=Path, metavar="PATH", help="files and folders")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a folder that does not exist yet")
+    vocabulary = parser.add_mutually_exclusive_group()
+    vocabulary.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (tokenizers library)")
+    vocabulary.add_argument("--vocab-size", type=positive, metavar="N", help="train a byte-level BPE of this size")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    if argv[:1] != ["prepare"]:
+        if argv[:1] in (["-h"], ["--help"]):
+            argv = ["prepare", "--help"]
+        else:
+            raise UserError("say what to do with data", where="command line", expected="data prepare")
+    args = build_parser().parse(argv[1:])
+
+    from dist_trainer.data.prepare import prepare
+
+    info = prepare(
+        args.input,
+        args.output,
+        tokenizer=args.tokenizer,
+        vocab_size=args.vocab_size,
+        progress=sys.stderr.isatty(),
+    )
+    print(
+        f"{args.output}: {format_count(info.train.num_tokens)} training and {format_count(info.val.num_tokens)} "
+        f"validation tokens, vocabulary {info.vocab_size}"
+    )
+    return EXIT_OK

@@ -1,0 +1,105 @@
+"""The `launch` command: starts `train` on every rank, with whatever starts processes here."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from dist_trainer.cli import train
+from dist_trainer.cli.parser import Parser
+from dist_trainer.cluster.environments import read_count
+from dist_trainer.config.resolve import names
+from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
+from dist_trainer.errors import EXIT_OK
+from dist_trainer.launch.choose import PLANNERS, build_plan, choose_launcher
+from dist_trainer.launch.facts import read_host_facts
+from dist_trainer.launch.hosts import NUM_RANKS_WITHOUT_GPU, HostChoice, find_topology, parse_ranks_per_host
+from dist_trainer.launch.plan import LaunchRequest
+from dist_trainer.launch.ports import first_free_port, planned_port
+from dist_trainer.launch.run import require_launcher, run_plan
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The switches of `launch` itself; every other switch belongs to `train` and is passed on."""
+    parser.add_argument(
+        "--launcher",
+        choices=tuple(PLANNERS),
+        help="default: srun inside a SLURM allocation, deepspeed with a hostfile, else torchrun",
+    )
+    parser.add_argument(
+        "--nproc-per-node",
+        "--nproc_per_node",
+        metavar="N|auto",
+        default="auto",
+        help="ranks a host; auto (the default) takes the hostfile's slots, SLURM's tasks, or one a GPU, "
+        f"and {NUM_RANKS_WITHOUT_GPU} where there is no GPU",
+    )
+    parser.add_argument("--hostfile", metavar="FILE", help="lines 'host slots=N', as DeepSpeed has them")
+    parser.add_argument("--include", metavar="SPEC", default="", help="use only these slots: node1:0,1@node2")
+    parser.add_argument("--exclude", metavar="SPEC", default="", help="leave these slots out: node1:0")
+    parser.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
+
+
+def run(
+    args: argparse.Namespace,
+    train_arguments: list[str],
+    *,
+    config_name: str,
+    ds_name: str,
+    run_dir: Path | None,
+    module: str = "dist_trainer",
+) -> int:
+    """Prints the command (--dry-run), or runs it and returns its exit status. Raises UserError.
+
+    `train_arguments` are passed on literally. `run_dir` is the folder that they name, None where they name none:
+    then the next free one is taken, and named to `train`.
+    """
+    environ = os.environ
+    facts = read_host_facts(environ)
+    launcher = args.launcher or choose_launcher(environ, args.hostfile)
+    choice = HostChoice(args.hostfile, args.include, args.exclude, parse_ranks_per_host(args.nproc_per_node))
+    topology, is_filtered = find_topology(launcher, choice, facts)
+    told_port = read_count(environ, "MASTER_PORT")
+
+    def request(chosen_dir: Path, free_port: int) -> LaunchRequest:
+        named_dir = () if run_dir else ("--run-dir", str(chosen_dir))
+        return LaunchRequest(
+            arguments=("train", *train_arguments, *named_dir),
+            topology=topology,
+            master_port=told_port or free_port,
+            facts=facts,
+            module=module,
+            hostfile=args.hostfile,
+            is_filtered=is_filtered,
+        )
+
+    planned_dir = run_dir or next_run_dir(config_name, ds_name)
+    plan = build_plan(launcher, request(planned_dir, planned_port(planned_dir)))
+    if args.dry_run:
+        sys.stdout.write(plan.shell())
+        return EXIT_OK
+    require_launcher(launcher)
+    if run_dir:
+        create_run_dir(run_dir)
+        chosen_dir = run_dir
+    else:
+        chosen_dir = create_next_run_dir(config_name, ds_name)
+    plan = build_plan(launcher, request(chosen_dir, first_free_port(planned_port(chosen_dir))))
+    return run_plan(plan, chosen_dir, environ, hostname=facts.hostname)
+
+
+def build_parser() -> Parser:
+    parser = Parser("launch", "Start `train` on every rank. All other switches are those of `dist_trainer train`.")
+    add_arguments(parser)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Checks what was asked, as every rank will, before anything is started."""
+    args, train_arguments = build_parser().parse_known_args(argv)
+    train_args = train.build_parser().parse(train_arguments)
+    request = train.request_from(train_args)
+    config_name, ds_name = names(request)
+    return run(args, train_arguments, config_name=config_name, ds_name=ds_name, run_dir=train_args.run_dir)

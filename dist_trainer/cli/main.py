@@ -1,0 +1,71 @@
+"""Finds the command and runs it. Without one it is `train`, which is what launchers start."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+import traceback
+
+from dist_trainer import __version__
+from dist_trainer.errors import EXIT_OK, UserError
+
+COMMANDS = {
+    "train": "train the transformer: what one rank does (the default)",
+    "launch": "start the ranks with torchrun, deepspeed, mpirun or srun",
+    "data": "make token files from text",
+}
+DEFAULT_COMMAND = "train"
+
+USAGE = """\
+usage: dist_trainer [COMMAND] [SWITCHES]
+
+commands:
+{commands}
+
+dist_trainer COMMAND --help shows a command's switches.
+
+  torchrun --nproc_per_node=4 -m dist_trainer
+  python -m dist_trainer launch --config tiny --ds zero2 --nproc-per-node 2
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command line and returns its exit status: 0, 1 when a run fails, 2 for the user's mistakes."""
+    arguments = without_local_rank(argv)
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE.format(commands="\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())), end="")
+        return EXIT_OK
+    if arguments[:1] == ["--version"]:
+        print(__version__)
+        return EXIT_OK
+    command = DEFAULT_COMMAND
+    if arguments and not arguments[0].startswith("-"):
+        command = arguments.pop(0)
+    try:
+        if command not in COMMANDS:
+            near = difflib.get_close_matches(command, COMMANDS, n=1)
+            raise UserError(
+                "no such command",
+                found=command,
+                expected=", ".join(COMMANDS),
+                hint=f"did you mean {near[0]!r}?" if near else None,
+            )
+        status: int = importlib.import_module(f"dist_trainer.cli.{command}").main(arguments)
+    except UserError as error:
+        if "--debug" in arguments:
+            traceback.print_exc()
+        print(f"dist_trainer: error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    return status
+
+
+def without_local_rank(argv: list[str]) -> list[str]:
+    """DeepSpeed's launcher puts --local_rank=N before everything else; the environment says the same."""
+    return [argument for argument in argv if not argument.startswith(("--local_rank=", "--local-rank="))]

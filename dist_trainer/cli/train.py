@@ -1,0 +1,106 @@
+"""`dist_trainer train`: the switches that every rank takes."""
+
+from __future__ import annotations
+
+import argparse
+from argparse import BooleanOptionalAction
+from pathlib import Path
+
+from dist_trainer.cli.parser import Parser, not_negative, positive
+from dist_trainer.config.optimisations import Switches
+from dist_trainer.config.resolve import DEFAULT_CONFIG, Request
+
+
+def build_parser() -> Parser:
+    parser = Parser("train", "Train the transformer. Every rank runs this; a launcher, or nobody, starts them.")
+    add_arguments(parser)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_argument_group("what to train")
+    what.add_argument("--config", default=DEFAULT_CONFIG, metavar="NAME|FILE", help="run file (default: %(default)s)")
+    what.add_argument(
+        "--ds",
+        "--deepspeed_config",
+        dest="ds",
+        metavar="NAME|FILE",
+        help="DeepSpeed JSON (default: the one the run file names)",
+    )
+    what.add_argument("--phase", type=positive, metavar="N", help="train only this phase of the run file")
+    what.add_argument("--max-steps", type=positive, metavar="N", help="stop after this many optimizer steps in all")
+    what.add_argument("--seed", type=not_negative, metavar="N")
+    what.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override any key of either file by its dotted path",
+    )
+    where = parser.add_argument_group("where")
+    where.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
+    where.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|PATH|never",
+        help="continue from a checkpoint; auto: the newest in the run's folder, if any (default: %(default)s)",
+    )
+    single = parser.add_argument_group("single optimisations (these override the JSON)")
+    single.add_argument("--micro-batch", type=positive, metavar="N", help="sequences per rank and micro batch")
+    single.add_argument("--accumulation", type=positive, metavar="N", help="micro batches per optimizer step")
+    single.add_argument("--precision", choices=("fp32", "fp16", "bf16"))
+    single.add_argument("--checkpointing", action=BooleanOptionalAction, help="activation checkpointing")
+    single.add_argument("--fused", action=BooleanOptionalAction, help="fused AdamW")
+    single.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile")
+    single.add_argument("--no-optimize", action="store_true", help="ds_configs/baseline.json: fp32, nothing on")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def request_from(args: argparse.Namespace) -> Request:
+    return Request(
+        config=args.config,
+        ds=args.ds,
+        no_optimize=args.no_optimize,
+        switches=Switches(
+            micro_batch=args.micro_batch,
+            accumulation=args.accumulation,
+            precision=args.precision,
+            checkpointing=args.checkpointing,
+            fused=args.fused,
+            compile=args.compile,
+        ),
+        settings=tuple(args.settings),
+        seed=args.seed,
+        phase=args.phase,
+    )
+
+
+def main(argv: list[str]) -> int:
+    """Trains as one rank; does not return once the rank has joined the others."""
+    import os
+
+    from dist_trainer.cluster.mpi import ask_mpi
+    from dist_trainer.cluster.rank import find_rank
+    from dist_trainer.errors import UserError
+    from dist_trainer.train.failure import fail_before_meeting
+
+    rank = find_rank(os.environ, ask_mpi)
+    try:
+        args = build_parser().parse(argv)
+    except UserError as error:
+        fail_before_meeting(error, rank=rank.rank, debug="--debug" in argv)
+
+    from dist_trainer.train.start import Job, start
+
+    job = Job(
+        request=request_from(args),
+        rank=rank,
+        run_dir=args.run_dir,
+        resume=args.resume,
+        max_steps=args.max_steps,
+        debug=args.debug,
+    )
+    start(job)

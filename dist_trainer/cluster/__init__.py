@@ -1,0 +1,1 @@
+"""Which hosts, and which rank am I? Nothing here writes the environment."""

@@ -1,0 +1,75 @@
+"""SLURM's short forms, written out: lists of nodes, and numbers of tasks a node."""
+
+from __future__ import annotations
+
+import re
+from itertools import product
+
+from dist_trainer.errors import UserError
+
+_BRACKETS = re.compile(r"\[([^\[\]]*)\]")
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_REPEATED = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+
+
+def expand_nodelist(text: str, *, where: str = "SLURM_JOB_NODELIST") -> tuple[str, ...]:
+    """'node[01-03,7],gpu1' -> ('node01', 'node02', 'node03', 'node7', 'gpu1'), in the order written.
+
+    Raises UserError, naming `where`, when the text is not a node list.
+    """
+    names: list[str] = []
+    for part in _split_outside_brackets(text, where):
+        pieces = _BRACKETS.split(part)
+        # re.split with one group alternates: text, ranges, text, ranges, ..., text
+        choices = [_expand_ranges(piece, text, where) if index % 2 else (piece,) for index, piece in enumerate(pieces)]
+        if any(bracket in "".join(pieces[::2]) for bracket in "[]"):
+            raise _not_a_nodelist(text, where)
+        names.extend("".join(choice) for choice in product(*choices))
+    return tuple(names)
+
+
+def expand_tasks_per_node(text: str, *, where: str = "SLURM_TASKS_PER_NODE") -> tuple[int, ...]:
+    """'2(x3),1' -> (2, 2, 2, 1). Raises UserError, naming `where`, when the text is something else."""
+    counts: list[int] = []
+    for part in text.split(","):
+        match = _REPEATED.fullmatch(part)
+        if match is None:
+            raise UserError(
+                "This is not SLURM's form of numbers per node.",
+                where="the environment",
+                key=where,
+                found=text,
+                expected="a form like '2(x3),1'",
+            )
+        counts.extend([int(match.group(1))] * int(match.group(2) or 1))
+    return tuple(counts)
+
+
+def _split_outside_brackets(text: str, where: str) -> list[str]:
+    parts = re.split(r",(?![^\[]*\])", text)
+    if not all(parts) or any(character.isspace() for character in text):
+        raise _not_a_nodelist(text, where)
+    return parts
+
+
+def _expand_ranges(ranges: str, text: str, where: str) -> tuple[str, ...]:
+    names: list[str] = []
+    for part in ranges.split(","):
+        match = _RANGE.fullmatch(part)
+        if match is None:
+            raise _not_a_nodelist(text, where)
+        first, last = match.group(1), match.group(2) or match.group(1)
+        if int(last) < int(first):
+            raise _not_a_nodelist(text, where)
+        names.extend(f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
+    return tuple(names)
+
+
+def _not_a_nodelist(text: str, where: str) -> UserError:
+    return UserError(
+        "This is not a SLURM node list.",
+        where="the environment",
+        key=where,
+        found=text,
+        expected="a form like 'node[01-03,7],gpu1'",
+    )

@@ -1,0 +1,79 @@
+"""The hosts and tasks of the SLURM allocation around this process. Pure functions of the environment."""
+
+from __future__ import annotations
+
+from dist_trainer.cluster.environments import Environ, first_set, read_count
+from dist_trainer.cluster.nodelist import expand_nodelist, expand_tasks_per_node
+from dist_trainer.cluster.topology import Host, Topology
+from dist_trainer.errors import UserError
+
+
+def in_allocation(environ: Environ) -> bool:
+    return bool(environ.get("SLURM_JOB_ID"))
+
+
+def allocated_topology(environ: Environ, num_ranks_per_host: int | None = None) -> Topology:
+    """The nodes of the allocation, with `num_ranks_per_host` slots each, or else as many as SLURM gave it tasks.
+
+    Where the allocation names no number of tasks, each node has a slot a GPU. Raises UserError outside an
+    allocation and where a node has too few CPUs for its ranks.
+    """
+    variable = first_set(environ, "SLURM_JOB_NODELIST", "SLURM_NODELIST")
+    if not in_allocation(environ) or variable is None:
+        raise UserError(
+            "srun starts ranks only inside a SLURM allocation, and this is none.",
+            where="the environment",
+            key="SLURM_JOB_ID",
+            hint="submit one with: sbatch slurm/train.sbatch",
+        )
+    names = expand_nodelist(environ[variable], where=variable)
+    counts = _ranks_per_node(environ, len(names)) if num_ranks_per_host is None else (num_ranks_per_host,) * len(names)
+    if len(counts) != len(names):
+        raise UserError(
+            f"SLURM names {len(names)} nodes, but tasks for {len(counts)}.",
+            where="the environment",
+            key="SLURM_TASKS_PER_NODE",
+            found=environ.get("SLURM_TASKS_PER_NODE"),
+        )
+    _check_cpus(environ, names, counts)
+    return Topology(tuple(Host(name, tuple(range(count))) for name, count in zip(names, counts, strict=True)))
+
+
+def cpus_per_rank(environ: Environ, topology: Topology) -> int | None:
+    """The CPUs that each rank has in the allocation: asked for, or a fair share; None when SLURM does not say."""
+    asked = read_count(environ, "SLURM_CPUS_PER_TASK")
+    if asked:
+        return asked
+    per_node = _cpus_per_node(environ)
+    if per_node is None or len(per_node) != len(topology.hosts):
+        return None
+    return max(1, min(cpus // host.num_slots for cpus, host in zip(per_node, topology.hosts, strict=True)))
+
+
+def _ranks_per_node(environ: Environ, num_nodes: int) -> tuple[int, ...]:
+    num_gpus = read_count(environ, "SLURM_GPUS_ON_NODE")
+    if first_set(environ, "SLURM_NTASKS") is None and num_gpus:
+        return (num_gpus,) * num_nodes
+    tasks = environ.get("SLURM_TASKS_PER_NODE")
+    return expand_tasks_per_node(tasks) if tasks else (1,) * num_nodes
+
+
+def _cpus_per_node(environ: Environ) -> tuple[int, ...] | None:
+    text = environ.get("SLURM_JOB_CPUS_PER_NODE")
+    return expand_tasks_per_node(text, where="SLURM_JOB_CPUS_PER_NODE") if text else None
+
+
+def _check_cpus(environ: Environ, names: tuple[str, ...], counts: tuple[int, ...]) -> None:
+    per_node = _cpus_per_node(environ)
+    cpus_per_task = read_count(environ, "SLURM_CPUS_PER_TASK") or 1
+    if per_node is None or len(per_node) != len(names):
+        return
+    for name, count, num_cpus in zip(names, counts, per_node, strict=True):
+        if count * cpus_per_task > num_cpus:
+            raise UserError(
+                f"{count} ranks with {cpus_per_task} CPUs each are more than the allocation has on {name}.",
+                where="--nproc-per-node",
+                found=count,
+                expected=f"at most {num_cpus // cpus_per_task}",
+                hint="ask for fewer ranks, or for an allocation with more tasks",
+            )

@@ -1,0 +1,135 @@
+"""Which hosts take part, and which of their slots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dist_trainer.errors import UserError
+
+_LOOPBACK_NAMES = ("localhost", "127.0.0.1")
+
+
+@dataclass(frozen=True)
+class Host:
+    """One host and the slots (places for one rank each, as a rule a GPU) used on it, ascending."""
+
+    name: str
+    slots: tuple[int, ...]
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.slots)
+
+    @property
+    def has_first_slots(self) -> bool:
+        """Whether the slots are 0 ... num_slots - 1, which is what `slots=N` means."""
+        return self.slots == tuple(range(self.num_slots))
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The hosts in rank order; each slot is one rank."""
+
+    hosts: tuple[Host, ...]
+
+    @classmethod
+    def of_this_host(cls, num_slots: int) -> Topology:
+        return cls((Host("localhost", tuple(range(num_slots))),))
+
+    @property
+    def num_ranks(self) -> int:
+        return sum(host.num_slots for host in self.hosts)
+
+    @property
+    def is_even(self) -> bool:
+        """Whether every host has the same number of slots."""
+        return len({host.num_slots for host in self.hosts}) == 1
+
+    def is_local(self, hostname: str) -> bool:
+        """Whether every rank runs on this host, whose name is `hostname`."""
+        own_names = {*_LOOPBACK_NAMES, hostname, hostname.split(".")[0]}
+        return all(host.name in own_names for host in self.hosts)
+
+    def first_slots(self, num_slots: int) -> Topology:
+        """The first `num_slots` slots of every host. Raises UserError where a host has fewer, or for fewer than 1."""
+        if num_slots < 1:
+            raise UserError("A run needs at least one rank a host.", where="--nproc-per-node", found=num_slots)
+        for host in self.hosts:
+            if num_slots > host.num_slots:
+                raise UserError(
+                    f"{num_slots} ranks a host are more than the slots of {host.name}.",
+                    where="--nproc-per-node",
+                    found=num_slots,
+                    expected=f"at most {host.num_slots}",
+                    hint="ask for fewer ranks, or raise slots= in the hostfile",
+                )
+        return Topology(tuple(Host(host.name, host.slots[:num_slots]) for host in self.hosts))
+
+    def filter(self, *, include: str = "", exclude: str = "") -> Topology:
+        """The part that DeepSpeed's `--include` or `--exclude` leaves, in the order of this topology.
+
+        The grammar is NODE[:SLOT,SLOT...][@NODE...]; without slots all of a node's are meant. Raises UserError
+        when both are given, when a node or slot is not there, or when nothing is left.
+        """
+        if include and exclude:
+            raise UserError(
+                "--include and --exclude cannot be used together.",
+                where="--exclude",
+                found=exclude,
+                hint="say it all with one of them",
+            )
+        if include:
+            named = self._named_slots(include, "--include")
+            kept = [Host(host.name, named.get(host.name, ())) for host in self.hosts]
+        elif exclude:
+            named = self._named_slots(exclude, "--exclude")
+            kept = [
+                Host(host.name, tuple(slot for slot in host.slots if slot not in named.get(host.name, ())))
+                for host in self.hosts
+            ]
+        else:
+            return self
+        hosts = tuple(host for host in kept if host.slots)
+        if not hosts:
+            raise UserError(
+                "No slot is left to run on.", where="--include" if include else "--exclude", found=include or exclude
+            )
+        return Topology(hosts)
+
+    def _named_slots(self, text: str, switch: str) -> dict[str, tuple[int, ...]]:
+        slots_by_host = {host.name: host.slots for host in self.hosts}
+        named: dict[str, tuple[int, ...]] = {}
+        for part in text.split("@"):
+            name, colon, slot_text = part.partition(":")
+            if name not in slots_by_host:
+                raise UserError(
+                    f"There is no host {name!r}.", where=switch, found=text, expected=f"of {', '.join(slots_by_host)}"
+                )
+            if name in named:
+                raise UserError(
+                    f"The host {name} is named twice.", where=switch, found=text, hint="write NODE:SLOT,SLOT once"
+                )
+            named[name] = _parse_slots(slot_text, text, switch) if colon else slots_by_host[name]
+            for slot in named[name]:
+                if slot not in slots_by_host[name]:
+                    raise UserError(
+                        f"The host {name} has no slot {slot}.",
+                        where=switch,
+                        found=text,
+                        expected=f"of {', '.join(map(str, slots_by_host[name]))}",
+                    )
+        return named
+
+
+def render_include(topology: Topology) -> str:
+    """The topology in the grammar of `--include`: 'node1:0,1@node2:0'."""
+    return "@".join(f"{host.name}:{','.join(map(str, host.slots))}" for host in topology.hosts)
+
+
+def _parse_slots(slot_text: str, text: str, switch: str) -> tuple[int, ...]:
+    parts = slot_text.split(",")
+    if not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(
+            "The slots of a host are whole numbers.", where=switch, found=text, expected="a form like node1:0,1@node2"
+        )
+    return tuple(sorted({int(part) for part in parts}))

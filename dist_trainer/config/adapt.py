@@ -1,0 +1,143 @@
+"""Fits a resolved DeepSpeed configuration to the hardware at hand, and says each thing it changes in one line.
+
+Nothing that was asked for is dropped in silence; what has no substitute is a UserError. Tried on DeepSpeed 0.19.8's
+CPU accelerator: it refuses fp16 (except on CPUs with fp16 arithmetic), builds its Adam, Lion and Adagrad with a C++
+compiler at run time, and has no Lamb, no Lion without offload and no weight quantiser.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dist_trainer.config.deepspeed_params import is_adam
+from dist_trainer.config.deepspeed_rules import block, dtype_family, offload_device, precision
+from dist_trainer.config.optimisations import Precision, set_precision, use_torch_adam
+from dist_trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a rank's device can do, as DeepSpeed's accelerator and the PATH say. `name` is for people."""
+
+    kind: Literal["cpu", "cuda"]
+    supports_bf16: bool
+    supports_fp16: bool
+    has_compiler: bool
+    name: str
+
+
+def adapt(resolved: Mapping[str, Any], device: DeviceFacts) -> tuple[dict[str, Any], list[str]]:
+    """The configuration as it runs on this device (a new dict), and a line for each thing that changed.
+
+    Raises UserError, naming the key, for what this device cannot run and nothing can stand in for.
+    """
+    config = copy.deepcopy(dict(resolved))
+    if device.kind == "cpu":
+        _refuse_what_the_cpu_lacks(config)
+    return config, [
+        *_precision(config, device),
+        *_autocast(config, device),
+        *_optimizer(config, device),
+        *_compile(config, device),
+        *_direct_storage(config, device),
+    ]
+
+
+def _refuse_what_the_cpu_lacks(config: Mapping[str, Any]) -> None:
+    kind = str(block(config, "optimizer").get("type"))
+    offloaded = offload_device(config, "optimizer") != "none"
+    if kind.lower() == "lamb" or (kind.lower() == "lion" and not offloaded):
+        raise UserError(
+            f"DeepSpeed has no {kind} for the CPU" + (" without optimizer offload" if kind.lower() == "lion" else ""),
+            key="optimizer.type",
+            found=kind,
+            hint='use "AdamW"' + (", or offload_optimizer to the cpu" if kind.lower() == "lion" else ""),
+        )
+    for name in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
+        if block(config, "zero_optimization").get(name):
+            raise UserError(
+                "DeepSpeed has no weight quantiser for the CPU", key=f"zero_optimization.{name}", hint="remove it"
+            )
+
+
+def _precision(config: dict[str, Any], device: DeviceFacts) -> list[str]:
+    asked = precision(config)
+    supported = {"fp32": True, "fp16": device.supports_fp16, "bf16": device.supports_bf16}
+    if supported[asked]:
+        return []
+    other: Precision = "bf16" if asked == "fp16" else "fp16"
+    instead: Precision = other if supported[other] else "fp32"
+    master = block(config, asked).get(f"{asked}_master_weights_and_grads")
+    set_precision(config, instead)
+    if master is not None and instead != "fp32":
+        config[instead][f"{instead}_master_weights_and_grads"] = master
+    who = "DeepSpeed on the CPU" if device.kind == "cpu" else device.name
+    return [f"{asked} is not supported by {who}: {instead} runs instead"]
+
+
+def _autocast(config: dict[str, Any], device: DeviceFacts) -> list[str]:
+    autocast = config.get("torch_autocast")
+    if not autocast or not autocast.get("enabled") or device.supports_bf16 or "dtype" not in autocast:
+        return []
+    if dtype_family(autocast["dtype"]) != "bf16":
+        return []
+    autocast["dtype"] = "fp16"
+    return [f"torch_autocast: bf16 is not supported by {device.name}: fp16 runs instead"]
+
+
+def _optimizer(config: dict[str, Any], device: DeviceFacts) -> list[str]:
+    """DeepSpeed builds its own optimizers with a compiler when they are first used."""
+    kind = str(block(config, "optimizer").get("type"))
+    params = config.get("optimizer", {}).get("params", {})
+    if device.has_compiler or params.get("torch_adam"):
+        return []
+    if offload_device(config, "optimizer") != "none":
+        if is_adam(config) or kind.lower() in ("lion", "adagrad"):
+            name = "Adam" if is_adam(config) else kind.capitalize()
+            raise UserError(
+                f"optimizer offload runs DeepSpeedCPU{name}, which is built with a C++ compiler, and there is none",
+                key="zero_optimization.offload_optimizer.device",
+                found=offload_device(config, "optimizer"),
+                hint="install g++" + (', or add "torch_adam": true to optimizer.params' if name == "Adam" else ""),
+            )
+        return []
+    if kind.lower() == "muon":
+        params["torch_adam"] = True
+        return ["Muon: DeepSpeed's FusedAdam is built with a compiler, and there is none: torch's AdamW runs beside it"]
+    if not is_adam(config):
+        return []
+    if params.get("bias_correction") is False:
+        raise UserError(
+            "only DeepSpeed's FusedAdam can leave the bias uncorrected; it is built with a compiler, and there is none",
+            key="optimizer.params.bias_correction",
+            found=False,
+            hint="install g++, or remove it",
+        )
+    use_torch_adam(params, fused=True)
+    decoupled = kind.lower() == "adamw" or params.get("adam_w_mode", True)
+    return [
+        "DeepSpeed's FusedAdam is built with a compiler, and there is none: "
+        f"torch's fused {'AdamW' if decoupled else 'Adam'} runs instead"
+    ]
+
+
+def _compile(config: dict[str, Any], device: DeviceFacts) -> list[str]:
+    if "compile" not in config:
+        return []
+    if not device.has_compiler:
+        del config["compile"]
+        return ["torch.compile needs a C++ compiler, and there is none: the model runs uncompiled"]
+    if device.kind == "cpu" and block(config, "compile").get("deepcompile"):
+        config["compile"]["deepcompile"] = False
+        return ["DeepCompile needs CUDA: torch.compile runs instead"]
+    return []
+
+
+def _direct_storage(config: dict[str, Any], device: DeviceFacts) -> list[str]:
+    if device.kind == "cuda" or not block(config, "aio").get("use_gds"):
+        return []
+    config["aio"]["use_gds"] = False
+    return ["aio.use_gds needs CUDA: plain asynchronous I/O runs instead"]

@@ -1,0 +1,154 @@
+"""A DeepSpeed JSON: read, checked against the table, and resolved to the one dict that planner, engine and report use.
+
+The table of keys is in deepspeed_keys.py (and deepspeed_params.py for optimizers and schedulers); what may not stand
+together is in deepspeed_rules.py. Nothing here imports torch or deepspeed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from dist_trainer.config import deepspeed_batch as batch
+from dist_trainer.config.deepspeed_check import AUTO, examine
+from dist_trainer.config.deepspeed_json import read
+from dist_trainer.config.deepspeed_keys import Facts, Rows, children, table
+from dist_trainer.config.deepspeed_mistakes import DeepSpeedFileError, Mistake
+from dist_trainer.config.deepspeed_params import DEFAULT_OPTIMIZER, optimizer_params, scheduler_params
+from dist_trainer.config.deepspeed_rules import block, contradictions, offload_device, zero_stage
+
+__all__ = ["DeepSpeedFileError", "Facts", "Mistake", "check", "read", "resolve", "warnings"]
+
+_BATCH_KEYS = (batch.TRAIN, batch.MICRO, batch.ACCUMULATION)
+
+
+def _checked(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
+    config, mistakes = examine(raw)
+    if not mistakes:
+        mistakes = contradictions(config)
+    if mistakes:
+        raise DeepSpeedFileError(mistakes, source)
+    return config
+
+
+def check(raw: Mapping[str, Any], *, source: str) -> None:
+    """Raises DeepSpeedFileError (a UserError) with everything in `raw` that DeepSpeed or this program cannot take.
+
+    What contradicts is looked for once each key by itself is right.
+    """
+    _checked(raw, source)
+
+
+def _modernise(config: dict[str, Any]) -> None:
+    """Writes DeepSpeed's old forms in the new one, so that whoever reads the result need know only one."""
+    zero = config.get("zero_optimization")
+    if isinstance(zero, bool):
+        size = config.get("allgather_size", 500_000_000)
+        zero = {"stage": 1, "allgather_bucket_size": size} if zero else {"stage": 0}
+        config["zero_optimization"] = zero
+    config.pop("allgather_size", None)
+    if zero is None:
+        return
+    pin = zero.pop("cpu_offload_use_pin_memory", None)
+    for old, new in (("cpu_offload", "offload_optimizer"), ("cpu_offload_param", "offload_param")):
+        if zero.pop(old, None):
+            zero[new] = {"device": "cpu"} if pin is None else {"device": "cpu", "pin_memory": pin}
+
+
+def _leave_out_null_blocks(values: dict[str, Any], path: str = "") -> None:
+    for name in list(values):
+        dotted = path + name
+        if values[name] is None and dotted in children():
+            del values[name]
+        elif isinstance(values[name], dict) and dotted in children():
+            _leave_out_null_blocks(values[name], f"{dotted}.")
+
+
+def _fill(values: dict[str, Any], rows: Rows, facts: Facts, config: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        key = rows.get(name)
+        if value == AUTO and key is not None and key.auto is not None and key.auto.value is not None:
+            values[name] = key.auto.value(facts, config)
+
+
+def _fill_autos(config: dict[str, Any], facts: Facts) -> None:
+    # The optimizer goes first, for a scheduler's peak is its learning rate; fp16 before bf16, which asks for it.
+    optimizer, scheduler = config["optimizer"], config.get("scheduler")
+    _fill(optimizer["params"], optimizer_params(optimizer["type"]).rows, facts, config)
+    if scheduler is not None:
+        _fill(scheduler["params"], scheduler_params(scheduler["type"]).rows, facts, config)
+    for path in sorted(children(), key=lambda path: path != "fp16"):
+        values: Any = config
+        for name in path.split(".") if path else ():
+            values = values.get(name) if isinstance(values, dict) else None
+        if isinstance(values, dict):
+            _fill(values, children()[path], facts, config)
+
+
+def resolve(raw: Mapping[str, Any], facts: Facts, *, source: str) -> dict[str, Any]:
+    """The configuration in full, as a new dict that DeepSpeed accepts as it is.
+
+    It holds no "auto" but DeepSpeed's own, all three batch sizes, whole numbers as int, one spelling for each key, and
+    an optimizer (AdamW where the file names none: DeepSpeed cannot train without one). Raises UserError as check()
+    does, and where the batch sizes do not multiply for this world size.
+    """
+    config = _checked(raw, source)
+    _modernise(config)
+    _leave_out_null_blocks(config)
+    config.setdefault("optimizer", {**DEFAULT_OPTIMIZER, "params": dict(DEFAULT_OPTIMIZER["params"])})
+    # DeepSpeed unpacks a scheduler's params without asking whether there are any.
+    for name in ("optimizer", "scheduler"):
+        if name in config:
+            config[name].setdefault("params", {})
+    sizes = batch.derive(config, facts, source=source)
+    _fill_autos(config, facts)
+    config.update(dict(zip(_BATCH_KEYS, (sizes.train, sizes.micro, sizes.accumulation), strict=True)))
+    mistakes = contradictions(config)
+    if mistakes:
+        raise DeepSpeedFileError(mistakes, source)
+    return config
+
+
+def _schedule(resolved: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Which key says when the schedule ends, and after how many steps."""
+    params = block(block(resolved, "scheduler"), "params")
+    for name in ("total_num_steps", "T_max", "total_steps"):
+        if isinstance(params.get(name), int):
+            return name, params[name]
+    if block(resolved, "scheduler").get("type") == "OneCycle":
+        first = params.get("cycle_first_step_size", 2000)
+        second = params.get("cycle_second_step_size")
+        return "cycle_first_step_size", first + (first if second is None else second)
+    return None
+
+
+def _asked_for(value: Any) -> bool:
+    return value.get("enabled") is not False if isinstance(value, Mapping) and value else bool(value)
+
+
+def _idle(resolved: Mapping[str, Any]) -> list[str]:
+    notices = []
+    for path, key in table().items():
+        value: Any = resolved
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if key.idle is not None and _asked_for(value):
+            notices.append(f"{path} does nothing here: {key.idle}")
+    return notices
+
+
+def warnings(resolved: Mapping[str, Any], facts: Facts) -> list[str]:
+    """One line for each thing that is accepted but probably not what was meant."""
+    notices = _idle(resolved)
+    schedule = _schedule(resolved)
+    if schedule is not None and schedule[1] != facts.total_steps:
+        key, steps = schedule
+        notices.append(
+            f"scheduler.params.{key}: the schedule ends at step {steps} and the run at step {facts.total_steps}; "
+            'say "auto" to follow the phases'
+        )
+    if offload_device(resolved, "param") != "none" and zero_stage(resolved) != 3:
+        notices.append("zero_optimization.offload_param does nothing below stage 3")
+    if offload_device(resolved, "optimizer") != "none" and zero_stage(resolved) == 0:
+        notices.append("zero_optimization.offload_optimizer does nothing at stage 0")
+    return notices

@@ -1,0 +1,228 @@
+"""The command line's switches for single optimisations, as changes to a DeepSpeed JSON before it is resolved.
+
+Pure functions: what they are given stays as it is. A switch overrides the file.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dist_trainer.config import deepspeed_batch as batch
+from dist_trainer.config.deepspeed_json import parse
+from dist_trainer.config.deepspeed_mistakes import json_text
+from dist_trainer.config.deepspeed_params import DEFAULT_OPTIMIZER, is_adam
+from dist_trainer.config.deepspeed_rules import block, dtype_family, offload_device, precision, zero_stage
+from dist_trainer.errors import UserError
+
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What the command line said of single optimisations; None is nothing."""
+
+    micro_batch: int | None = None
+    accumulation: int | None = None
+    precision: Precision | None = None
+    checkpointing: bool | None = None
+    fused: bool | None = None
+    compile: bool | None = None
+
+
+def apply(raw: Mapping[str, Any], switches: Switches) -> dict[str, Any]:
+    """A copy of `raw` with the switches in force.
+
+    A micro batch drops the file's `train_batch_size`, and so does an accumulation beside a micro batch: the two say
+    what a batch is, and the total follows from the world size. A precision drops the file's other one and
+    `torch_autocast`; a checkpointing or compile switch adds or removes the block, whose presence means on.
+    """
+    config = copy.deepcopy(dict(raw))
+    _set_batch(config, switches)
+    if switches.precision is not None:
+        set_precision(config, switches.precision)
+        config.pop("torch_autocast", None)
+    _set_present(config, "activation_checkpointing", switches.checkpointing, {})
+    _set_present(config, "compile", switches.compile, {"deepcompile": False})
+    if switches.fused is not None:
+        _set_fused(config, switches.fused)
+    return config
+
+
+def _set_batch(config: dict[str, Any], switches: Switches) -> None:
+    for switch, size in (("--micro-batch", switches.micro_batch), ("--accumulation", switches.accumulation)):
+        if size is not None and size < 1:
+            raise UserError("not a number of samples", where=switch, found=size, expected="a whole number >= 1")
+    if switches.micro_batch is not None:
+        config[batch.MICRO] = switches.micro_batch
+    if switches.accumulation is not None:
+        config[batch.ACCUMULATION] = switches.accumulation
+    # Without a micro batch the total stays: it is what the micro batch is derived from.
+    if switches.micro_batch is not None or (switches.accumulation is not None and batch.MICRO in config):
+        config.pop(batch.TRAIN, None)
+
+
+def set_precision(config: dict[str, Any], wanted: Precision) -> None:
+    """Changes `config` in place: the wanted block enabled with its other keys kept, the other block gone, and no
+    `data_types` that DeepSpeed would find in contradiction."""
+    for name in ("fp16", "bf16", "bfloat16"):
+        if name == wanted:
+            config[name] = {**block(config, name), "enabled": True}
+        elif name == "bfloat16" and wanted == "bf16" and name in config:
+            config["bf16"] = {**block(config, "bfloat16"), **block(config, "bf16"), "enabled": True}
+            del config[name]
+        else:
+            config.pop(name, None)
+    data_types = config.get("data_types")
+    if isinstance(data_types, dict):
+        data_types.pop("param_dtype", None)
+        accumulated = data_types.get("grad_accum_dtype")
+        if isinstance(accumulated, str) and dtype_family(accumulated) not in ("fp32", wanted):
+            del data_types["grad_accum_dtype"]
+
+
+def _set_present(config: dict[str, Any], name: str, wanted: bool | None, content: dict[str, Any]) -> None:
+    if wanted:
+        config.setdefault(name, content)
+    elif wanted is not None:
+        config.pop(name, None)
+
+
+def _set_fused(config: dict[str, Any], fused: bool) -> None:
+    """torch's AdamW takes `fused` when `torch_adam` is set. With optimizer offload, DeepSpeed's own CPU Adam is the
+    fused one: there `fused` takes torch's away."""
+    if config.get("optimizer") is None:
+        config["optimizer"] = copy.deepcopy(dict(DEFAULT_OPTIMIZER))
+    optimizer = config["optimizer"]
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.setdefault("params", {}), dict):
+        return  # check() says what is wrong with it
+    if not is_adam(config):
+        raise UserError(
+            "only Adam and AdamW have a fused and an unfused form to choose",
+            where="--fused" if fused else "--no-fused",
+            key="optimizer.type",
+            found=optimizer.get("type"),
+            hint="leave the switch out, or use an AdamW in the JSON",
+        )
+    params = optimizer["params"]
+    if fused and offload_device(config, "optimizer") != "none":
+        for name in ("torch_adam", "fused", "foreach"):
+            params.pop(name, None)
+    else:
+        use_torch_adam(params, fused=fused)
+
+
+def use_torch_adam(params: dict[str, Any], *, fused: bool) -> None:
+    """Changes optimizer parameters in place so that DeepSpeed builds torch's Adam, which has no bias_correction key
+    (it always corrects) and no set_grad_none."""
+    params.update(torch_adam=True, fused=fused)
+    params.pop("set_grad_none", None)
+    if params.get("bias_correction"):
+        del params["bias_correction"]
+    if fused:
+        params.pop("foreach", None)
+
+
+def set_path(config: Mapping[str, Any], dotted: str, text: str) -> dict[str, Any]:
+    """A copy of `config` with one value set, as `--set dotted.path=text` asks; objects on the way are made.
+
+    `text` is read as JSON (5e7, true, null, [1, 2]); what is no JSON is taken as a string.
+    """
+    names = dotted.split(".")
+    if not all(names):
+        raise UserError("not a dotted path", where="--set", found=dotted, expected="names with dots between them")
+    result = copy.deepcopy(dict(config))
+    place = result
+    for depth, name in enumerate(names[:-1], start=1):
+        inner = place.setdefault(name, {})
+        if not isinstance(inner, dict):
+            raise UserError(
+                "there is a value here, not an object that could hold the rest of the path",
+                where=f"--set {dotted}",
+                key=".".join(names[:depth]),
+                found=json_text(inner),
+            )
+        place = inner
+    place[names[-1]] = _json_or_text(text)
+    return result
+
+
+def _json_or_text(text: str) -> Any:
+    try:
+        json.loads(text)
+    except json.JSONDecodeError:
+        return text
+    return parse(text, source="--set")
+
+
+def describe(resolved: Mapping[str, Any]) -> dict[str, str]:
+    """What is in force of the optimisations, for a person."""
+    return {
+        "accumulation": str(resolved[batch.ACCUMULATION]),
+        "precision": _precision(resolved),
+        "checkpointing": _checkpointing(resolved),
+        "fused optimizer": _fused(resolved),
+        "compile": _compile(resolved),
+        "scheduler": _scheduler(resolved),
+        "zero stage": str(zero_stage(resolved)),
+        "offload": _offload(resolved),
+    }
+
+
+def _precision(resolved: Mapping[str, Any]) -> str:
+    name = precision(resolved)
+    autocast = block(resolved, "torch_autocast")
+    if name == "fp16":
+        scale = block(resolved, "fp16").get("loss_scale", 0)
+        name += f", loss scale {scale:g}" if scale else ", dynamic loss scale"
+    return f"{name}, torch autocast" if autocast.get("enabled") else name
+
+
+def _checkpointing(resolved: Mapping[str, Any]) -> str:
+    if "activation_checkpointing" not in resolved:
+        return "off"
+    return "on, kept on the CPU" if block(resolved, "activation_checkpointing").get("cpu_checkpointing") else "on"
+
+
+def _fused(resolved: Mapping[str, Any]) -> str:
+    """Whether the update runs as one kernel, and whose optimizer it is."""
+    optimizer = block(resolved, "optimizer")
+    params = block(optimizer, "params")
+    kind = str(optimizer.get("type"))
+    offloaded = offload_device(resolved, "optimizer") != "none"
+    if is_adam(resolved) and params.get("torch_adam"):
+        weight_decay_apart = kind.lower() == "adamw" or params.get("adam_w_mode", True)
+        name = "AdamW" if weight_decay_apart else "Adam"
+        return f"yes (torch's {name})" if params.get("fused") else f"no (torch's {name})"
+    own = {"adam": ("FusedAdam", "CPUAdam"), "adamw": ("FusedAdam", "CPUAdam"), "lion": ("FusedLion", "CPULion")}
+    own |= {"lamb": ("FusedLamb", "FusedLamb")}
+    if kind.lower() in own:
+        return f"yes (DeepSpeed's {own[kind.lower()][offloaded]})"
+    if kind.lower() == "adagrad" and offloaded:
+        return "yes (DeepSpeed's CPUAdagrad)"
+    return f"yes (torch's {kind})" if params.get("fused") else f"no ({kind})"
+
+
+def _compile(resolved: Mapping[str, Any]) -> str:
+    if "compile" not in resolved:
+        return "off"
+    return "DeepCompile" if block(resolved, "compile").get("deepcompile") else "torch.compile"
+
+
+def _scheduler(resolved: Mapping[str, Any]) -> str:
+    return str(block(resolved, "scheduler").get("type", "none (constant rate)"))
+
+
+def _offload(resolved: Mapping[str, Any]) -> str:
+    parts = [
+        f"{word} to {device}"
+        for word, device in (
+            ("optimizer", offload_device(resolved, "optimizer")),
+            ("parameters", offload_device(resolved, "param")),
+        )
+        if device != "none"
+    ]
+    return " and ".join(parts) or "none"

@@ -1,0 +1,177 @@
+"""From what was asked on the command line to one complete answer: the run file, the DeepSpeed JSON, the phases."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dist_trainer.config import deepspeed, optimisations, run
+from dist_trainer.config.adapt import DeviceFacts, adapt
+from dist_trainer.config.files import find_file
+from dist_trainer.config.optimisations import Switches
+from dist_trainer.config.run import RunConfig
+from dist_trainer.errors import UserError
+
+BASELINE = "baseline"
+DEFAULT_CONFIG = "tiny"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked: a run file, a DeepSpeed file, and what overrides both. `phase` counts from 1."""
+
+    config: str = DEFAULT_CONFIG
+    ds: str | None = None
+    no_optimize: bool = False
+    switches: Switches = field(default_factory=Switches)
+    settings: tuple[str, ...] = ()
+    seed: int | None = None
+    phase: int | None = None
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase with its length in optimizer steps; `number` counts from 1 in the run file."""
+
+    number: int
+    name: str
+    sequence_length: int
+    steps: int
+    tokens_per_step: int
+    data: str
+
+
+@dataclass(frozen=True)
+class ResolvedRun:
+    """The one result that planner, engine and report read.
+
+    `phases` are those this run trains; `total_steps` counts those of the whole run file, which the learning-rate
+    schedule follows. `notices` are lines for a person: what does not apply here, and what runs instead.
+    """
+
+    run: RunConfig
+    deepspeed: dict[str, Any]
+    phases: tuple[Phase, ...]
+    total_steps: int
+    run_source: str
+    deepspeed_source: str
+    notices: tuple[str, ...]
+
+    @property
+    def micro_batch(self) -> int:
+        return int(self.deepspeed["train_micro_batch_size_per_gpu"])
+
+    @property
+    def accumulation(self) -> int:
+        return int(self.deepspeed["gradient_accumulation_steps"])
+
+    @property
+    def train_batch_size(self) -> int:
+        return int(self.deepspeed["train_batch_size"])
+
+
+def resolve(request: Request, *, world_size: int, device: DeviceFacts) -> ResolvedRun:
+    """Reads both files, applies what overrides them, fills what is "auto", and adapts to the device.
+
+    Raises UserError naming file, key and what to do; the same for every rank.
+    """
+    run_path, config, settings = _run_config(request)
+    ds_path = find_file(_deepspeed_name(request, config), kind="ds_configs", suffixes=(".json",), switch="--ds")
+    source = str(ds_path)
+    raw = deepspeed.read(ds_path)
+    raw = optimisations.apply(raw, request.switches)
+    for path, text in settings:
+        raw = optimisations.set_path(raw, path, text)
+    deepspeed.check(raw, source=source)
+
+    phases, facts, resolved = _fill(raw, config, source=source, world_size=world_size, device=device)
+    notices = deepspeed.warnings(resolved, facts)
+    adapted, instead = adapt(resolved, device)
+    return ResolvedRun(
+        run=config,
+        deepspeed=adapted,
+        phases=_selected(phases, request.phase, source=str(run_path)),
+        total_steps=facts.total_steps,
+        run_source=str(run_path),
+        deepspeed_source=source,
+        notices=(*notices, *instead),
+    )
+
+
+def names(request: Request) -> tuple[str, str]:
+    """The names of the run file and of the DeepSpeed file, as a run's folder carries them."""
+    _, config, _ = _run_config(request)
+    return config.name, Path(_deepspeed_name(request, config)).stem
+
+
+def _run_config(request: Request) -> tuple[Path, RunConfig, list[tuple[str, str]]]:
+    """The run file with its overrides, and the `--set`s that are for the JSON."""
+    path = find_file(request.config, kind="configs", suffixes=(".yaml", ".yml"), switch="--config")
+    raw = run.read(path)
+    for_json = []
+    for setting in request.settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key:
+            raise UserError("cannot read this setting", where="--set", found=setting, expected="dotted.path=value")
+        if key.split(".")[0] in RunConfig.model_fields:
+            raw = optimisations.set_path(raw, key, text)
+        else:
+            for_json.append((key, text))
+    if request.seed is not None:
+        raw = {**raw, "seed": request.seed}
+    return path, run.check(raw, source=str(path)), for_json
+
+
+def _deepspeed_name(request: Request, config: RunConfig) -> str:
+    if not request.no_optimize:
+        return request.ds or config.deepspeed
+    if request.ds is not None:
+        raise UserError(
+            "two DeepSpeed files are asked for",
+            where="--no-optimize",
+            found=f"--ds {request.ds}",
+            hint=f"leave one of them out: --no-optimize means --ds {BASELINE}",
+        )
+    return BASELINE
+
+
+def _fill(
+    raw: Mapping[str, Any], config: RunConfig, *, source: str, world_size: int, device: DeviceFacts
+) -> tuple[tuple[Phase, ...], deepspeed.Facts, dict[str, Any]]:
+    """Fills what is "auto". The batch comes first, for it says how many steps a phase of so many tokens takes."""
+
+    def facts_for(total_steps: int) -> deepspeed.Facts:
+        return deepspeed.Facts(
+            world_size=world_size,
+            hidden_size=config.model.hidden_size,
+            total_steps=total_steps,
+            supports_bf16=device.supports_bf16,
+        )
+
+    draft = deepspeed.resolve(copy.deepcopy(dict(raw)), facts_for(1), source=source)
+    phases = _phases(config, train_batch_size=int(draft["train_batch_size"]))
+    facts = facts_for(sum(phase.steps for phase in phases))
+    return phases, facts, deepspeed.resolve(copy.deepcopy(dict(raw)), facts, source=source)
+
+
+def _phases(config: RunConfig, *, train_batch_size: int) -> tuple[Phase, ...]:
+    phases = []
+    for number, phase in enumerate(config.phases, start=1):
+        tokens_per_step = train_batch_size * phase.sequence_length
+        steps = phase.steps or math.ceil((phase.tokens or 0) / tokens_per_step)
+        source = phase.data or config.data.source
+        phases.append(Phase(number, phase.name, phase.sequence_length, steps, tokens_per_step, source))
+    return tuple(phases)
+
+
+def _selected(phases: tuple[Phase, ...], number: int | None, *, source: str) -> tuple[Phase, ...]:
+    if number is None:
+        return phases
+    if not 1 <= number <= len(phases):
+        known = ", ".join(f"{phase.number} ({phase.name})" for phase in phases)
+        raise UserError("no such phase", where=source, key="--phase", found=number, expected=f"one of {known}")
+    return (phases[number - 1],)

@@ -1,0 +1,210 @@
+"""The run file (YAML): model, data, phases, checkpoints, memory, targets. Everything DeepSpeed's JSON does not say."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dist_trainer.errors import UserError
+from dist_trainer.units import parse_bytes
+
+Bytes = Annotated[int, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
+Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class ModelConfig(_Section):
+    """The transformer's shape. `loss: chunked` never holds the [tokens, vocab] logits in fp32."""
+
+    num_layers: Positive
+    hidden_size: Positive
+    num_heads: Positive
+    vocab_size: Positive
+    context_length: Positive
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    loss: Literal["full", "chunked"] = "full"
+
+    @model_validator(mode="after")
+    def _heads_divide_hidden(self) -> ModelConfig:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+class DataConfig(_Section):
+    """`source`: 'stdlib' (the default corpus), a prepared folder, a folder with train.bin/val.bin, or a .bin file.
+
+    `num_workers: null` takes the number from the cores there are.
+    """
+
+    source: str = "stdlib"
+    num_workers: NotNegative | None = None
+    prefetch_factor: Positive = 2
+
+
+class PhaseConfig(_Section):
+    """One stretch of training: `steps` optimizer steps, or as many as it takes to see `tokens` tokens."""
+
+    name: Annotated[str, Field(min_length=1)]
+    sequence_length: Positive
+    steps: Positive | None = None
+    tokens: Positive | None = None
+    data: str | None = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> PhaseConfig:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError("a phase says either `steps` or `tokens`")
+        return self
+
+
+class CheckpointConfig(_Section):
+    """A checkpoint every so many steps or minutes (0: never for that reason) and, if `at_end`, after the last step."""
+
+    every_steps: NotNegative = 0
+    every_minutes: Annotated[float, Field(ge=0.0)] = 0.0
+    at_end: bool = True
+
+
+class MemoryConfig(_Section):
+    """Memory hygiene. 0 means never; the garbage collector's interval applies when the JSON disables it in the step."""
+
+    gc_every_steps: NotNegative = 100
+    empty_cache_every_steps: NotNegative = 0
+    record_every_steps: Positive = 1
+
+
+class TargetConfig(_Section):
+    """What one GPU took before, and what it may take now; judged on device memory in use."""
+
+    baseline_bytes: Bytes
+    target_bytes: Bytes
+
+
+class EvaluationConfig(_Section):
+    """How many validation micro batches a rank looks at after each phase; 0 turns it off."""
+
+    num_batches: NotNegative = 8
+
+
+class RunConfig(_Section):
+    """A whole run file. `deepspeed` names the JSON that is used when no `--ds` is given."""
+
+    name: Annotated[str, Field(min_length=1)]
+    deepspeed: str
+    seed: NotNegative = 1337
+    model: ModelConfig
+    data: DataConfig = DataConfig()
+    phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1, strict=False)]
+    checkpoints: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    memory: MemoryConfig = MemoryConfig()
+    targets: TargetConfig | None = None
+
+    @model_validator(mode="after")
+    def _phases_are_sound(self) -> RunConfig:
+        names = [phase.name for phase in self.phases]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two phases are named {name!r}")
+        for number, phase in enumerate(self.phases, start=1):
+            if phase.sequence_length > self.model.context_length:
+                raise ValueError(
+                    f"phase {number} ({phase.name}) has sequence_length {phase.sequence_length}, beyond the model's "
+                    f"context_length {self.model.context_length}"
+                )
+        return self
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets a key be said twice and takes the last one in silence; this loader refuses it."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is said twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Parses a run file to a plain mapping; UserError for a missing file or text that is not YAML."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("cannot read the run file", where=str(path), found=str(error)) from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or str(error)
+        raise UserError(f"the run file is not valid YAML: {problem}", where=place) from error
+    if not isinstance(raw, dict):
+        raise UserError(
+            "a run file is a mapping of keys",
+            where=str(path),
+            found=type(raw).__name__,
+            expected=f"the keys {', '.join(RunConfig.model_fields)}",
+        )
+    return raw
+
+
+def check(raw: Mapping[str, Any], *, source: str) -> RunConfig:
+    """Validates a mapping against the schema; UserError with every mistake in it, the first one in detail."""
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as error:
+        mistakes = [_explain(mistake) for mistake in error.errors()]
+    first = mistakes[0]
+    others = [f"{key}: {problem}" for key, problem, _, _ in mistakes[1:]]
+    problem = first[1] if not others else "; ".join([first[1], *others])
+    raise UserError(problem, where=source, key=first[0], found=first[2], hint=first[3])
+
+
+def _explain(mistake: Any) -> tuple[str, str, object, str | None]:
+    key = ".".join(str(part) for part in mistake["loc"])
+    kind, value = mistake["type"], mistake["input"]
+    if kind == "extra_forbidden":
+        known = _fields_at(mistake["loc"][:-1])
+        name = str(mistake["loc"][-1])
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(known)}"
+        return key, "unknown key in the run file", name, hint
+    if kind == "missing":
+        return key, f"the run file lacks `{key}`", None, f"add `{key}`"
+    message = mistake["msg"].removeprefix("Value error, ")
+    found = None if isinstance(value, (dict, list)) or kind == "value_error" else value
+    return key, message[:1].lower() + message[1:], found, None
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    section: Any = RunConfig
+    sections = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "phases": PhaseConfig,
+        "checkpoints": CheckpointConfig,
+        "evaluation": EvaluationConfig,
+        "memory": MemoryConfig,
+        "targets": TargetConfig,
+    }
+    for part in location:
+        section = sections.get(str(part), section)
+    return list(section.model_fields)
+
+
+def dump(config: RunConfig) -> str:
+    """The run file that gives this configuration again."""
+    return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,93 @@
+"""dataset.json: what a prepared dataset's folder holds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from dist_trainer.errors import UserError
+
+INFO_FILE = "dataset.json"
+TOKENIZER_FILE = "tokenizer.json"
+FORMAT_VERSION = 1
+
+
+def tokens_file(split: str) -> str:
+    return f"{split}.bin"
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """One token file. A text is what stands between two end-of-text tokens."""
+
+    num_tokens: int
+    num_texts: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """The inputs with one suffix."""
+
+    suffix: str
+    num_files: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """`max_token` is the largest token in either split; `unigram_entropy_nats` is that of the train tokens.
+
+    The unigram entropy is the loss of a model which knows the tokens' frequencies and nothing else.
+    """
+
+    format_version: int
+    vocab_size: int
+    dtype: str
+    end_of_text: int
+    max_token: int
+    unigram_entropy_nats: float
+    num_documents: int
+    train: SplitInfo
+    val: SplitInfo
+    tokenizer_sha256: str
+    sources: tuple[SourceInfo, ...]
+
+    def split(self, name: str) -> SplitInfo:
+        return self.train if name == "train" else self.val
+
+
+def write_info(folder: Path, info: DatasetInfo) -> None:
+    (folder / INFO_FILE).write_text(json.dumps(dataclasses.asdict(info), indent=2) + "\n", encoding="utf-8")
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    """Raises UserError when the folder's dataset.json is unreadable, damaged, or of another format version."""
+    path = folder / INFO_FILE
+    try:
+        info = TypeAdapter(DatasetInfo).validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError("a dataset's description cannot be read", where=str(path), found=error.strerror) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(
+            "a dataset's description is damaged",
+            where=str(path),
+            key=".".join(str(part) for part in first["loc"]) or None,
+            found=first["msg"],
+            hint="prepare the dataset again",
+        ) from error
+    if info.format_version != FORMAT_VERSION:
+        raise UserError(
+            "a dataset was prepared by another version",
+            where=str(path),
+            key="format_version",
+            found=info.format_version,
+            expected=str(FORMAT_VERSION),
+            hint="prepare the dataset again",
+        )
+    return info

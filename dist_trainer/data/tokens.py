@@ -1,0 +1,214 @@
+"""Token files on disk as arrays in memory's stead: prepared here, by nanoGPT, or by llm.c."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dist_trainer.data.info import INFO_FILE, DatasetInfo, read_info, tokens_file
+from dist_trainer.errors import UserError
+from dist_trainer.units import MIB
+
+SPLITS = ("train", "val")
+
+# llm.c, dev/data/data_common.py: 256 int32 (magic, version, number of tokens, zeros), then the tokens.
+_LLM_C_HEADER_BYTES = 1024
+_LLM_C_DTYPES = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
+_LLM_C_MAGICS = {magic for magic, _ in _LLM_C_DTYPES}
+
+_FULL_SCAN_BYTES = 256 * MIB
+_BLOCK_TOKENS = 2**16
+_NUM_SAMPLED_BLOCKS = 64
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """One split. `token_limit` is the model's vocabulary: a token must be smaller.
+
+    `vocab_size` and `info` are the dataset's own, None where the file doesn't say. Pickles as its description: a
+    process that gets one maps the file itself.
+    """
+
+    path: Path
+    dtype: str
+    offset_bytes: int
+    num_tokens: int
+    token_limit: int
+    info: DatasetInfo | None
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[Any]:
+        """The file's tokens [num_tokens], memory-mapped and read-only. Raises UserError when it cannot be mapped."""
+        dtype = np.dtype(self.dtype).newbyteorder("<")
+        try:
+            return np.memmap(self.path, dtype=dtype, mode="r", offset=self.offset_bytes, shape=(self.num_tokens,))
+        except (OSError, ValueError) as error:
+            raise UserError("a token file cannot be mapped", where=str(self.path), found=str(error)) from error
+
+    @property
+    def vocab_size(self) -> int | None:
+        return self.info.vocab_size if self.info else None
+
+    @property
+    def unigram_entropy_nats(self) -> float | None:
+        """The loss of a model that knows nothing but the train tokens' frequencies, where the dataset says it."""
+        return self.info.unigram_entropy_nats if self.info else None
+
+    def check(self, tokens: npt.NDArray[Any], start: int) -> None:
+        """Raises UserError when one of `tokens`, which stand at `start` in the file, is beyond the model."""
+        if tokens.size and int(tokens.max()) >= self.token_limit:
+            index = int(np.argmax(tokens >= self.token_limit))
+            raise UserError(
+                "a token is beyond the model's vocabulary",
+                where=f"{self.path}, token {start + index}",
+                found=int(tokens[index]),
+                expected=f"less than {self.token_limit}",
+                hint="set the model's vocab_size to the tokenizer's, or prepare the data with a smaller one",
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A memory map pickles as a copy of the whole file.
+        return {name: value for name, value in self.__dict__.items() if name != "tokens"}
+
+
+def open_tokens(path: Path, split: str, vocab_size: int) -> TokenFile:
+    """Opens the 'train' or 'val' tokens at `path` for a model of `vocab_size` tokens.
+
+    `path` is a prepared folder; a folder with train.bin and val.bin, or llm.c's NAME_train.bin and NAME_val.bin; or
+    such a train file, whose val file lies beside it. Without dataset.json or llm.c's header, tokens are uint16.
+    Raises UserError when the file is missing, empty, cut short, or has tokens that the model doesn't know: of a
+    file above 256 MiB without dataset.json only samples are read for that, and `TokenFile.check` is for the rest.
+    """
+    assert split in SPLITS
+    if (path / INFO_FILE).exists():
+        return _open_prepared(path, split, vocab_size)
+    file = _split_file(path, split)
+    tokens = _open_raw(file, vocab_size)
+    _scan(tokens)
+    return tokens
+
+
+def has_split(path: Path, split: str) -> bool:
+    """Whether `open_tokens` would find a file for this split; not whether the file is sound."""
+    if (path / INFO_FILE).exists():
+        return (path / tokens_file(split)).exists()
+    try:
+        return _split_file(path, split).exists()
+    except UserError:
+        return False
+
+
+def _open_prepared(folder: Path, split: str, vocab_size: int) -> TokenFile:
+    info = read_info(folder)
+    path = folder / tokens_file(split)
+    if info.dtype not in ("uint16", "uint32"):
+        raise UserError(
+            "a dataset's description is damaged",
+            where=str(folder / INFO_FILE),
+            key="dtype",
+            found=info.dtype,
+            expected="uint16 or uint32",
+        )
+    num_tokens = info.split(split).num_tokens
+    _check_size(path, _size_bytes(path), num_tokens * np.dtype(info.dtype).itemsize, INFO_FILE)
+    if info.max_token >= vocab_size:
+        raise UserError(
+            "the dataset has tokens beyond the model's vocabulary",
+            where=str(folder / INFO_FILE),
+            key="max_token",
+            found=info.max_token,
+            expected=f"less than the model's vocab_size, {vocab_size}",
+            hint=f"set the model's vocab_size to {info.vocab_size}, or prepare the data with a smaller vocabulary",
+        )
+    return TokenFile(path, info.dtype, 0, num_tokens, vocab_size, info)
+
+
+def _split_file(path: Path, split: str) -> Path:
+    if path.is_dir():
+        plain = path / tokens_file(split)
+        found = (
+            [plain] if plain.exists() else sorted(path.glob(f"*_{split}.bin")) + sorted(path.glob(f"*_{split}_*.bin"))
+        )
+        if len(found) == 1:
+            return found[0]
+        raise UserError(
+            f"the folder holds {'more than one' if found else 'no'} {split} file",
+            where=str(path),
+            found=[file.name for file in found[:4]] or None,
+            expected=f"{INFO_FILE} and {tokens_file(split)}, or {tokens_file(split)} alone, or one NAME_{split}.bin",
+            hint="prepare text with: python -m dist_trainer data prepare"
+            if not found
+            else "name one folder for each pair",
+        )
+    if split == "train" or "val" in path.name:
+        return path
+    beside = path.with_name(path.name.replace("train", "val"))
+    if beside != path and beside.exists():
+        return beside
+    raise UserError(
+        "there is no val file beside the train file",
+        where=str(path),
+        expected=beside.name if beside != path else "a file with 'train' in its name, and one with 'val' beside it",
+    )
+
+
+def _open_raw(path: Path, vocab_size: int) -> TokenFile:
+    size_bytes = _size_bytes(path)
+    if size_bytes >= _LLM_C_HEADER_BYTES:
+        magic, version, num_tokens = (int(value) for value in np.fromfile(path, dtype="<i4", count=3))
+        if magic in _LLM_C_MAGICS:
+            dtype = _LLM_C_DTYPES.get((magic, version))
+            if dtype is None:
+                raise UserError(
+                    "a token file has llm.c's header in a version that is not known",
+                    where=str(path),
+                    found=version,
+                    expected=" or ".join(str(known) for its_magic, known in _LLM_C_DTYPES if its_magic == magic),
+                )
+            expected_bytes = _LLM_C_HEADER_BYTES + num_tokens * np.dtype(dtype).itemsize
+            _check_size(path, size_bytes, expected_bytes, "its header")
+            return TokenFile(path, dtype, _LLM_C_HEADER_BYTES, num_tokens, vocab_size, None)
+    if size_bytes % 2:
+        raise UserError(
+            "a token file is cut short",
+            where=str(path),
+            found=f"{size_bytes} bytes",
+            expected="an even number of bytes: tokens are uint16 where there is neither dataset.json nor a header",
+        )
+    return TokenFile(path, "uint16", 0, size_bytes // 2, vocab_size, None)
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        size_bytes = path.stat().st_size
+    except OSError as error:
+        raise UserError("a token file cannot be read", where=str(path), found=error.strerror) from error
+    if size_bytes == 0:
+        raise UserError("a token file is empty", where=str(path))
+    return size_bytes
+
+
+def _check_size(path: Path, size_bytes: int, expected_bytes: int, said_by: str) -> None:
+    if size_bytes != expected_bytes:
+        raise UserError(
+            "a token file is cut short" if size_bytes < expected_bytes else "a token file is too long",
+            where=str(path),
+            found=f"{size_bytes} bytes",
+            expected=f"{expected_bytes} bytes, as {said_by} says",
+            hint="prepare or copy the dataset again",
+        )
+
+
+def _scan(file: TokenFile) -> None:
+    if file.num_tokens * file.tokens.itemsize < _FULL_SCAN_BYTES:
+        starts = list(range(0, file.num_tokens, _BLOCK_TOKENS))
+    else:
+        last = file.num_tokens - _BLOCK_TOKENS
+        starts = [last * number // (_NUM_SAMPLED_BLOCKS - 1) for number in range(_NUM_SAMPLED_BLOCKS)]
+    for start in starts:
+        file.check(file.tokens[start : start + _BLOCK_TOKENS], start)

@@ -1,0 +1,85 @@
+"""The tokenizer: trained on the text, or read from a tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+END_OF_TEXT = "<|endoftext|>"
+MIN_VOCAB_SIZE = 257
+
+# What the published tokenizers of the GPT-2, Llama 3, Llama 2, Qwen, and T5 families call it.
+_END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>", "<eos>")
+
+
+def train_vocabulary(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """A byte-level BPE of at most `vocab_size` tokens (fewer when the text has no more pairs that occur twice).
+
+    Raises UserError when `vocab_size` has no room for the 256 bytes and the end-of-text token.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise UserError(
+            "the vocabulary is too small",
+            key="vocab_size",
+            found=vocab_size,
+            expected=f"at least {MIN_VOCAB_SIZE}: the 256 bytes and {END_OF_TEXT}",
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_vocabulary(path: Path) -> Tokenizer:
+    """Raises UserError when the file isn't a tokenizer.json of the `tokenizers` library."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
+    except OSError as error:
+        raise UserError("the tokenizer cannot be read", where=str(path), found=error.strerror) from error
+    except ValueError as error:
+        raise UserError(
+            "the tokenizer cannot be read",
+            where=str(path),
+            found=str(error),
+            expected="a tokenizer.json of the Hugging Face `tokenizers` library",
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def num_token_ids(tokenizer: Tokenizer) -> int:
+    """One more than the largest token: a published tokenizer may leave gaps."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def end_of_text_id(tokenizer: Tokenizer, where: str) -> int:
+    """Raises UserError when the tokenizer has no token that ends a text."""
+    for name in _END_OF_TEXT_NAMES:
+        token: int | None = tokenizer.token_to_id(name)
+        if token is not None:
+            return token
+    raise UserError(
+        "the tokenizer has no token that ends a text",
+        where=where,
+        expected=f"one of {', '.join(_END_OF_TEXT_NAMES)}",
+        hint=f"add {END_OF_TEXT} to its special tokens",
+    )

@@ -1,0 +1,59 @@
+"""The variables that every launch needs and people forget. What the user has set already is kept."""
+
+from __future__ import annotations
+
+from dist_trainer.errors import UserError
+from dist_trainer.launch.plan import LaunchRequest
+
+
+def common_env(request: LaunchRequest, *, num_threads: int | None = None) -> tuple[tuple[str, str], ...]:
+    """OMP_NUM_THREADS (`num_threads`, else a fair share of this host's cores) and, with no GPU, DS_ACCELERATOR."""
+    environ = request.facts.environ
+    most_ranks = max(host.num_slots for host in request.topology.hosts)
+    share = max(1, request.facts.num_cores // most_ranks) if num_threads is None else num_threads
+    pairs = [("OMP_NUM_THREADS", environ.get("OMP_NUM_THREADS") or str(share))]
+    accelerator = environ.get("DS_ACCELERATOR") or ("cpu" if request.facts.num_gpus == 0 else None)
+    if accelerator:
+        pairs.append(("DS_ACCELERATOR", accelerator))
+    return tuple(pairs)
+
+
+def visible_gpus_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
+    """CUDA_VISIBLE_DEVICES for a launcher on this host that cannot itself leave slots out; often nothing."""
+    (host,) = request.topology.hosts
+    if request.facts.num_gpus == 0 or host.has_first_slots:
+        return ()
+    visible = request.facts.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(index) for index in range(request.facts.num_gpus)]
+    if host.slots[-1] >= len(devices):
+        raise UserError(
+            f"There is no GPU for slot {host.slots[-1]}.",
+            where="--include or --exclude",
+            found=len(devices),
+            expected=f"{host.slots[-1] + 1} visible GPUs",
+        )
+    return (("CUDA_VISIBLE_DEVICES", ",".join(devices[slot] for slot in host.slots)),)
+
+
+def refuse_stray_rank(request: LaunchRequest, launcher: str) -> None:
+    """Raises UserError where RANK or WORLD_SIZE would reach every rank, which would take them at their word."""
+    for name in ("RANK", "WORLD_SIZE"):
+        if request.facts.environ.get(name):
+            raise UserError(
+                f"{name} is set here and would reach every rank that {launcher} starts.",
+                where="the environment",
+                key=name,
+                found=request.facts.environ[name],
+                hint="unset RANK WORLD_SIZE LOCAL_RANK, then launch again",
+            )
+
+
+def refuse_other_hosts(request: LaunchRequest, launcher: str) -> None:
+    """Raises UserError where the topology names a host other than this one."""
+    if not request.is_local:
+        raise UserError(
+            f"{launcher} starts ranks on this host only.",
+            where=request.hostfile,
+            found=", ".join(host.name for host in request.topology.hosts),
+            hint="use --launcher deepspeed or --launcher mpirun for several hosts",
+        )

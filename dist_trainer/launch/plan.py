@@ -1,0 +1,75 @@
+"""A launch as a value: what is asked for, and the command that does it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from dist_trainer.cluster.topology import Topology
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """What a plan has to know of the host that starts it. `num_cores` are those this process may use."""
+
+    hostname: str
+    interpreter: str
+    num_cores: int
+    num_gpus: int
+    is_root: bool
+    environ: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class LaunchRequest:
+    """What is to run and where. `arguments` reach every rank of `module` literally.
+
+    `hostfile` is the path as the user wrote it, None when there is none; `is_filtered` says that the topology
+    holds fewer slots than the hostfile.
+    """
+
+    arguments: tuple[str, ...]
+    topology: Topology
+    master_port: int
+    facts: HostFacts
+    module: str = "dist_trainer"
+    hostfile: str | None = None
+    is_filtered: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        return self.topology.is_local(self.facts.hostname)
+
+
+@dataclass(frozen=True)
+class LaunchPlan:
+    """The command, in groups that belong on one line for a reader, and the variables added to the environment."""
+
+    launcher: str
+    command: tuple[tuple[str, ...], ...]
+    env: tuple[tuple[str, str], ...]
+    num_ranks: int
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        return tuple(word for group in self.command for word in group)
+
+    def shell(self) -> str:
+        """The command as text that a POSIX shell runs when it is pasted; the same plan gives the same text."""
+        groups = [shlex.join(group) for group in self.command]
+        if self.env:
+            groups.insert(0, "env " + " ".join(f"{name}={shlex.quote(value)}" for name, value in self.env))
+        return " \\\n    ".join(groups) + "\n"
+
+
+def argument_groups(arguments: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """The arguments, cut before every switch: ('train', '--ds', 'zero2') -> ('train',), ('--ds', 'zero2')."""
+    group: list[str] = []
+    for argument in arguments:
+        if argument.startswith("-") and group:
+            yield tuple(group)
+            group = []
+        group.append(argument)
+    if group:
+        yield tuple(group)

@@ -1,0 +1,32 @@
+"""On which port the ranks of a launch meet."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from dist_trainer.cluster.rank import FIRST_PORT, NUM_PORTS, port_from
+from dist_trainer.errors import UserError
+
+
+def planned_port(run_dir: Path) -> int:
+    """The port that a run in this folder would like to meet at; asks nobody."""
+    return port_from(str(run_dir))
+
+
+def first_free_port(wanted: int) -> int:
+    """The first port of this host, from `wanted` on, that nobody listens at. Raises UserError when there is none."""
+    for offset in range(NUM_PORTS):
+        port = FIRST_PORT + (wanted - FIRST_PORT + offset) % NUM_PORTS
+        with socket.socket() as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind(("", port))
+            except OSError:
+                continue
+        return port
+    raise UserError(
+        "No port is free for the ranks to meet at.",
+        expected=f"one of {FIRST_PORT} to {FIRST_PORT + NUM_PORTS - 1}",
+        hint="name one with MASTER_PORT",
+    )

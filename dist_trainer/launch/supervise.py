@@ -1,0 +1,142 @@
+"""Runs one launcher to its end: signals reach all its processes, its status is told truly, nothing is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dist_trainer.errors import EXIT_FAILURE
+from dist_trainer.launch.processes import adopt_orphans, end_with_parent, list_descendants
+
+GRACE_S = 20.0
+_STRAGGLER_GRACE_S = 3.0
+_POLL_S = 0.05
+_LONG_S = 3600.0
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended: its exit status, 128 + N when signal N ended it, and the signal that made us stop it."""
+
+    status: int
+    stopped_by: signal.Signals | None
+
+
+def supervise(argv: tuple[str, ...], environ: Mapping[str, str], *, grace_s: float = GRACE_S) -> Ending:
+    """Runs the command with exactly this environment, to its end and that of all it started.
+
+    SIGINT, SIGTERM and SIGHUP to this process reach the command's whole process group as SIGTERM; what is not
+    gone `grace_s` later, or at a second signal, is killed. A command so stopped gives 128 + the signal, unless it
+    ends with 0. What the command leaves running is ended, and then status 0 becomes 1. For the main thread only.
+    """
+    stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+    not_ours = {process.pid for process in list_descendants(os.getpid())}
+    # Blocked and waited for instead of handled, so that nothing here is interrupted half-way.
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals | {signal.SIGCHLD})
+    adopt_orphans(True)
+    try:
+        launcher = _start(argv, environ, old_mask)
+        try:
+            stopped_by = _wait(launcher, stop_signals, not_ours, grace_s)
+            is_left_over = stopped_by is None and not _end_stragglers(launcher, not_ours)
+        finally:
+            _kill_the_rest(launcher, not_ours)
+    finally:
+        adopt_orphans(False)
+        # A stop signal that came again meanwhile has had its effect.
+        while signal.sigtimedwait(stop_signals, 0) is not None:
+            pass
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+    returncode = launcher.wait()
+    status = 128 - returncode if returncode < 0 else returncode
+    if stopped_by is not None:
+        return Ending(128 + stopped_by if status else status, stopped_by)
+    if is_left_over:
+        print("The launcher ended before the ranks did; the ranks were ended.", file=sys.stderr)
+        return Ending(status or EXIT_FAILURE, None)
+    return Ending(status, None)
+
+
+def _start(
+    argv: tuple[str, ...], environ: Mapping[str, str], mask: Collection[int | signal.Signals]
+) -> subprocess.Popen[bytes]:
+    parent_pid = os.getpid()
+
+    def in_child() -> None:
+        end_with_parent(parent_pid)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+    return subprocess.Popen(
+        argv, env=dict(environ), stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+    )
+
+
+def _wait(
+    launcher: subprocess.Popen[bytes], stop_signals: set[signal.Signals], not_ours: Collection[int], grace_s: float
+) -> signal.Signals | None:
+    """Until the launcher has ended, or until it and all its processes had their time after a signal: that signal."""
+    while launcher.poll() is None:
+        received = signal.sigtimedwait(stop_signals | {signal.SIGCHLD}, _LONG_S)
+        if received is None or received.si_signo == signal.SIGCHLD:
+            continue
+        with suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGTERM)
+        deadline_s = time.monotonic() + grace_s
+        while time.monotonic() < deadline_s and _remaining(launcher, not_ours):
+            if signal.sigtimedwait(stop_signals, _POLL_S) is not None:
+                break
+        return signal.Signals(received.si_signo)
+    return None
+
+
+def _end_stragglers(launcher: subprocess.Popen[bytes], not_ours: Collection[int]) -> bool:
+    """Gives what the launcher left behind time to end by itself, and says whether all of it did; else SIGTERM."""
+    if _wait_until(lambda: not _remaining(launcher, not_ours), _STRAGGLER_GRACE_S):
+        return True
+    for pid in _remaining(launcher, not_ours):
+        _send(pid, signal.SIGTERM)
+    _wait_until(lambda: not _remaining(launcher, not_ours), _STRAGGLER_GRACE_S)
+    return False
+
+
+def _kill_the_rest(launcher: subprocess.Popen[bytes], not_ours: Collection[int]) -> None:
+    while remaining := _remaining(launcher, not_ours):
+        for pid in remaining:
+            _send(pid, signal.SIGKILL)
+        time.sleep(_POLL_S)
+
+
+def _remaining(launcher: subprocess.Popen[bytes], not_ours: Collection[int]) -> list[int]:
+    """The processes of this launch, itself among them, that have not ended. Clears away adopted ones that have."""
+    launcher.poll()
+    running = []
+    for process in list_descendants(os.getpid()):
+        if process.pid in not_ours:
+            continue
+        if not process.has_ended:
+            running.append(process.pid)
+        elif process.parent_pid == os.getpid() and process.pid != launcher.pid:
+            with suppress(ChildProcessError):
+                os.waitpid(process.pid, os.WNOHANG)
+    return running
+
+
+def _wait_until(is_so: Callable[[], bool], limit_s: float) -> bool:
+    deadline_s = time.monotonic() + limit_s
+    while not is_so():
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(_POLL_S)
+    return True
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -1,0 +1,24 @@
+"""Where one rank's log lines go: its own file in the run's folder, and never the root logger."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+LOGGER_NAME = "dist_trainer"
+
+
+def rank_log_path(run_dir: Path, rank: int) -> Path:
+    return run_dir / "logs" / f"rank-{rank}.log"
+
+
+def open_rank_log(run_dir: Path, rank: int) -> logging.Handler:
+    """Returns a handler that writes this rank's lines to RUN_DIR/logs/rank-N.log, added to our own logger."""
+    path = rank_log_path(run_dir, rank)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger = logging.getLogger(LOGGER_NAME)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    return handler

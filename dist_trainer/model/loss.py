@@ -1,0 +1,33 @@
+"""From hidden states to the mean cross-entropy, with and without the [tokens, vocab] logits in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def full_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """hidden [batch, tokens, hidden], weight [vocab, hidden], targets [batch, tokens] -> scalar, computed in fp32."""
+    logits = F.linear(hidden, weight)
+    return F.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets.reshape(-1))
+
+
+def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """The same loss, holding one chunk of fp32 logits at a time: less memory, more time.
+
+    In fp32, torch's `linear_cross_entropy` (from 2.13; chunked only when given options) never holds all logits.
+    In 16-bit it would return the loss in 16-bit and form its gradients before the loss scale is applied, so there
+    DeepSpeed's `chunked_cross_entropy` is used: it keeps the 16-bit logits and upcasts a block of rows at a time.
+    """
+    flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
+    if hidden.dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
+        return F.linear_cross_entropy(flat_hidden, weight, flat_targets, options=nn.LinearCrossEntropyOptions())
+    from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
+
+    loss: Tensor = chunked_cross_entropy(F.linear(flat_hidden, weight), flat_targets)
+    return loss

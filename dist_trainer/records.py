@@ -1,0 +1,100 @@
+"""What is measured, as JSON lines: append-only, one object a line, safe to read while it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+STEPS_FILE = "steps.jsonl"
+EVENTS_FILE = "events.jsonl"
+
+
+def memory_file(rank: int) -> str:
+    return f"memory-rank-{rank}.jsonl"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step. `loss` is the mean over all ranks and micro batches, in full precision."""
+
+    step: int
+    phase: str
+    loss: float
+    grad_norm: float | None
+    learning_rate: float
+    loss_scale: float | None
+    num_tokens: int
+    tokens_per_s: float
+    data_wait_s: float
+    step_s: float
+    time_s: float
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """Peaks on one rank up to the end of `step`. A figure that cannot be had here is None."""
+
+    step: int
+    rank: int
+    host: str
+    device: str
+    allocated_peak_bytes: int | None
+    reserved_peak_bytes: int | None
+    device_used_bytes: int | None
+    rss_bytes: int
+    time_s: float
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened once: 'start', 'phase', 'checkpoint', 'notice', 'error', 'end'."""
+
+    kind: str
+    message: str
+    rank: int
+    time_s: float
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Record = TypeVar("Record", StepRecord, MemoryRecord, Event)
+
+
+class RecordWriter:
+    """Appends records to one file; each line reaches the file in a single write."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, record: StepRecord | MemoryRecord | Event) -> None:
+        line = json.dumps(dataclasses.asdict(record), separators=(",", ":"), allow_nan=True) + "\n"
+        os.write(self._descriptor, line.encode())
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:
+    """Yields the records of a file, in file order; a last line still being written is left out.
+
+    Fields that this version does not know are ignored, so that newer records can be read.
+    """
+    names = {known.name for known in dataclasses.fields(kind)}
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if not line.endswith("\n"):
+                return
+            yield kind(**{name: value for name, value in json.loads(line).items() if name in names})
+
+
+def read_steps(records_dir: Path) -> list[StepRecord]:
+    """The steps of a run in order; where a resumed run did a step again, the later record counts."""
+    by_step = {record.step: record for record in read_records(records_dir / STEPS_FILE, StepRecord)}
+    return [by_step[step] for step in sorted(by_step)]

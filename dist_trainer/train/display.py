@@ -1,0 +1,68 @@
+"""What a person sees while it trains: rank 0's lines, and a progress bar where there is a terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from dist_trainer.config.resolve import Phase
+from dist_trainer.records import StepRecord
+from dist_trainer.units import format_count, format_gib
+
+LINE_EVERY_S = 10.0
+
+
+class Display:
+    """Silent on every rank but 0. Without a terminal it prints the first step, then a line every ten seconds."""
+
+    def __init__(self, *, speaks: bool) -> None:
+        self._console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._phase: Phase | None = None
+        self._last_line_s = 0.0
+        if speaks and sys.stdout.isatty():
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=20),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def phase(self, phase: Phase) -> None:
+        self._phase = phase
+        self._last_line_s = 0.0
+        self.note(
+            f"phase {phase.number}: {phase.name}, {phase.steps} steps of {format_count(phase.tokens_per_step)} tokens, "
+            f"sequence length {phase.sequence_length}"
+        )
+        if self._progress is not None:
+            self._progress.start()
+            self._task = self._progress.add_task(f"phase {phase.number}", total=phase.steps, figures="")
+
+    def step(self, record: StepRecord, memory_bytes: int | None, steps_done: int) -> None:
+        """`steps_done` counts within the phase; `memory_bytes` is None where it was not read for this step."""
+        assert self._phase is not None
+        figures = (
+            f"loss {record.loss:.4f}  lr {record.learning_rate:.2e}  {format_count(record.tokens_per_s)} tokens/s"
+            + ("" if memory_bytes is None else f"  {format_gib(memory_bytes)}")
+        )
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=steps_done, figures=figures)
+            return
+        now = time.monotonic()
+        if now - self._last_line_s >= LINE_EVERY_S or steps_done == self._phase.steps:
+            self._last_line_s = now
+            self.note(f"step {record.step}  {figures}")
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()

@@ -1,0 +1,198 @@
+"""The training loop: phases in order, steps in each, records after every step."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.config.resolve import Phase, ResolvedRun
+from dist_trainer.data.loader import BatchLoader, build_loader
+from dist_trainer.data.tokens import TokenFile
+from dist_trainer.monitor.memory import MemoryProbe
+from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord, memory_file
+from dist_trainer.train import checkpoint, hygiene
+from dist_trainer.train.checkpoint import Position
+from dist_trainer.train.display import Display
+from dist_trainer.train.step import StepResult, evaluate, train_step
+
+
+@dataclass(frozen=True)
+class PhaseData:
+    """The token files of one phase; `validation` is None where the data has no held-out part."""
+
+    train: TokenFile
+    validation: TokenFile | None
+
+
+class Recorder:
+    """Writes what happens to records/: memory of every rank, steps and events of rank 0 alone."""
+
+    def __init__(self, records_dir: Path, rank: int, probe: MemoryProbe) -> None:
+        self.rank = rank
+        self.probe = probe
+        self._memory = RecordWriter(records_dir / memory_file(rank))
+        self._steps = RecordWriter(records_dir / STEPS_FILE) if rank == 0 else None
+        self._events = RecordWriter(records_dir / EVENTS_FILE) if rank == 0 else None
+
+    def step(self, record: StepRecord) -> None:
+        if self._steps is not None:
+            self._steps.write(record)
+
+    def memory(self, step: int) -> int:
+        """Records this rank's memory; returns the bytes in use, on the device or else in the process."""
+        reading = self.probe.read(step)
+        self._memory.write(reading)
+        return reading.rss_bytes if reading.device_used_bytes is None else reading.device_used_bytes
+
+    def event(self, kind: str, message: str, **facts: Any) -> None:
+        if self._events is not None:
+            self._events.write(Event(kind, message, self.rank, time.time(), facts))
+
+
+@dataclass
+class Run:
+    """All that the loop needs of one rank; `position` and when it was last saved are the parts that change."""
+
+    resolved: ResolvedRun
+    rank: RankInfo
+    engine: Any
+    data: list[PhaseData]
+    num_workers: int
+    run_dir: Path
+    recorder: Recorder
+    display: Display
+    position: Position
+    saved_step: int
+    max_steps: int | None
+    last_checkpoint_s: float
+
+    @property
+    def stopped_early(self) -> bool:
+        return self.max_steps is not None and self.position.step >= self.max_steps
+
+
+def train_phases(run: Run) -> None:
+    """Trains every selected phase from where the run is to its end, or to `max_steps`."""
+    hygiene.settle(run.engine)
+    for phase, data in zip(run.resolved.phases, run.data, strict=True):
+        if run.position.steps_in(phase.name) >= phase.steps or run.stopped_early:
+            continue
+        run.recorder.event("phase", f"phase {phase.number}: {phase.name}", step=run.position.step)
+        run.display.phase(phase)
+        _train_phase(run, phase, data)
+        hygiene.empty_cache()
+        if data.validation is not None and run.resolved.run.evaluation.num_batches:
+            _evaluate_phase(run, phase, data.validation)
+    if run.resolved.run.checkpoints.at_end:
+        _save_checkpoint(run)
+
+
+def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
+    config = run.resolved.run
+    loader = _loader(run, phase, data.train, start_step=run.position.steps_in(phase.name), end_step=phase.steps)
+    with closing(loader):
+        batches = iter(loader)
+        while run.position.steps_in(phase.name) < phase.steps and not run.stopped_early:
+            step = run.position.step + 1
+            result = train_step(run.engine, batches, step=step)
+            run.position = run.position.after_step(phase.name)
+            _record_step(run, phase, step, result)
+            hygiene.after_step(run.engine, config.memory, step)
+            if _checkpoint_is_due(run):
+                _save_checkpoint(run)
+
+
+def _record_step(run: Run, phase: Phase, step: int, result: StepResult) -> None:
+    num_tokens = run.resolved.train_batch_size * phase.sequence_length
+    record = StepRecord(
+        step=step,
+        phase=phase.name,
+        loss=result.loss,
+        grad_norm=result.grad_norm,
+        learning_rate=result.learning_rate,
+        loss_scale=result.loss_scale,
+        num_tokens=num_tokens,
+        tokens_per_s=num_tokens / result.step_s,
+        data_wait_s=result.data_wait_s,
+        step_s=result.step_s,
+        time_s=time.time(),
+    )
+    run.recorder.step(record)
+    memory_bytes = None
+    if step % run.resolved.run.memory.record_every_steps == 0:
+        memory_bytes = run.recorder.memory(step)
+    run.display.step(record, memory_bytes, run.position.steps_in(phase.name))
+    _write_to_deepspeed_monitors(run.engine, record)
+
+
+def _write_to_deepspeed_monitors(engine: Any, record: StepRecord) -> None:
+    """TensorBoard, CSV and the like, as the JSON switches them on; DeepSpeed itself writes no loss there."""
+    if engine.monitor.enabled and engine.global_rank == 0:
+        events = [("Train/loss", record.loss, record.step), ("Train/tokens_per_s", record.tokens_per_s, record.step)]
+        if record.grad_norm is not None:
+            events.append(("Train/grad_norm", record.grad_norm, record.step))
+        engine.monitor.write_events(events)
+
+
+def _evaluate_phase(run: Run, phase: Phase, validation: TokenFile) -> None:
+    num_batches = run.resolved.run.evaluation.num_batches
+    loader = _loader(run, phase, validation, start_step=0, end_step=num_batches, accumulation=1)
+    with closing(loader):
+        loss = evaluate(run.engine, iter(loader))
+    run.recorder.event("evaluation", f"validation loss {loss:.4f}", phase=phase.name, step=run.position.step, loss=loss)
+    run.display.note(f"phase {phase.number} ({phase.name}): validation loss {loss:.4f}")
+
+
+def _loader(
+    run: Run, phase: Phase, tokens: TokenFile, *, start_step: int, end_step: int, accumulation: int | None = None
+) -> BatchLoader:
+    return build_loader(
+        tokens,
+        sequence_length=phase.sequence_length,
+        micro_batch=run.resolved.micro_batch,
+        accumulation=accumulation or run.resolved.accumulation,
+        rank=run.rank.rank,
+        world_size=run.rank.world_size,
+        seed=run.resolved.run.seed,
+        start_step=start_step,
+        end_step=end_step,
+        num_workers=run.num_workers,
+        prefetch_factor=run.resolved.run.data.prefetch_factor,
+        pin_memory=run.engine.device.type == "cuda",
+    )
+
+
+def _checkpoint_is_due(run: Run) -> bool:
+    """By steps, or by rank 0's clock, which decides for all ranks."""
+    config = run.resolved.run.checkpoints
+    if config.every_steps and run.position.step % config.every_steps == 0:
+        return True
+    if not config.every_minutes:
+        return False
+    return _rank_zero_says(time.monotonic() - run.last_checkpoint_s >= 60 * config.every_minutes)
+
+
+def _rank_zero_says(answer: bool) -> bool:
+    import torch
+    import torch.distributed as dist
+    from deepspeed.accelerator import get_accelerator
+
+    flag = torch.tensor([int(answer)], device=get_accelerator().current_device_name())
+    dist.broadcast(flag, src=0)
+    return bool(flag.item())
+
+
+def _save_checkpoint(run: Run) -> None:
+    if run.position.step == run.saved_step:
+        return
+    started_s = time.perf_counter()
+    folder = checkpoint.save(run.engine, run.run_dir / "checkpoints", run.position)
+    run.saved_step = run.position.step
+    run.last_checkpoint_s = time.monotonic()
+    run.recorder.event(
+        "checkpoint", str(folder), step=run.position.step, seconds=round(time.perf_counter() - started_s, 3)
+    )

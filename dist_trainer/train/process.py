@@ -1,0 +1,172 @@
+"""One rank's process: its environment, threads, device and process group, from the first line to the last."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.errors import EXIT_OK, UserError
+from dist_trainer.logs import open_rank_log, rank_log_path
+
+
+def threads_per_rank(environ: Mapping[str, str], *, host_cores: int, own_cores: int, local_world_size: int) -> int:
+    """CPU threads for one rank: what OMP_NUM_THREADS says, else the host's cores shared by its ranks.
+
+    torchrun sets OMP_NUM_THREADS=1 by itself whenever the user says nothing; that value is taken as unsaid, so that
+    every launcher gives the same number (and the same rounding of sums). `own_cores` are those this process is
+    bound to.
+    """
+    said = environ.get("OMP_NUM_THREADS")
+    by_torchrun = said == "1" and "TORCHELASTIC_RUN_ID" in environ
+    if said is not None and said.isdigit() and int(said) > 0 and not by_torchrun:
+        return int(said)
+    return max(1, min(own_cores, host_cores // local_world_size))
+
+
+def host_cores() -> int:
+    return os.cpu_count() or 1
+
+
+def set_threads(rank: RankInfo) -> int:
+    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else host_cores()
+    threads = threads_per_rank(
+        os.environ, host_cores=host_cores(), own_cores=own, local_world_size=rank.local_world_size
+    )
+    torch.set_num_threads(threads)
+    return threads
+
+
+@contextmanager
+def quiet_deepspeed() -> Iterator[None]:
+    """DeepSpeed logs to stdout from its import on; until the rank has a log file, what is below an error is dropped."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+def export_rank(rank: RankInfo) -> None:
+    """Tells torch and DeepSpeed, which read the environment, which rank this is. The one place that writes it."""
+    os.environ.update(
+        RANK=str(rank.rank),
+        WORLD_SIZE=str(rank.world_size),
+        LOCAL_RANK=str(rank.local_rank),
+        LOCAL_WORLD_SIZE=str(rank.local_world_size),
+    )
+    if rank.world_size > 1:
+        os.environ.update(MASTER_ADDR=rank.master_addr, MASTER_PORT=str(rank.master_port))
+
+
+def device_facts() -> DeviceFacts:
+    """What this rank's accelerator can do, as DeepSpeed sees it."""
+    import shutil
+
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    kind: Literal["cpu", "cuda"] = "cuda" if accelerator.device_name() == "cuda" else "cpu"
+    return DeviceFacts(
+        kind=kind,
+        supports_bf16=bool(accelerator.is_bf16_supported()),
+        supports_fp16=bool(accelerator.is_fp16_supported()),
+        has_compiler=any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")),
+        name=torch.cuda.get_device_name(0) if kind == "cuda" else "CPU",
+    )
+
+
+def device_index(rank: RankInfo) -> int:
+    """The device of this rank among those it can see; SLURM's --gpus-per-task shows a task its own GPU alone."""
+    if not torch.cuda.is_available():
+        return rank.local_rank
+    visible = torch.cuda.device_count()
+    if visible == 1:
+        return 0
+    if rank.local_rank >= visible:
+        raise UserError(
+            "more ranks on this host than GPUs",
+            where="launcher",
+            key="ranks per host",
+            found=rank.local_world_size,
+            expected=f"at most {visible}",
+            hint="start one rank per GPU, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
+        )
+    return rank.local_rank
+
+
+def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
+    """Joins all ranks in torch's process group, which DeepSpeed then takes over.
+
+    Raises UserError when the meeting place (MASTER_ADDR, MASTER_PORT) cannot be used.
+    """
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    export_rank(rank)
+    if device.kind == "cpu":
+        # An op for inference alone, which DeepSpeed would compile for half a minute at the first start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    else:
+        torch.cuda.set_device(device_index(rank))
+    backend = get_accelerator().communication_backend_name()
+    try:
+        if rank.world_size == 1:
+            store = dist.HashStore()  # type: ignore[attr-defined]
+            dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        raise UserError(
+            "the ranks could not meet",
+            where="environment",
+            key="MASTER_ADDR, MASTER_PORT",
+            found=f"{rank.master_addr}:{rank.master_port} ({str(error).splitlines()[0]})",
+            hint="set MASTER_PORT to a free port, and MASTER_ADDR to an address of rank 0's host",
+        ) from error
+    deepspeed.init_distributed(auto_mpi_discovery=False)
+
+
+def agree_on(value: str | None) -> str:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    assert box[0] is not None
+    return box[0]
+
+
+def open_logs(run_dir: Path, rank: RankInfo) -> None:
+    """Sends log lines, warnings, and on ranks above 0 everything printed, to the rank's own file."""
+    handler = open_rank_log(run_dir, rank.rank)
+    for name in ("DeepSpeed", "py.warnings", "torch"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+    logging.captureWarnings(True)
+    if rank.rank > 0:
+        sys.stdout.flush()
+        log_fd = os.open(rank_log_path(run_dir, rank.rank), os.O_WRONLY | os.O_APPEND)
+        os.dup2(log_fd, sys.stdout.fileno())
+        os.dup2(log_fd, sys.stderr.fileno())
+        os.close(log_fd)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends the process. Not by returning: gloo's threads can abort a Python that shuts down while they still run."""
+    if status == EXIT_OK and dist.is_initialized():
+        dist.destroy_process_group()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

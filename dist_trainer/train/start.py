@@ -1,0 +1,208 @@
+"""One rank from its first line to its last: resolve, open the data, meet the others, build, train, sum up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.config import run_dir as run_dirs
+from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.resolve import Request, ResolvedRun, names, resolve
+from dist_trainer.errors import EXIT_OK
+from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
+
+if TYPE_CHECKING:
+    from dist_trainer.train.loop import PhaseData
+
+# Enough to find the mistakes in the files before torch is imported; the real device is asked afterwards.
+ANY_DEVICE = DeviceFacts(kind="cuda", supports_bf16=True, supports_fp16=True, has_compiler=True, name="any")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one rank was told."""
+
+    request: Request
+    rank: RankInfo
+    run_dir: Path | None
+    resume: str
+    max_steps: int | None
+    debug: bool
+
+
+def start(job: Job) -> NoReturn:
+    """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank."""
+    rank = job.rank.rank
+    try:
+        resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE)
+        from dist_trainer.train import process
+
+        with process.quiet_deepspeed():
+            device = process.device_facts()
+            num_threads = process.set_threads(job.rank)
+            resolved = resolve(job.request, world_size=job.rank.world_size, device=device)
+            data = open_data(resolved, show_progress=rank == 0)
+            process.join_process_group(job.rank, device)
+        run_dir = _agreed_run_dir(job)
+    except BaseException as error:  # noqa: BLE001 - whatever stops a rank is reported, and ends the process
+        fail_before_meeting(error, rank=rank, debug=job.debug)
+
+    started_s = time.time()
+    stderr_fd = os.dup(2)
+    try:
+        process.open_logs(run_dir, job.rank)
+        train(job, resolved, data, run_dir, device=device, num_threads=num_threads)
+    except BaseException as error:  # noqa: BLE001
+        fail_in_the_run(error, rank=rank, run_dir=run_dir, started_s=started_s, stderr_fd=stderr_fd, debug=job.debug)
+    process.leave(EXIT_OK)
+
+
+def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
+    """Opens the token files of every phase to train; prepares the default corpus first if it is not there yet."""
+    from dist_trainer.data.corpus import standard_library_dataset
+    from dist_trainer.data.tokens import has_split, open_tokens
+    from dist_trainer.train.loop import PhaseData
+
+    vocab_size = resolved.run.model.vocab_size
+    opened = []
+    for phase in resolved.phases:
+        if phase.data == "stdlib":
+            path = standard_library_dataset(vocab_size, progress=show_progress and sys.stdout.isatty())
+        else:
+            path = Path(phase.data)
+        validation = open_tokens(path, "val", vocab_size) if has_split(path, "val") else None
+        opened.append(PhaseData(open_tokens(path, "train", vocab_size), validation))
+    return opened
+
+
+def train(
+    job: Job,
+    resolved: ResolvedRun,
+    data: list[PhaseData],
+    run_dir: Path,
+    *,
+    device: DeviceFacts,
+    num_threads: int,
+) -> None:
+    import torch
+    import torch.distributed as dist
+    from rich.console import Console
+
+    from dist_trainer.data.loader import default_num_workers
+    from dist_trainer.monitor.memory import MemoryProbe
+    from dist_trainer.report import summary
+    from dist_trainer.train import checkpoint, process
+    from dist_trainer.train.display import Display
+    from dist_trainer.train.engine import build_engine
+    from dist_trainer.train.loop import Recorder, Run, train_phases
+
+    rank, is_first = job.rank.rank, job.rank.rank == 0
+    display = Display(speaks=is_first)
+    device_index = process.device_index(job.rank)
+    probe = MemoryProbe.open(rank, device_index if device.kind == "cuda" else None)
+    recorder = Recorder(run_dir / "records", rank, probe)
+    if is_first:
+        _write_resolved(resolved, run_dir)
+        for line in _opening(resolved, job.rank, run_dir, device, num_threads):
+            display.note(line)
+        recorder.event("start", f"{resolved.run.name} on {job.rank.world_size} ranks", device=device.name)
+        for notice in resolved.notices:
+            recorder.event("notice", notice)
+
+    engine = build_engine(resolved, device_index=device_index)
+    torch.manual_seed(resolved.run.seed + rank)
+    position = checkpoint.Position()
+    found = checkpoint.find(job.resume, run_dir / "checkpoints")
+    if found is not None:
+        position = checkpoint.load(engine, found)
+        display.note(f"resumed from {found} at step {position.step}")
+        recorder.event("resume", str(found), step=position.step)
+
+    workers = resolved.run.data.num_workers
+    run = Run(
+        resolved=resolved,
+        rank=job.rank,
+        engine=engine,
+        data=data,
+        num_workers=workers
+        if workers is not None
+        else default_num_workers(process.host_cores(), job.rank.local_world_size),
+        run_dir=run_dir,
+        recorder=recorder,
+        display=display,
+        position=position,
+        saved_step=position.step,
+        max_steps=job.max_steps,
+        last_checkpoint_s=time.monotonic(),
+    )
+    try:
+        train_phases(run)
+    finally:
+        display.close()
+    dist.barrier()
+    if is_first:
+        recorder.event("end", f"step {run.position.step}", step=run.position.step)
+        result = summary.summarise(
+            run_dir,
+            name=resolved.run.name,
+            targets=resolved.run.targets,
+            unigram_entropy_nats=data[-1].train.unigram_entropy_nats,
+        )
+        summary.write(result, run_dir)
+        width = max(100, shutil.get_terminal_size().columns)
+        summary.show(result, run_dir, Console(highlight=False, width=width))
+    engine.destroy()
+
+
+def _agreed_run_dir(job: Job) -> Path:
+    """The folder the user named, or one that rank 0 makes; the same on every rank."""
+    from dist_trainer.train import process
+
+    mine = None
+    if job.rank.rank == 0:
+        if job.run_dir is None:
+            mine = str(run_dirs.create_next_run_dir(*names(job.request)))
+        else:
+            run_dirs.create_run_dir(job.run_dir)
+            mine = str(job.run_dir)
+    return Path(process.agree_on(mine))
+
+
+def _write_resolved(resolved: ResolvedRun, run_dir: Path) -> None:
+    import json
+
+    from dist_trainer.config import run as run_file
+
+    folder = run_dir / "resolved"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(run_file.dump(resolved.run), encoding="utf-8")
+    text = json.dumps(resolved.deepspeed, indent=2) + "\n"
+    (folder / "ds_config.json").write_text(text, encoding="utf-8")
+
+
+def _opening(resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: DeviceFacts, num_threads: int) -> list[str]:
+    from dist_trainer.config.optimisations import describe
+    from dist_trainer.model.gpt import num_parameters
+    from dist_trainer.units import format_count
+
+    model = resolved.run.model
+    ranks = "1 rank" if rank.world_size == 1 else f"{rank.world_size} ranks"
+    threads = f", {num_threads} threads each" if device.kind == "cpu" else ""
+    lines = [
+        f"model      {resolved.run.name}: {format_count(num_parameters(model))} parameters, "
+        f"{model.num_layers} layers x {model.hidden_size}, vocabulary {model.vocab_size}, "
+        f"context {model.context_length}",
+        f"world      {ranks} on {device.name} ({rank.source}){threads}",
+        f"batch      {resolved.train_batch_size} sequences = {resolved.micro_batch} micro batch x "
+        f"{resolved.accumulation} accumulation x {ranks}",
+        f"deepspeed  {resolved.deepspeed_source}: "
+        + ", ".join(f"{key} {value}" for key, value in describe(resolved.deepspeed).items()),
+        f"run        {run_dir}",
+    ]
+    return [*lines, *(f"notice     {notice}" for notice in resolved.notices)]

@@ -1,0 +1,108 @@
+"""One optimizer step: N micro batches forward and backward, one look at the loss, one update."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_trainer.errors import RunError
+
+MicroBatch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """`loss` is the mean over all ranks and micro batches; `learning_rate` is the one this step used."""
+
+    loss: float
+    grad_norm: float | None
+    learning_rate: float
+    loss_scale: float | None
+    data_wait_s: float
+    step_s: float
+
+
+def train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> StepResult:
+    """Takes one optimizer step from the next micro batches (int64 [micro batch, tokens] inputs and targets).
+
+    Raises RunError on every rank, before the weights change, when the mean loss is not finite.
+    """
+    started_s = time.perf_counter()
+    data_wait_s = 0.0
+    accumulation = engine.gradient_accumulation_steps()
+    learning_rate = float(engine.get_lr()[0])
+    loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+    for micro_step in range(accumulation):
+        waiting_s = time.perf_counter()
+        inputs, targets = next(batches)
+        data_wait_s += time.perf_counter() - waiting_s
+        loss = engine(inputs.to(engine.device, non_blocking=True), targets.to(engine.device, non_blocking=True))
+        loss_sum += loss.detach()
+        last = micro_step == accumulation - 1
+        if last:
+            dist.all_reduce(loss_sum)
+        engine.backward(loss)
+        if last:
+            mean_loss = loss_sum.item() / (accumulation * dist.get_world_size())
+            _stop_unless_finite(mean_loss, step=step, learning_rate=learning_rate)
+            grad_norm = _unpartitioned_grad_norm(engine)
+        if last or engine.managed_gradient_accumulation():
+            engine.step()
+    if grad_norm is None:
+        grad_norm = engine.get_global_grad_norm()
+    return StepResult(
+        loss=mean_loss,
+        grad_norm=None if grad_norm is None else float(grad_norm),
+        learning_rate=learning_rate,
+        loss_scale=_loss_scale(engine),
+        data_wait_s=data_wait_s,
+        step_s=time.perf_counter() - started_s,
+    )
+
+
+def _stop_unless_finite(mean_loss: float, *, step: int, learning_rate: float) -> None:
+    if math.isfinite(mean_loss):
+        return
+    raise RunError(
+        f"the loss of step {step} is not finite; the weights were left as they were before this step",
+        key=f"step {step}",
+        found=mean_loss,
+        hint=(
+            f"lower the learning rate (it was {learning_rate:g}), set gradient_clipping to 1.0, use bf16 instead of "
+            "fp16, or resume from a checkpoint with another --seed"
+        ),
+    )
+
+
+def _unpartitioned_grad_norm(engine: Any) -> Tensor | None:
+    """The gradients' 2-norm in fp32 without ZeRO, which DeepSpeed does not keep; None where its optimizer does."""
+    if engine.zero_optimization() or engine.fp16_enabled() or engine.bfloat16_enabled():
+        return None
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _loss_scale(engine: Any) -> float | None:
+    if not engine.fp16_enabled():
+        return None
+    return float(engine.optimizer.cur_scale if hasattr(engine.optimizer, "cur_scale") else engine.optimizer.loss_scale)
+
+
+@torch.no_grad()
+def evaluate(engine: Any, batches: Iterator[MicroBatch]) -> float:
+    """The mean loss over the given micro batches and all ranks, with dropout off."""
+    engine.eval()
+    totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
+    for inputs, targets in batches:
+        totals[0] += engine(inputs.to(engine.device), targets.to(engine.device))
+        totals[1] += 1
+    dist.all_reduce(totals)
+    engine.train()
+    return float(totals[0] / totals[1])

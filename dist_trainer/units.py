@@ -1,0 +1,55 @@
+"""Bytes and counts as people write and read them. GB is 10^9 bytes, GiB is 2^30: never mixed up."""
+
+from __future__ import annotations
+
+import re
+
+GB = 10**9
+GIB = 2**30
+MIB = 2**20
+
+_BYTE_UNITS = {
+    "B": 1,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": GB,
+    "TB": 10**12,
+    "KIB": 2**10,
+    "MIB": MIB,
+    "GIB": GIB,
+    "TIB": 2**40,
+}
+
+
+def parse_bytes(text: str) -> int:
+    """'2.5 GB' -> 2_500_000_000, '24GiB' -> 25_769_803_776. Raises ValueError when there is no known unit."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    unit = _BYTE_UNITS.get(match.group(2).upper()) if match else None
+    if match is None or unit is None:
+        raise ValueError(f"{text!r} is not an amount of memory; write one like '2.5 GB' or '24 GiB'")
+    return round(float(match.group(1)) * unit)
+
+
+def format_gb(num_bytes: float) -> str:
+    return f"{num_bytes / GB:.2f} GB"
+
+
+def format_gib(num_bytes: float) -> str:
+    return f"{num_bytes / GIB:.2f} GiB"
+
+
+def format_count(count: float) -> str:
+    """124439808 -> '124.4M'."""
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if abs(count) >= size:
+            return f"{count / size:.1f}{letter}"
+    return f"{count:g}"
+
+
+def format_duration(seconds: float) -> str:
+    """83.4 -> '1m 23s'."""
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {rest:02d}s"

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from dist_trainer.config.deepspeed import DeepSpeedFileError, Mistake, check
+
+SOURCE = "ds.json"
+
+
+def mistakes(raw: dict[str, Any]) -> dict[str, Mistake]:
+    """All mistakes by key; none is an empty dict."""
+    try:
+        check(raw, source=SOURCE)
+    except DeepSpeedFileError as error:
+        return {mistake.key: mistake for mistake in error.mistakes}
+    return {}
+
+
+def only(raw: dict[str, Any]) -> Mistake:
+    found = mistakes(raw)
+    assert len(found) == 1, found
+    return next(iter(found.values()))
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "hint"),
+    [
+        ({"train_batchsize": 8}, "train_batchsize", 'did you mean "train_batch_size"?'),
+        ({"micro_batch_size": 8}, "micro_batch_size", 'did you mean "train_micro_batch_size_per_gpu"?'),
+        ({"zero_optimisation": {}}, "zero_optimisation", 'did you mean "zero_optimization"?'),
+        ({"zero_optimization": {"stge": 2}}, "zero_optimization.stge", 'did you mean "stage"?'),
+        ({"stage": 2}, "stage", "this key belongs at zero_optimization.stage"),
+        ({"lr": 1e-3}, "lr", "this key belongs at optimizer.params.lr"),
+        (
+            {"offload_optimizer": {"device": "cpu"}},
+            "offload_optimizer",
+            "this key belongs at zero_optimization.offload_optimizer",
+        ),
+        (
+            {"activation_checkpointing": {"partitioned_activations": True}},
+            "activation_checkpointing.partitioned_activations",
+            'did you mean "partition_activations"?',
+        ),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"learning_rate": 1}}},
+            "optimizer.params.learning_rate",
+            None,
+        ),
+        (
+            {"optimizer": {"type": "AdamW", "params": {"weight_decy": 1}}},
+            "optimizer.params.weight_decy",
+            'did you mean "weight_decay"?',
+        ),
+        (
+            {"scheduler": {"type": "WarmupLR", "params": {"total_num_steps": 9}}},
+            "scheduler.params.total_num_steps",
+            None,
+        ),
+        ({"wholly_unheard_of": 1}, "wholly_unheard_of", None),
+        ({"_comment": "for the A100s"}, "_comment", "remove it: DeepSpeed's JSON has no place for comments"),
+        ({"fp16": {"comment": "slow"}}, "fp16.comment", "remove it: DeepSpeed's JSON has no place for comments"),
+    ],
+)
+def test_an_unknown_key_and_the_nearest_known_one(raw: dict[str, Any], key: str, hint: str | None) -> None:
+    mistake = only(raw)
+    assert (mistake.key, mistake.problem) == (key, "unknown key")
+    if hint is not None:
+        assert mistake.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "expected"),
+    [
+        ({"train_batch_size": "8"}, "train_batch_size", "a whole number >= 1"),
+        ({"train_batch_size": 0}, "train_batch_size", "a whole number >= 1"),
+        ({"train_batch_size": 1.5}, "train_batch_size", "a whole number >= 1"),
+        ({"train_batch_size": True}, "train_batch_size", "a whole number >= 1"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage", "a whole number between 0 and 3"),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, "zero_optimization.reduce_bucket_size", None),
+        ({"fp16": {"enabled": "maybe"}}, "fp16.enabled", "true or false"),
+        ({"wall_clock_breakdown": "false"}, "wall_clock_breakdown", "true or false"),
+        ({"fp16": None}, "fp16", "an object"),
+        ({"fp16": True}, "fp16", "an object"),
+        ({"optimizer": []}, "optimizer", "an object"),
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9]}}}, "optimizer.params.betas", None),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "fast"}}}, "optimizer.params.lr", "a number >= 0"),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": math.nan}}}, "optimizer.params.lr", "a number >= 0"),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "gpu"}}},
+            "zero_optimization.offload_optimizer.device",
+            'one of "none", "cpu", "nvme"',
+        ),
+    ],
+)
+def test_a_wrong_value_says_what_was_expected(raw: dict[str, Any], key: str, expected: str | None) -> None:
+    mistake = only(raw)
+    assert mistake.key == key
+    assert mistake.expected
+    if expected is not None:
+        assert mistake.expected == expected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"zero_optimization": {"stage": "2", "reduce_bucket_size": 5e8, "overlap_comm": None, "sub_group_size": 1e9}},
+        {"zero_optimization": {"stage": 2.0, "overlap_comm": "true", "offload_param": None}},
+        {"zero_optimization": True, "allgather_size": 5e8},
+        {"steps_per_print": math.inf},
+        {"steps_per_print": None},
+        {"bf16": None, "aio": None},
+        {"wall_clock_breakdown": 1},
+        {"pipeline": {"stages": "auto"}, "data_types": {"keep_in_fp32_modules": "auto"}},
+        {"zero_optimization": {"zenflow": {"select_interval": "auto", "update_interval": 4}}},
+        {"optimizer": {"type": "adamw"}},
+        {"optimizer": {"type": "SGD", "params": {"nesterov": True, "momentum": 0.9, "lr": "auto"}}},
+        {"communication_data_type": "FP16"},
+        {"aio": {"thread_count": 1}},
+    ],
+)
+def test_what_deepspeed_accepts_is_accepted(raw: dict[str, Any]) -> None:
+    assert mistakes(raw) == {}
+
+
+def test_an_auto_that_nothing_fills() -> None:
+    mistake = only({"zero_optimization": {"allgather_bucket_size": "auto"}})
+    assert mistake.key == "zero_optimization.allgather_bucket_size"
+    assert mistake.problem == 'nothing fills this "auto"'
+    assert only({"optimizer": {"type": "SGD", "params": {"momentum": "auto"}}}).key == "optimizer.params.momentum"
+
+
+@pytest.mark.parametrize(
+    ("raw", "key", "hint"),
+    [
+        ({"amp": {"enabled": False}}, "amp", "torch_autocast"),
+        ({"elasticity": {}}, "elasticity", "train_batch_size"),
+        ({"curriculum_learning": {}}, "curriculum_learning", "phases"),
+        ({"zero_optimization": {"mics_shard_size": 8}}, "zero_optimization.mics_shard_size", "remove"),
+        ({"optimizer": {"type": "Adam", "params": {"max_grad_norm": 1}}}, "optimizer.params.max_grad_norm", "clipping"),
+        ({"compile": {"enabled": True}}, "compile.enabled", "presence"),
+        ({"optimizer": {"type": "OneBitAdam", "params": {}}}, "optimizer.type", "AdamW"),
+        ({"optimizer": {"type": "AdmaW"}}, "optimizer.type", "AdamW"),
+        ({"scheduler": {"type": "warmuplr"}}, "scheduler.type", "WarmupLR"),
+    ],
+)
+def test_what_deepspeed_has_removed_and_what_to_use_instead(raw: dict[str, Any], key: str, hint: str) -> None:
+    mistake = only(raw)
+    assert mistake.key == key
+    assert hint in str(mistake.hint)
+
+
+def adamw(**params: Any) -> dict[str, Any]:
+    return {"optimizer": {"type": "AdamW", "params": params}}
+
+
+def offloaded(raw: dict[str, Any]) -> dict[str, Any]:
+    return {**raw, "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "bf16.enabled"),
+        ({"bf16": {"enabled": True}, "bfloat16": {"enabled": True}}, "bfloat16"),
+        (
+            {"zero_optimization": {"prefetch_bucket_size": 1, "stage3_prefetch_bucket_size": 1}},
+            "zero_optimization.prefetch_bucket_size",
+        ),
+        ({"fp16": {"enabled": True, "loss_scale_window": 0}}, "fp16.loss_scale_window"),
+        ({"fp16": {"fp16_master_weights_and_grads": True}}, "fp16.fp16_master_weights_and_grads"),
+        ({"data_types": {"param_dtype": "bf16"}}, "data_types.param_dtype"),
+        ({"data_types": {"grad_accum_dtype": "bf16"}}, "data_types.grad_accum_dtype"),
+        ({"zero_optimization": {"stage": 3, "compute_grad_norm": False}}, "zero_optimization.compute_grad_norm"),
+        ({"zero_optimization": {"stage": 1, "legacy_stage1": True}}, "zero_optimization.legacy_stage1"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}},
+            "zero_optimization.offload_optimizer.ratio",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "zero_optimization.offload_param.nvme_path",
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "cpu_offload": False, "offload_optimizer": {}}},
+            "zero_optimization.cpu_offload",
+        ),
+        ({"zero_optimization": {"stage": 3}, "gradient_allreduce_op": "sum"}, "gradient_allreduce_op"),
+        ({"zero_optimization": {"stage": 1}, "optimizer": {"type": "SGD"}}, "zero_allow_untested_optimizer"),
+        (adamw(fused=True), "optimizer.params.fused"),
+        (adamw(torch_adam=True, fused=True, foreach=True), "optimizer.params.foreach"),
+        (adamw(torch_adam=True, bias_correction=True), "optimizer.params.bias_correction"),
+        (adamw(amsgrad=True), "optimizer.params.amsgrad"),
+        (offloaded(adamw(set_grad_none=True)), "optimizer.params.set_grad_none"),
+        ({"optimizer": {"params": {}}}, "optimizer.type"),
+        ({"scheduler": {"params": {}}}, "scheduler.type"),
+        ({"scheduler": {"type": "WarmupDecayLR", "params": {}}}, "scheduler.params.total_num_steps"),
+        ({"scheduler": {"type": "LambdaLR", "params": {}}}, "scheduler.type"),
+        ({"sequence_parallel_size": 2}, "sequence_parallel_size"),
+        ({"tensor_parallel": {"autotp_size": 4}}, "tensor_parallel.autotp_size"),
+        ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation"),
+        ({"hybrid_engine": {"enabled": True}}, "hybrid_engine.enabled"),
+    ],
+)
+def test_keys_that_contradict_each_other(raw: dict[str, Any], key: str) -> None:
+    assert only(raw).key == key
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        adamw(torch_adam=True, fused=True),
+        adamw(bias_correction=False, set_grad_none=True),
+        offloaded(adamw(amsgrad=True, fp32_optimizer_states=False)),
+        {"zero_optimization": {"stage": 1}, "optimizer": {"type": "SGD"}, "zero_allow_untested_optimizer": True},
+        {"fp16": {"enabled": True, "loss_scale": 128, "loss_scale_window": 0}},
+        {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}},
+    ],
+)
+def test_keys_that_go_together(raw: dict[str, Any]) -> None:
+    assert mistakes(raw) == {}
+
+
+def test_one_error_lists_all_mistakes_the_first_in_detail() -> None:
+    raw = {
+        "train_batch_size": None,
+        "zero_optimization": {"stge": 2},
+        "amp": {},
+        "optimizer": {"type": "AdamW", "params": {"lr": "fast"}},
+    }
+    with pytest.raises(DeepSpeedFileError) as caught:
+        check(raw, source=SOURCE)
+    assert str(caught.value) == "\n".join(
+        [
+            "null is not accepted here (the first of 4 mistakes)",
+            "  where:    ds.json: train_batch_size",
+            "  found:    null",
+            "  expected: a whole number >= 1",
+            '  also:     zero_optimization.stge: unknown key; did you mean "stage"?',
+            "            amp: DeepSpeed 0.19.8 has removed this: NVIDIA Apex AMP; "
+            'use "fp16", "bf16" or "torch_autocast"',
+            '            optimizer.params.lr: not a value this key can have; found "fast"; expected a number >= 0',
+        ]
+    )
+    assert caught.value.exit_status == 2

@@ -1,0 +1,162 @@
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from dist_trainer.data.info import DatasetInfo
+from dist_trainer.data.loader import BatchLoader, build_loader, default_num_workers
+from dist_trainer.data.sampler import BatchPlan, num_windows
+from dist_trainer.data.tokens import TokenFile, open_tokens
+from dist_trainer.errors import UserError
+
+LENGTH = 16
+
+
+@pytest.fixture
+def tokens(prepared: tuple[Path, DatasetInfo]) -> TokenFile:
+    return open_tokens(prepared[0], "train", 300)
+
+
+def loader_of(tokens: TokenFile, **changes: Any) -> BatchLoader:
+    settings: dict[str, Any] = {
+        "sequence_length": LENGTH,
+        "micro_batch": 2,
+        "accumulation": 2,
+        "rank": 0,
+        "world_size": 1,
+        "seed": 5,
+        "start_step": 0,
+        "end_step": 10,
+        "num_workers": 0,
+        "prefetch_factor": 2,
+        "pin_memory": False,
+    }
+    return build_loader(tokens, **(settings | changes))
+
+
+def inputs_of(loader: BatchLoader) -> list[list[list[int]]]:
+    with loader:
+        return [batch.inputs.tolist() for batch in loader]
+
+
+def test_a_batch_is_the_windows_of_the_plan_and_each_target_the_next_token(tokens: TokenFile) -> None:
+    array = np.fromfile(tokens.path, dtype="<u2").astype(np.int64)
+    plan = BatchPlan(num_windows(len(array), LENGTH), 2, 2, 2, 5)
+    with loader_of(tokens, rank=1, world_size=2) as loader:
+        batches = list(loader)
+    assert len(batches) == len(loader_of(tokens)) == 20
+    for number, batch in enumerate(batches):
+        assert batch.inputs.dtype == batch.targets.dtype == torch.int64
+        assert batch.inputs.shape == batch.targets.shape == (2, LENGTH)
+        assert batch.inputs.is_contiguous()
+        assert batch.targets.is_contiguous()
+        starts = [window * LENGTH for window in plan.windows(number // 2, number % 2, 1)]
+        assert batch.inputs.tolist() == [array[start : start + LENGTH].tolist() for start in starts]
+        assert batch.targets.tolist() == [array[start + 1 : start + LENGTH + 1].tolist() for start in starts]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_workers_give_the_same_batches_in_the_same_order(tokens: TokenFile, num_workers: int) -> None:
+    assert inputs_of(loader_of(tokens, num_workers=num_workers)) == inputs_of(loader_of(tokens))
+
+
+def test_two_ranks_read_what_one_would(tokens: TokenFile) -> None:
+    alone = inputs_of(loader_of(tokens, micro_batch=4, accumulation=1))
+    both = [inputs_of(loader_of(tokens, accumulation=1, rank=rank, world_size=2)) for rank in (0, 1)]
+    assert [first + second for first, second in zip(*both, strict=True)] == alone
+
+
+def test_a_resumed_loader_goes_on_where_the_other_stopped(tokens: TokenFile) -> None:
+    whole = inputs_of(loader_of(tokens, num_workers=1))
+    assert inputs_of(loader_of(tokens, end_step=4)) + inputs_of(loader_of(tokens, start_step=4)) == whole
+    assert inputs_of(loader_of(tokens, start_step=10)) == []
+
+
+def test_it_goes_on_from_one_epoch_to_the_next(tokens: TokenFile) -> None:
+    num_epoch = num_windows(tokens.num_tokens, LENGTH)
+    batches = inputs_of(loader_of(tokens, micro_batch=1, accumulation=1, end_step=2 * num_epoch))
+    assert sorted(batches[:num_epoch]) == sorted(batches[num_epoch:])
+    assert batches[:num_epoch] != batches[num_epoch:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_each_iteration_starts_over_also_after_a_break(tokens: TokenFile, num_workers: int) -> None:
+    with loader_of(tokens, num_workers=num_workers) as loader:
+        first = [batch.inputs.tolist() for batch in loader]
+        workers = {child.pid for child in multiprocessing.active_children()}
+        assert len(workers) == num_workers
+        for number, _ in enumerate(loader):
+            if number == 3:
+                break
+        assert [batch.inputs.tolist() for batch in loader] == first
+        assert {child.pid for child in multiprocessing.active_children()} == workers
+
+
+def test_no_worker_stays_after_close_or_when_the_loader_is_dropped(tokens: TokenFile) -> None:
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    with loader_of(tokens, num_workers=2) as loader:
+        batches = iter(loader)
+        next(batches)
+        assert len(psutil.Process().children(recursive=True)) == len(before) + 2
+    assert {child.pid for child in psutil.Process().children(recursive=True)} == before
+    assert list(batches) == []
+    loader.close()
+
+    dropped = loader_of(tokens, num_workers=2)
+    next(iter(dropped))
+    del dropped
+    assert {child.pid for child in psutil.Process().children(recursive=True)} == before
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_token_beyond_the_model_is_named_from_the_worker_too(
+    tmp_path: Path, prepared: tuple[Path, DatasetInfo], num_workers: int
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared[0], folder)
+    tokens = open_tokens(folder, "train", 300)
+    array = np.fromfile(tokens.path, dtype="<u2")
+    plan = BatchPlan(num_windows(len(array), LENGTH), 2, 2, 1, 5)
+    position = plan.windows(3, 1, 0)[1] * LENGTH + 7
+    array[position] = 301
+    array.tofile(tokens.path)
+
+    num_read = 0
+    with loader_of(tokens, num_workers=num_workers) as loader:
+        with pytest.raises(UserError) as raised:
+            for _ in loader:
+                num_read += 1
+        assert num_read == 7
+    error = raised.value
+    assert type(error) is UserError
+    assert error.problem == "a token is beyond the model's vocabulary"
+    assert (error.where, error.found) == (f"{tokens.path}, token {position}", 301)
+    assert "Traceback" not in str(error)
+    assert multiprocessing.active_children() == []
+
+
+def test_the_loader_draws_nothing_from_the_generator_that_the_model_uses(tokens: TokenFile) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    inputs_of(loader_of(tokens, num_workers=1, end_step=2))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_data_shorter_than_a_sequence_is_refused_at_once(tokens: TokenFile) -> None:
+    with pytest.raises(UserError, match="shorter than one sequence"):
+        loader_of(tokens, sequence_length=tokens.num_tokens)
+
+
+@pytest.mark.parametrize(
+    ("cores", "ranks", "workers"),
+    [(2, 2, 0), (2, 1, 1), (1, 1, 0), (1, 8, 0), (8, 4, 1), (16, 4, 3), (128, 8, 4), (9, 8, 0)],
+)
+def test_workers_are_for_the_cores_that_ranks_do_not_need(cores: int, ranks: int, workers: int) -> None:
+    assert default_num_workers(cores, ranks) == workers

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from dist_trainer.data.progress import byte_progress
+
+
+def test_the_bar_is_on_stderr_and_counts_bytes(capsys: pytest.CaptureFixture[str]) -> None:
+    with byte_progress("reading", 2048, enabled=True) as advance:
+        advance(1024)
+        advance(1024)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "reading" in output.err
+    assert "2.0/2.0 KiB" in output.err
+
+
+def test_nothing_is_shown_when_it_is_off(capsys: pytest.CaptureFixture[str]) -> None:
+    with byte_progress("reading", 2048, enabled=False) as advance:
+        advance(2048)
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,39 @@
+"""A rank for tests: writes what it was given to OUT_DIR/rank-N.json, then does as its first arguments say.
+
+    echo_rank train OUT_DIR BEHAVIOUR ANYTHING...
+
+BEHAVIOUR is 'end', 'exit:STATUS', 'kill:SIGNAL' (of rank 1; the other ranks wait), or 'wait'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from dist_trainer.cluster.rank import find_rank
+
+_WAIT_S = 120.0
+
+
+def main(argv: list[str]) -> int:
+    _, out_dir, behaviour, *_ = argv
+    info = find_rank(os.environ)
+    variables = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "DS_ACCELERATOR")}
+    record = {"rank": dataclasses.asdict(info), "argv": argv, "pid": os.getpid(), "env": variables}
+    path = Path(out_dir) / f"rank-{info.rank}.json"
+    path.with_suffix(".part").write_text(json.dumps(record))
+    path.with_suffix(".part").rename(path)
+    kind, _, number = behaviour.partition(":")
+    if kind == "wait" or (kind in ("exit", "kill") and info.rank != 1):
+        time.sleep(_WAIT_S)
+    if kind == "kill":
+        os.kill(os.getpid(), int(number))
+    return int(number) if kind == "exit" else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dist_trainer.errors import UserError
+from dist_trainer.launch.plan import LaunchPlan
+from dist_trainer.launch.run import rank_status, require_launcher, write_launch_record
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "status", "expected"),
+    [
+        ("deepspeed", 247, 137),
+        ("deepspeed", 245, 139),
+        ("deepspeed", 3, 3),
+        ("torchrun", 247, 247),
+        ("mpirun", 137, 137),
+    ],
+)
+def test_the_status_of_the_ranks(launcher: str, status: int, expected: int) -> None:
+    assert rank_status(launcher, status) == expected
+
+
+@pytest.mark.parametrize("launcher", ["mpirun", "srun"])
+def test_a_launcher_that_is_not_there(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=f"{launcher} is not installed") as caught:
+        require_launcher(launcher)
+    assert "apt-get install" in str(caught.value)
+
+
+def test_what_was_started_is_written_down(tmp_path: Path) -> None:
+    plan = LaunchPlan("torchrun", (("python", "-m"), ("x",)), (("A", "1"),), 2)
+    write_launch_record(plan, tmp_path, hostname="box", start_time_s=5.0)
+    assert json.loads((tmp_path / "resolved" / "launch.json").read_text()) == {
+        "launcher": "torchrun",
+        "argv": ["python", "-m", "x"],
+        "env": {"A": "1"},
+        "num_ranks": 2,
+        "host": "box",
+        "start_time_s": 5.0,
+    }
+
+
+def test_what_launch_and_rank_finding_import() -> None:
+    script = (
+        "import sys, os\n"
+        "import dist_trainer.launch.run, dist_trainer.launch.choose, dist_trainer.launch.hosts\n"
+        "import dist_trainer.config.run_dir, dist_trainer.launch.ports, dist_trainer.launch.elastic\n"
+        "import dist_trainer.cluster.mpi\n"
+        "from dist_trainer.launch.facts import read_host_facts\n"
+        "read_host_facts(os.environ)\n"
+        "print(*sorted({'torch', 'deepspeed', 'pydantic', 'numpy', 'psutil', 'mpi4py', 'yaml'} & set(sys.modules)))\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.stdout.split() == []

@@ -1,0 +1,108 @@
+"""How a command is run to its end. Each test supervises in a process of its own, as `launch` does."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SUPERVISE = (
+    "import os, sys; from dist_trainer.launch.supervise import supervise\n"
+    "sys.exit(supervise(tuple(sys.argv[2:]), os.environ, grace_s=float(sys.argv[1])).status)"
+)
+LIMIT_S = 60
+
+
+def start(script: str, folder: Path, grace_s: float = 30.0) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SUPERVISE, str(grace_s), "bash", "-c", script],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not path.exists():
+        assert time.monotonic() < deadline_s, f"{path} was never written"
+        time.sleep(0.02)
+
+
+def is_running(pid_file: Path) -> bool:
+    status = Path("/proc", pid_file.read_text().strip(), "stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -11 $$", 139)]
+)
+def test_the_status_is_passed_on(script: str, status: int, tmp_path: Path) -> None:
+    assert start(script, tmp_path).wait(LIMIT_S) == status
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_every_process_of_the_group(number: signal.Signals, tmp_path: Path) -> None:
+    script = "sleep 300 & echo $! >child; trap 'touch told; exit 1' TERM; touch ready; wait"
+    process = start(script, tmp_path)
+    wait_for(tmp_path / "ready")
+    process.send_signal(number)
+    assert process.wait(LIMIT_S) == 128 + number
+    assert (tmp_path / "told").exists()
+    assert not is_running(tmp_path / "child")
+
+
+def test_a_command_that_ends_well_after_a_signal_has_ended_well(tmp_path: Path) -> None:
+    process = start("trap 'exit 0' TERM; touch ready; while :; do sleep 0.05; done", tmp_path)
+    wait_for(tmp_path / "ready")
+    process.terminate()
+    assert process.wait(LIMIT_S) == 0
+
+
+def test_what_does_not_end_in_its_grace_is_killed(tmp_path: Path) -> None:
+    script = "trap '' TERM; setsid sleep 300 & echo $! >child; touch ready; wait"
+    process = start(script, tmp_path, grace_s=0.3)
+    wait_for(tmp_path / "ready")
+    process.terminate()
+    assert process.wait(LIMIT_S) == 143
+    assert not is_running(tmp_path / "child")
+
+
+def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
+    process = start("trap 'touch told' TERM; touch ready; while :; do sleep 0.05; done", tmp_path, grace_s=3600)
+    wait_for(tmp_path / "ready")
+    process.terminate()
+    wait_for(tmp_path / "told")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(LIMIT_S) == 143
+
+
+def test_what_a_launcher_leaves_running_is_ended_and_is_a_failure(tmp_path: Path) -> None:
+    process = start("setsid sleep 300 & echo $! >child; exit 0", tmp_path)
+    _, text = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    assert "ended before the ranks did" in text
+    assert not is_running(tmp_path / "child")
+
+
+def test_a_straggler_that_ends_by_itself_is_no_failure(tmp_path: Path) -> None:
+    process = start("setsid sleep 0.3 & exit 0", tmp_path)
+    assert process.wait(LIMIT_S) == 0
+
+
+def test_when_the_supervisor_is_killed_the_launcher_ends(tmp_path: Path) -> None:
+    process = start("echo $$ >child; exec sleep 300", tmp_path)
+    wait_for(tmp_path / "child")
+    process.kill()
+    process.wait(LIMIT_S)
+    deadline_s = time.monotonic() + LIMIT_S
+    while is_running(tmp_path / "child"):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
