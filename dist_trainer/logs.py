@@ -20,5 +20,6 @@ def open_rank_log(run_dir: Path, rank: int) -> logging.Handler:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.INFO)
+    logger.propagate = False
     logger.addHandler(handler)
     return handler

@@ -69,7 +69,11 @@ class RecordWriter:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        size = os.fstat(self._descriptor).st_size
+        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+            # A writer before this one was cut off in the middle of a line: ours begins a new one.
+            os.write(self._descriptor, b"\n")
 
     def write(self, record: StepRecord | MemoryRecord | Event) -> None:
         line = json.dumps(dataclasses.asdict(record), separators=(",", ":"), allow_nan=True) + "\n"
@@ -80,7 +84,8 @@ class RecordWriter:
 
 
 def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:
-    """Yields the records of a file, in file order; a last line still being written is left out.
+    """Yields the records of a file, in file order; a last line still being written is left out, and so is a line
+    that was cut off before a resumed run wrote on.
 
     Fields that this version does not know are ignored, so that newer records can be read.
     """
@@ -91,7 +96,11 @@ def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:
         for line in lines:
             if not line.endswith("\n"):
                 return
-            yield kind(**{name: value for name, value in json.loads(line).items() if name in names})
+            try:
+                values = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            yield kind(**{name: value for name, value in values.items() if name in names})
 
 
 def read_steps(records_dir: Path) -> list[StepRecord]:

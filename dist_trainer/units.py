@@ -41,14 +41,15 @@ def format_gib(num_bytes: float) -> str:
 def format_count(count: float) -> str:
     """124439808 -> '124.4M'."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if abs(count) >= size:
+        # What rounds up to the next letter has it: 999_999 is 1.0M, not 1000.0K.
+        if abs(count) >= 0.99995 * size:
             return f"{count / size:.1f}{letter}"
     return f"{count:g}"
 
 
 def format_duration(seconds: float) -> str:
     """83.4 -> '1m 23s'."""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

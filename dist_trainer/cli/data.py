@@ -14,7 +14,7 @@ def build_parser() -> Parser:
     parser = Parser("data prepare", "Make memory-mapped token files from .txt, .md, .py and .jsonl files.")
     parser.add_argument("--input", nargs="+", required=True, type=Path, metavar="PATH", help="files and folders")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a folder that does not exist yet")
-    vocabulary = parser.add_mutually_exclusive_group()
+    vocabulary = parser.add_mutually_exclusive_group(required=True)
     vocabulary.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json (tokenizers library)")
     vocabulary.add_argument("--vocab-size", type=positive, metavar="N", help="train a byte-level BPE of this size")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

@@ -10,7 +10,8 @@ from pathlib import Path
 from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser
 from dist_trainer.cluster.environments import read_count
-from dist_trainer.config.resolve import names
+from dist_trainer.config.adapt import ANY_DEVICE
+from dist_trainer.config.resolve import Request, names, resolve
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
 from dist_trainer.errors import EXIT_OK
 from dist_trainer.launch.choose import PLANNERS, build_plan, choose_launcher
@@ -49,18 +50,22 @@ def run(
     config_name: str,
     ds_name: str,
     run_dir: Path | None,
+    train_request: Request | None = None,
     module: str = "dist_trainer",
 ) -> int:
     """Prints the command (--dry-run), or runs it and returns its exit status. Raises UserError.
 
     `train_arguments` are passed on literally. `run_dir` is the folder that they name, None where they name none:
-    then the next free one is taken, and named to `train`.
+    then the next free one is taken, and named to `train`. `train_request` is what they ask for, and is checked for
+    the number of ranks before anything is made or started; None where `module` is not ours.
     """
     environ = os.environ
     facts = read_host_facts(environ)
     launcher = args.launcher or choose_launcher(environ, args.hostfile)
     choice = HostChoice(args.hostfile, args.include, args.exclude, parse_ranks_per_host(args.nproc_per_node))
     topology, is_filtered = find_topology(launcher, choice, facts)
+    if train_request is not None:
+        resolve(train_request, world_size=topology.num_ranks, device=ANY_DEVICE)
     told_port = read_count(environ, "MASTER_PORT")
 
     def request(chosen_dir: Path, free_port: int) -> LaunchRequest:
@@ -98,8 +103,16 @@ def build_parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Checks what was asked, as every rank will, before anything is started."""
-    args, train_arguments = build_parser().parse_known_args(argv)
-    train_args = train.build_parser().parse(train_arguments)
+    parser = build_parser()
+    args, train_arguments = parser.parse_known_args(argv)
+    train_args = train.build_parser().parse(train_arguments, also_known=parser.option_strings())
     request = train.request_from(train_args)
     config_name, ds_name = names(request)
-    return run(args, train_arguments, config_name=config_name, ds_name=ds_name, run_dir=train_args.run_dir)
+    return run(
+        args,
+        train_arguments,
+        config_name=config_name,
+        ds_name=ds_name,
+        run_dir=train_args.run_dir,
+        train_request=request,
+    )

@@ -34,35 +34,43 @@ dist_trainer COMMAND --help shows a command's switches.
 def main(argv: list[str]) -> int:
     """Runs the command line and returns its exit status: 0, 1 when a run fails, 2 for the user's mistakes."""
     arguments = without_local_rank(argv)
+    try:
+        try:
+            return _run(arguments)
+        except UserError as error:
+            if "--debug" in arguments:
+                traceback.print_exc()
+            print(f"dist_trainer: error: {error}", file=sys.stderr)
+            return error.exit_status
+        except KeyboardInterrupt:
+            return 130
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output wants no more of it; what Python still holds of it must not fail at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _run(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
         print(USAGE.format(commands="\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())), end="")
         return EXIT_OK
     if arguments[:1] == ["--version"]:
         print(__version__)
         return EXIT_OK
-    command = DEFAULT_COMMAND
+    command, rest = DEFAULT_COMMAND, arguments
     if arguments and not arguments[0].startswith("-"):
-        command = arguments.pop(0)
-    try:
-        if command not in COMMANDS:
-            near = difflib.get_close_matches(command, COMMANDS, n=1)
-            raise UserError(
-                "no such command",
-                found=command,
-                expected=", ".join(COMMANDS),
-                hint=f"did you mean {near[0]!r}?" if near else None,
-            )
-        status: int = importlib.import_module(f"dist_trainer.cli.{command}").main(arguments)
-    except UserError as error:
-        if "--debug" in arguments:
-            traceback.print_exc()
-        print(f"dist_trainer: error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        command, rest = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        raise UserError(
+            "no such command",
+            found=command,
+            expected=", ".join(COMMANDS),
+            hint=f"did you mean {near[0]!r}?" if near else None,
+        )
+    status: int = importlib.import_module(f"dist_trainer.cli.{command}").main(rest)
     return status
 
 

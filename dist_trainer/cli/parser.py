@@ -18,11 +18,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(message, where="command line", hint=f"see {self.prog} --help")
 
-    def parse(self, argv: list[str]) -> argparse.Namespace:
-        """Parses all of `argv`; a switch that is not known is named with its nearest."""
+    def option_strings(self) -> list[str]:
+        return [option for action in self._actions for option in action.option_strings]
+
+    def parse(self, argv: list[str], *, also_known: list[str] | None = None) -> argparse.Namespace:
+        """Parses all of `argv`; a switch that is not known is named with its nearest, of `also_known` too."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
-            known = [option for action in self._actions for option in action.option_strings]
+            known = [*self.option_strings(), *(also_known or [])]
             near = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
             hint = f"did you mean {near[0]}?" if near else f"see {self.prog} --help"
             raise UserError("unknown switch", where="command line", found=unknown[0], hint=hint)

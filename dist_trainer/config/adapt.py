@@ -29,6 +29,10 @@ class DeviceFacts:
     name: str
 
 
+# Everything works on it: enough to find the mistakes in the files where the real device cannot be asked, or not yet.
+ANY_DEVICE = DeviceFacts(kind="cuda", supports_bf16=True, supports_fp16=True, has_compiler=True, name="any")
+
+
 def adapt(resolved: Mapping[str, Any], device: DeviceFacts) -> tuple[dict[str, Any], list[str]]:
     """The configuration as it runs on this device (a new dict), and a line for each thing that changed.
 

@@ -129,16 +129,17 @@ def use_torch_adam(params: dict[str, Any], *, fused: bool) -> None:
 def set_path(config: Mapping[str, Any], dotted: str, text: str) -> dict[str, Any]:
     """A copy of `config` with one value set, as `--set dotted.path=text` asks; objects on the way are made.
 
-    `text` is read as JSON (5e7, true, null, [1, 2]); what is no JSON is taken as a string.
+    A number in the path is an item of a list, counted from 0, which has to be there. `text` is read as JSON (5e7,
+    true, null, [1, 2]); what is no JSON is taken as a string.
     """
     names = dotted.split(".")
     if not all(names):
         raise UserError("not a dotted path", where="--set", found=dotted, expected="names with dots between them")
     result = copy.deepcopy(dict(config))
-    place = result
+    place: Any = result
     for depth, name in enumerate(names[:-1], start=1):
-        inner = place.setdefault(name, {})
-        if not isinstance(inner, dict):
+        inner = place[_index(place, name, dotted)] if isinstance(place, list) else place.setdefault(name, {})
+        if not isinstance(inner, (dict, list)):
             raise UserError(
                 "there is a value here, not an object that could hold the rest of the path",
                 where=f"--set {dotted}",
@@ -146,8 +147,20 @@ def set_path(config: Mapping[str, Any], dotted: str, text: str) -> dict[str, Any
                 found=json_text(inner),
             )
         place = inner
-    place[names[-1]] = _json_or_text(text)
+    last = _index(place, names[-1], dotted) if isinstance(place, list) else names[-1]
+    place[last] = _json_or_text(text)
     return result
+
+
+def _index(items: list[Any], name: str, dotted: str) -> int:
+    if name.isdigit() and int(name) < len(items):
+        return int(name)
+    raise UserError(
+        "there is no such item in the list",
+        where=f"--set {dotted}",
+        key=name,
+        expected=f"a number from 0 to {len(items) - 1}",
+    )
 
 
 def _json_or_text(text: str) -> Any:

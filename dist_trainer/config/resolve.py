@@ -90,7 +90,11 @@ def resolve(request: Request, *, world_size: int, device: DeviceFacts) -> Resolv
 
     phases, facts, resolved = _fill(raw, config, source=source, world_size=world_size, device=device)
     notices = deepspeed.warnings(resolved, facts)
-    adapted, instead = adapt(resolved, device)
+    try:
+        adapted, instead = adapt(resolved, device)
+    except UserError as error:
+        error.where = source
+        raise
     return ResolvedRun(
         run=config,
         deepspeed=adapted,

@@ -63,7 +63,7 @@ def standard_library_sources() -> list[SourceFile]:
         raise UserError(
             "this Python has no source of its standard library",
             where=str(root),
-            hint="prepare a dataset of your own: dist-trainer prepare",
+            hint="prepare a dataset of your own: python -m dist_trainer data prepare",
         )
     return sources
 

@@ -187,7 +187,12 @@ def _size_bytes(path: Path) -> int:
     try:
         size_bytes = path.stat().st_size
     except OSError as error:
-        raise UserError("a token file cannot be read", where=str(path), found=error.strerror) from error
+        raise UserError(
+            "a token file cannot be read",
+            where=str(path),
+            found=error.strerror,
+            hint="check data.source in the run file, or make the file: python -m dist_trainer data prepare",
+        ) from error
     if size_bytes == 0:
         raise UserError("a token file is empty", where=str(path))
     return size_bytes

@@ -1,4 +1,4 @@
-"""The variables that every launch needs and people forget. What the user has set already is kept."""
+"""The variables that every launch needs and people forget. See each function for what the user may set."""
 
 from __future__ import annotations
 

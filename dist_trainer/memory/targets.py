@@ -14,12 +14,13 @@ Judgement = Literal["met", "missed", "not judged"]
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement on one rank's device. `peak_bytes` is the device's use by NVML; the RSS on a CPU."""
+    """The judgement on one rank's device. `peak_bytes` is the device's use by NVML; the RSS where `is_resident`."""
 
     rank: int
     host: str
     device: str
     peak_bytes: int
+    is_resident: bool
     baseline_bytes: int | None
     target_bytes: int | None
     judgement: Judgement
@@ -60,6 +61,7 @@ def _judge_rank(records: list[MemoryRecord], targets: TargetConfig | None) -> Ve
         host=last.host,
         device=last.device,
         peak_bytes=peak_bytes,
+        is_resident=not used,
         baseline_bytes=targets.baseline_bytes if targets else None,
         target_bytes=targets.target_bytes if targets else None,
         judgement=judgement,

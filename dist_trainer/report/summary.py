@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dist_trainer.config.run import TargetConfig
 from dist_trainer.memory.targets import Verdict, judge
@@ -43,6 +45,8 @@ def summarise(run_dir: Path, *, name: str, targets: TargetConfig | None, unigram
     ]
     evaluations = [event for event in read_records(records_dir / EVENTS_FILE, Event) if event.kind == "evaluation"]
     train_s = sum(step.step_s for step in steps)
+    # The first step warms up; it counts where it is the only one.
+    speeds = [step.tokens_per_s for step in steps[1:] or steps]
     return Summary(
         name=name,
         num_steps=len(steps),
@@ -51,7 +55,7 @@ def summarise(run_dir: Path, *, name: str, targets: TargetConfig | None, unigram
         last_loss=mean_of_last_losses(steps),
         validation_loss=evaluations[-1].facts["loss"] if evaluations else None,
         unigram_entropy_nats=unigram_entropy_nats,
-        median_tokens_per_s=_median([step.tokens_per_s for step in steps[1:] or steps]),
+        median_tokens_per_s=statistics.median(speeds) if speeds else None,
         data_wait_fraction=sum(step.data_wait_s for step in steps) / train_s if train_s else None,
         train_s=train_s,
         verdicts=tuple(judge(memory, targets)),
@@ -64,11 +68,6 @@ def mean_of_last_losses(steps: list[StepRecord], count: int = 10) -> float | Non
     return sum(losses) / len(losses) if losses else None
 
 
-def _median(values: list[float]) -> float | None:
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else None
-
-
 def write(summary: Summary, run_dir: Path) -> Path:
     path = run_dir / SUMMARY_FILE
     path.write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n", encoding="utf-8")
@@ -76,7 +75,8 @@ def write(summary: Summary, run_dir: Path) -> Path:
 
 
 def show(summary: Summary, run_dir: Path, console: Console) -> None:
-    table = Table(title=f"{summary.name}: {run_dir}", title_justify="left", show_header=False)
+    # Text, not str: a name or a folder with brackets in it is no markup.
+    table = Table(title=Text(f"{summary.name}: {run_dir}"), title_justify="left", show_header=False)
     table.add_column()
     table.add_column()
     for label, value in _rows(summary):
@@ -109,9 +109,10 @@ def describe(verdict: Verdict) -> str:
     """'2.31 GB of 2.50 GB: met (42% below 4.00 GB)', or why it is not judged and the CPU's own figure."""
     peak = format_gb(verdict.peak_bytes)
     if verdict.judgement == "not judged" or verdict.target_bytes is None:
-        kind = "resident" if verdict.device == "cpu" else "used"
+        kind = "resident" if verdict.is_resident else "used"
         return f"{peak} {kind}; not judged: {verdict.reason}"
     text = f"{peak} of {format_gb(verdict.target_bytes)}: {verdict.judgement}"
     if verdict.reduction is not None and verdict.baseline_bytes is not None:
-        text += f" ({100 * verdict.reduction:.0f}% below {format_gb(verdict.baseline_bytes)})"
+        side = "above" if verdict.reduction < 0 else "below"
+        text += f" ({100 * abs(verdict.reduction):.0f}% {side} {format_gb(verdict.baseline_bytes)})"
     return text

@@ -53,11 +53,11 @@ def load(engine: Any, folder: Path) -> Position:
     for key, value in expected.items():
         if found.get(key) != value:
             raise UserError(
-                "the checkpoint was made by another kind of run",
-                where=str(folder / CARD_FILE),
+                f"the checkpoint {folder} was made by another kind of run",
+                where="this run",
                 key=key,
                 found=found.get(key),
-                expected=repr(value),
+                expected=f"{value!r}, as {CARD_FILE} of the checkpoint says",
                 hint="start the run as it was (RUN_DIR/resolved/), or anew with --resume never",
             )
     engine.load_checkpoint(str(folder.parent), tag=folder.name)

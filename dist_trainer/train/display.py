@@ -23,6 +23,7 @@ class Display:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._phase: Phase | None = None
+        self._last_step = 0
         self._last_line_s = 0.0
         if speaks and sys.stdout.isatty():
             self._progress = Progress(
@@ -37,16 +38,18 @@ class Display:
     def note(self, text: str) -> None:
         self._console.print(text, markup=False)
 
-    def phase(self, phase: Phase) -> None:
+    def phase(self, phase: Phase, *, last_step: int) -> None:
+        """A phase begins; `last_step`, counted in it, is where this run will stop."""
         self._phase = phase
+        self._last_step = last_step
         self._last_line_s = 0.0
         self.note(
-            f"phase {phase.number}: {phase.name}, {phase.steps} steps of {format_count(phase.tokens_per_step)} tokens, "
-            f"sequence length {phase.sequence_length}"
+            f"phase {phase.number}: {phase.name}, {_steps(phase, last_step)} of "
+            f"{format_count(phase.tokens_per_step)} tokens, sequence length {phase.sequence_length}"
         )
         if self._progress is not None:
             self._progress.start()
-            self._task = self._progress.add_task(f"phase {phase.number}", total=phase.steps, figures="")
+            self._task = self._progress.add_task(f"phase {phase.number}", total=last_step, figures="")
 
     def step(self, record: StepRecord, memory_bytes: int | None, steps_done: int) -> None:
         """`steps_done` counts within the phase; `memory_bytes` is None where it was not read for this step."""
@@ -59,10 +62,14 @@ class Display:
             self._progress.update(self._task, completed=steps_done, figures=figures)
             return
         now = time.monotonic()
-        if now - self._last_line_s >= LINE_EVERY_S or steps_done == self._phase.steps:
+        if now - self._last_line_s >= LINE_EVERY_S or steps_done == self._last_step:
             self._last_line_s = now
             self.note(f"step {record.step}  {figures}")
 
     def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
+
+
+def _steps(phase: Phase, last_step: int) -> str:
+    return f"{phase.steps} steps" if last_step == phase.steps else f"{last_step} of {phase.steps} steps"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -71,18 +72,20 @@ class Run:
     last_checkpoint_s: float
 
     @property
-    def stopped_early(self) -> bool:
-        return self.max_steps is not None and self.position.step >= self.max_steps
+    def steps_left(self) -> float:
+        """Optimizer steps until `max_steps`."""
+        return math.inf if self.max_steps is None else max(0, self.max_steps - self.position.step)
 
 
 def train_phases(run: Run) -> None:
     """Trains every selected phase from where the run is to its end, or to `max_steps`."""
     hygiene.settle(run.engine)
     for phase, data in zip(run.resolved.phases, run.data, strict=True):
-        if run.position.steps_in(phase.name) >= phase.steps or run.stopped_early:
+        done = run.position.steps_in(phase.name)
+        if done >= phase.steps or not run.steps_left:
             continue
         run.recorder.event("phase", f"phase {phase.number}: {phase.name}", step=run.position.step)
-        run.display.phase(phase)
+        run.display.phase(phase, last_step=int(min(phase.steps, run.steps_left + done)))
         _train_phase(run, phase, data)
         hygiene.empty_cache()
         if data.validation is not None and run.resolved.run.evaluation.num_batches:
@@ -96,7 +99,7 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
     loader = _loader(run, phase, data.train, start_step=run.position.steps_in(phase.name), end_step=phase.steps)
     with closing(loader):
         batches = iter(loader)
-        while run.position.steps_in(phase.name) < phase.steps and not run.stopped_early:
+        while run.position.steps_in(phase.name) < phase.steps and run.steps_left:
             step = run.position.step + 1
             result = train_step(run.engine, batches, step=step)
             run.position = run.position.after_step(phase.name)

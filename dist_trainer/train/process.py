@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -114,6 +115,7 @@ def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
+    _check_meeting_place(rank)
     export_rank(rank)
     if device.kind == "cpu":
         # An op for inference alone, which DeepSpeed would compile for half a minute at the first start.
@@ -136,6 +138,22 @@ def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
             hint="set MASTER_PORT to a free port, and MASTER_ADDR to an address of rank 0's host",
         ) from error
     deepspeed.init_distributed(auto_mpi_discovery=False)
+
+
+def _check_meeting_place(rank: RankInfo) -> None:
+    """A name that cannot be resolved would keep torch trying for half an hour."""
+    if rank.world_size == 1:
+        return
+    try:
+        socket.getaddrinfo(rank.master_addr, rank.master_port)
+    except OSError as error:
+        raise UserError(
+            "the name of the ranks' meeting place cannot be resolved",
+            where="environment",
+            key="MASTER_ADDR",
+            found=f"{rank.master_addr} ({error.strerror})",
+            hint="set MASTER_ADDR to a name or an address of rank 0's host that every host knows",
+        ) from error
 
 
 def agree_on(value: str | None) -> str:

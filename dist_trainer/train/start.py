@@ -12,16 +12,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config import run_dir as run_dirs
-from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.resolve import Request, ResolvedRun, names, resolve
 from dist_trainer.errors import EXIT_OK
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
 
 if TYPE_CHECKING:
     from dist_trainer.train.loop import PhaseData
-
-# Enough to find the mistakes in the files before torch is imported; the real device is asked afterwards.
-ANY_DEVICE = DeviceFacts(kind="cuda", supports_bf16=True, supports_fp16=True, has_compiler=True, name="any")
 
 
 @dataclass(frozen=True)
@@ -40,6 +37,7 @@ def start(job: Job) -> NoReturn:
     """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank."""
     rank = job.rank.rank
     try:
+        # The mistakes in the files, before torch is imported; the real device is asked afterwards.
         resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE)
         from dist_trainer.train import process
 

@@ -159,13 +159,22 @@ def test_set_makes_the_objects_on_the_way_and_leaves_its_input() -> None:
 
 def test_set_through_a_value_and_a_path_that_is_none() -> None:
     with pytest.raises(UserError) as caught:
-        set_path({"a": {"b": [1]}}, "a.b.c", "1")
+        set_path({"a": {"b": 1}}, "a.b.c", "1")
     assert caught.value.key == "a.b"
     for path in ("", "a..b", ".a", "a."):
         with pytest.raises(UserError, match="dotted path"):
             set_path({}, path, "1")
     with pytest.raises(UserError, match="said twice"):
         set_path({}, "a", '{"x": 1, "x": 2}')
+
+
+def test_set_reaches_into_a_list_by_the_items_number() -> None:
+    phases = {"phases": [{"steps": 1}, {"steps": 2}], "betas": [0.9, 0.95]}
+    assert set_path(phases, "phases.1.steps", "5")["phases"] == [{"steps": 1}, {"steps": 5}]
+    assert set_path(phases, "betas.0", "0.8")["betas"] == [0.8, 0.95]
+    for path in ("phases.2.steps", "phases.first.steps", "betas.2"):
+        with pytest.raises(UserError, match="no such item"):
+            set_path(phases, path, "5")
 
 
 def described(raw: dict[str, Any]) -> dict[str, str]:

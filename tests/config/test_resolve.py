@@ -1,0 +1,322 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dist_trainer.config import deepspeed_keys
+from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
+from dist_trainer.config.optimisations import Switches
+from dist_trainer.config.resolve import Request, ResolvedRun, names, resolve
+from dist_trainer.config.run import RunConfig
+from dist_trainer.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+DS_CONFIGS = sorted((ROOT / "ds_configs").glob("*.json"))
+
+CPU = DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=False, has_compiler=True, name="CPU")
+CUDA = DeviceFacts(kind="cuda", supports_bf16=True, supports_fp16=True, has_compiler=True, name="NVIDIA H100")
+
+RUN: dict[str, Any] = {
+    "name": "mine",
+    "deepspeed": "baseline",
+    "seed": 5,
+    "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "vocab_size": 256, "context_length": 64},
+    "phases": [
+        {"name": "short", "sequence_length": 32, "steps": 10},
+        {"name": "long", "sequence_length": 64, "tokens": 1000, "data": "elsewhere"},
+    ],
+}
+DS: dict[str, Any] = {
+    "train_micro_batch_size_per_gpu": 2,
+    "gradient_accumulation_steps": 3,
+    "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "torch_adam": True, "fused": True}},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """A run file and a DeepSpeed file of the test's own, which a request names by their paths."""
+
+    config: Path
+    ds: Path
+
+    def resolve(self, *, world_size: int = 1, device: DeviceFacts = CPU, **asked: Any) -> ResolvedRun:
+        request = Request(**{"config": str(self.config), "ds": str(self.ds), **asked})
+        return resolve(request, world_size=world_size, device=device)
+
+    def refused(self, *, world_size: int = 1, device: DeviceFacts = CPU, **asked: Any) -> UserError:
+        with pytest.raises(UserError) as caught:
+            self.resolve(world_size=world_size, device=device, **asked)
+        return caught.value
+
+    def with_ds(self, **keys: Any) -> Files:
+        self.ds.write_text(json.dumps({**DS, **keys}))
+        return self
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    files = Files(tmp_path / "mine.yaml", tmp_path / "mine.json")
+    files.config.write_text(yaml.safe_dump(RUN))
+    return files.with_ds()
+
+
+def every_value(value: Any) -> Iterator[Any]:
+    yield value
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for item in inner:
+        yield from every_value(item)
+
+
+def test_there_are_shipped_files_to_check() -> None:
+    assert {path.stem for path in CONFIGS} >= {"tiny", "small", "medium", "large"}
+    assert {path.stem for path in DS_CONFIGS} >= {"baseline", "memory_saver", "fast", "zero1", "zero2", "zero3"}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 8])
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("ds", DS_CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_pair_resolves(ds: Path, device: DeviceFacts, world_size: int) -> None:
+    for config in CONFIGS:
+        raw = json.loads(ds.read_text())
+        resolved = resolve(Request(config=str(config), ds=str(ds)), world_size=world_size, device=device)
+        assert resolved.micro_batch == raw["train_micro_batch_size_per_gpu"]
+        assert resolved.accumulation == raw["gradient_accumulation_steps"]
+        assert resolved.train_batch_size == resolved.micro_batch * resolved.accumulation * world_size
+        assert resolved.total_steps == sum(phase.steps for phase in resolved.phases)
+        assert "auto" not in every_value(resolved.deepspeed)
+        assert (resolved.run_source, resolved.deepspeed_source) == (str(config), str(ds))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_run_file_resolves_with_the_deepspeed_file_it_names(config: Path) -> None:
+    resolved = resolve(Request(config=config.stem), world_size=2, device=CPU)
+    assert resolved.run.name == config.stem
+    assert Path(resolved.deepspeed_source).stem == resolved.run.deepspeed
+    assert names(Request(config=config.stem)) == (config.stem, resolved.run.deepspeed)
+
+
+@pytest.mark.parametrize("ds", DS_CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_deepspeed_file_is_complete_and_deepspeed_takes_it_unchanged(ds: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    assert "auto" not in every_value(json.loads(ds.read_text()))
+    theirs = DeepSpeedConfig(str(ds))
+    ours = resolve(Request(config="tiny", ds=ds.stem), world_size=1, device=ANY_DEVICE)
+    assert (theirs.train_batch_size, theirs.train_micro_batch_size_per_gpu, theirs.gradient_accumulation_steps) == (
+        ours.train_batch_size,
+        ours.micro_batch,
+        ours.accumulation,
+    )
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("ds", DS_CONFIGS, ids=lambda path: path.stem)
+def test_deepspeed_takes_what_every_shipped_file_resolves_to(ds: Path, device: DeviceFacts) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    resolved = resolve(Request(ds=ds.stem), world_size=1, device=device)
+    theirs = DeepSpeedConfig(copy.deepcopy(resolved.deepspeed))
+    assert theirs.train_batch_size == resolved.train_batch_size
+    assert theirs.optimizer_params == resolved.deepspeed["optimizer"]["params"]
+
+
+def test_the_file_asked_for_comes_before_the_one_the_run_file_names(files: Files) -> None:
+    assert Path(files.resolve(ds=None).deepspeed_source).stem == "baseline"
+    assert files.resolve().deepspeed_source == str(files.ds)
+    assert names(Request(config=str(files.config), ds=str(files.ds))) == ("mine", "mine")
+
+
+def test_switches_override_the_json(files: Files) -> None:
+    files.with_ds(bf16={"enabled": True}, compile={"deepcompile": False})
+    assert (files.resolve().micro_batch, files.resolve().accumulation) == (2, 3)
+    switches = Switches(micro_batch=4, accumulation=5, precision="fp32", checkpointing=True, fused=False, compile=False)
+    resolved = files.resolve(switches=switches, world_size=2)
+    assert (resolved.micro_batch, resolved.accumulation, resolved.train_batch_size) == (4, 5, 40)
+    assert not resolved.deepspeed.get("bf16", {}).get("enabled")
+    assert "activation_checkpointing" in resolved.deepspeed
+    assert resolved.deepspeed["optimizer"]["params"]["fused"] is False
+    assert "compile" not in resolved.deepspeed
+
+
+def test_settings_override_files_and_switches(files: Files) -> None:
+    resolved = files.resolve(
+        switches=Switches(accumulation=5),
+        settings=("gradient_accumulation_steps=7", "optimizer.params.lr=0.5", "model.num_layers=3"),
+    )
+    assert resolved.accumulation == 7
+    assert resolved.deepspeed["optimizer"]["params"]["lr"] == 0.5
+    assert resolved.deepspeed["optimizer"]["params"]["fused"] is True
+    assert (resolved.run.model.num_layers, resolved.run.model.hidden_size) == (3, 32)
+
+
+def test_the_later_of_two_settings_counts(files: Files) -> None:
+    settings = ("memory.gc_every_steps=1", "memory.gc_every_steps=2", "gradient_clipping=1", "gradient_clipping=2")
+    resolved = files.resolve(settings=settings)
+    assert resolved.run.memory.gc_every_steps == 2
+    assert resolved.deepspeed["gradient_clipping"] == 2
+
+
+def test_the_seed_switch_overrides_file_and_setting(files: Files) -> None:
+    assert files.resolve().run.seed == 5
+    assert files.resolve(settings=("seed=6",)).run.seed == 6
+    assert files.resolve(settings=("seed=6",), seed=7).run.seed == 7
+    assert files.resolve(seed=0).run.seed == 0
+
+
+def test_a_setting_goes_to_the_file_that_has_its_key(files: Files) -> None:
+    resolved = files.resolve(settings=("targets.baseline_bytes=4 GB", "targets.target_bytes=2.5 GB"))
+    assert resolved.run.targets is not None
+    assert (resolved.run.targets.baseline_bytes, resolved.run.targets.target_bytes) == (4_000_000_000, 2_500_000_000)
+    assert "targets" not in resolved.deepspeed
+    resolved = files.resolve(settings=("zero_optimization.stage=1",))
+    assert resolved.deepspeed["zero_optimization"]["stage"] == 1
+
+
+def test_no_key_is_at_home_in_both_files() -> None:
+    assert not set(RunConfig.model_fields) & {path.split(".")[0] for path in deepspeed_keys.table()}
+
+
+@pytest.mark.parametrize(
+    ("setting", "file", "key"),
+    [
+        ("model.num_layres=3", "config", "model.num_layres"),
+        ("model.num_layers=three", "config", "model.num_layers"),
+        ("seed=-1", "config", "seed"),
+        ("zero_optimization.stagge=1", "ds", "zero_optimization.stagge"),
+        ("zero_optimization.stage=two", "ds", "zero_optimization.stage"),
+        ("gradient_cliping=1", "ds", "gradient_cliping"),
+    ],
+)
+def test_a_wrong_setting_is_named_by_its_file_and_key(files: Files, setting: str, file: str, key: str) -> None:
+    error = files.refused(settings=(setting,))
+    assert (error.where, error.key) == (str(getattr(files, file)), key)
+
+
+@pytest.mark.parametrize("setting", ["seed", "=5", "", "seed.=3", ".seed=3"])
+def test_what_is_no_setting_is_refused(files: Files, setting: str) -> None:
+    assert files.refused(settings=(setting,)).where == "--set"
+
+
+def test_phases_by_tokens_become_the_steps_that_see_them_all(files: Files) -> None:
+    first, second = files.resolve(world_size=2).phases
+    assert (first.number, first.name, first.sequence_length, first.steps) == (1, "short", 32, 10)
+    assert first.tokens_per_step == 2 * 3 * 2 * 32
+    assert (second.number, second.name, second.sequence_length) == (2, "long", 64)
+    assert second.tokens_per_step == 768
+    assert second.steps == 2
+    assert files.resolve(world_size=1).phases[1].steps == 3
+    assert files.resolve(world_size=1, switches=Switches(micro_batch=1, accumulation=1)).phases[1].steps == 16
+    exact = json.dumps([{"name": "exact", "sequence_length": 64, "tokens": 1536}])
+    assert files.resolve(world_size=2, settings=(f"phases={exact}",)).phases[0].steps == 2
+
+
+def test_a_phase_reads_its_own_data_or_else_the_runs(files: Files) -> None:
+    assert [phase.data for phase in files.resolve().phases] == ["stdlib", "elsewhere"]
+    assert [phase.data for phase in files.resolve(settings=("data.source=here",)).phases] == ["here", "elsewhere"]
+
+
+def test_one_phase_can_be_selected_and_the_schedule_still_follows_them_all(files: Files) -> None:
+    files.with_ds(scheduler={"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": 5}})
+    resolved = files.resolve(world_size=2, phase=2)
+    assert [phase.name for phase in resolved.phases] == ["long"]
+    assert resolved.phases[0].number == 2
+    assert resolved.total_steps == 12
+    assert resolved.deepspeed["scheduler"]["params"]["total_num_steps"] == 12
+
+
+@pytest.mark.parametrize("number", [0, 3, -1])
+def test_a_phase_that_is_not_there_is_refused_with_those_that_are(files: Files, number: int) -> None:
+    error = files.refused(phase=number)
+    assert (error.where, error.key, error.found) == (str(files.config), "--phase", number)
+    assert error.expected == "one of 1 (short), 2 (long)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "others"),
+    [
+        ("WarmupDecayLR", "total_num_steps", {"warmup_num_steps": 5}),
+        ("WarmupCosineLR", "total_num_steps", {"warmup_num_steps": 5}),
+        ("CosineAnnealingLR", "T_max", {}),
+        ("OneCycleLR", "total_steps", {"max_lr": 1e-3}),
+    ],
+)
+def test_the_steps_of_all_phases_fill_the_schedules_auto(
+    files: Files, kind: str, key: str, others: dict[str, Any]
+) -> None:
+    files.with_ds(scheduler={"type": kind, "params": {key: "auto", **others}})
+    resolved = files.resolve(world_size=2)
+    assert resolved.total_steps == 12
+    assert resolved.deepspeed["scheduler"]["params"][key] == 12
+    assert not [notice for notice in resolved.notices if "schedule" in notice]
+    files.with_ds(scheduler={"type": kind, "params": {key: 9, **others}})
+    assert [notice for notice in files.resolve(world_size=2).notices if "step 9 and the run at step 12" in notice]
+
+
+def test_without_optimisations_nothing_is_on() -> None:
+    for device in (CPU, CUDA):
+        resolved = resolve(Request(config="small", no_optimize=True), world_size=2, device=device)
+        assert Path(resolved.deepspeed_source).stem == "baseline"
+        assert resolved.accumulation == 1
+        for precision in ("fp16", "bf16", "torch_autocast"):
+            assert not resolved.deepspeed.get(precision, {}).get("enabled")
+        assert "activation_checkpointing" not in resolved.deepspeed
+        assert "compile" not in resolved.deepspeed
+        assert resolved.deepspeed["optimizer"]["params"]["torch_adam"] is True
+        assert resolved.deepspeed["optimizer"]["params"]["fused"] is False
+        assert resolved.deepspeed.get("zero_optimization", {}).get("stage", 0) == 0
+        assert resolved.notices == ()
+    assert names(Request(config="small", no_optimize=True)) == ("small", "baseline")
+
+
+def test_no_optimisations_and_a_deepspeed_file_contradict_each_other(files: Files) -> None:
+    error = files.refused(no_optimize=True)
+    assert (error.where, error.found) == ("--no-optimize", f"--ds {files.ds}")
+    with pytest.raises(UserError):
+        names(Request(ds="zero2", no_optimize=True))
+
+
+def test_one_optimisation_can_be_switched_on_over_the_baseline() -> None:
+    request = Request(no_optimize=True, switches=Switches(checkpointing=True))
+    resolved = resolve(request, world_size=1, device=CPU)
+    assert "activation_checkpointing" in resolved.deepspeed
+    assert resolved.deepspeed["optimizer"]["params"]["fused"] is False
+
+
+def test_fp16_on_the_cpu_becomes_bf16_and_says_so() -> None:
+    on_cpu = resolve(Request(ds="fp16"), world_size=1, device=CPU)
+    assert on_cpu.deepspeed["bf16"]["enabled"] is True
+    assert not on_cpu.deepspeed.get("fp16", {}).get("enabled")
+    assert "fp16 is not supported by DeepSpeed on the CPU: bf16 runs instead" in on_cpu.notices
+    on_gpu = resolve(Request(ds="fp16"), world_size=1, device=CUDA)
+    assert on_gpu.deepspeed["fp16"]["enabled"] is True
+    assert on_gpu.notices == ()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_batch_that_does_not_multiply_is_refused_by_file_with_those_that_do(files: Files, world_size: int) -> None:
+    files.with_ds(train_batch_size=7)
+    error = files.refused(world_size=world_size)
+    assert (error.where, error.key, error.found) == (str(files.ds), "train_batch_size", 7)
+    assert error.expected == f"2 x 3 x {world_size}, which is {6 * world_size}"
+    assert error.hint is not None
+    assert f"{6 * world_size} = 2 x 3 x {world_size}" in error.hint
+
+
+def test_what_the_device_cannot_run_is_refused_by_file_and_key(files: Files) -> None:
+    files.with_ds(optimizer={"type": "Lamb", "params": {"lr": 1e-3}}, zero_allow_untested_optimizer=True)
+    error = files.refused(device=CPU)
+    assert (error.where, error.key, error.found) == (str(files.ds), "optimizer.type", "Lamb")
+    assert files.resolve(device=CUDA).deepspeed["optimizer"]["type"] == "Lamb"
+
+
+def test_the_same_request_gives_the_same_answer(files: Files) -> None:
+    assert files.resolve() == files.resolve()

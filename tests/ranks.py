@@ -1,0 +1,84 @@
+"""Starts real ranks for tests, and reads what they left."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_trainer.records import read_steps
+
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+SINGLE = (sys.executable,)
+TIME_LIMIT_S = 240
+# A warm-up short enough for the weights to move in a mini run.
+BRISK = ("--set", "scheduler.params.warmup_num_steps=4", "--set", "scheduler.params.warmup_max_lr=0.002")
+
+MINI = """\
+name: mini
+deepspeed: zero2
+seed: 7
+model: {num_layers: 2, hidden_size: 32, num_heads: 2, vocab_size: 2048, context_length: 64, dropout: 0.0}
+phases:
+  - {name: short, sequence_length: 32, steps: 10}
+  - {name: long, sequence_length: 64, steps: 10}
+evaluation: {num_batches: 2}
+checkpoints: {at_end: false}
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that ended. `output` is what it printed, both streams together."""
+
+    status: int
+    output: str
+
+
+def bin_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment with the tests' interpreter first on the PATH and no rank's variables in it."""
+    environ = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environ['PATH']}"
+    environ.update(OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+    return environ | dict(extra or {})
+
+
+def run(command: Sequence[str], *, cwd: Path, environ: Mapping[str, str] | None = None) -> Ended:
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env=bin_environment(environ),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        text=True,
+        timeout=TIME_LIMIT_S,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout)
+
+
+def starter(world_size: int) -> tuple[str, ...]:
+    return SINGLE if world_size == 1 else (*TORCHRUN, str(world_size))
+
+
+def mini_config(folder: Path) -> Path:
+    path = folder / "mini.yaml"
+    path.write_text(MINI)
+    return path
+
+
+def train(folder: Path, name: str, *switches: str, world_size: int = 2) -> Path:
+    """Trains the mini run in `folder`/`name` and returns its run folder; fails the test when the command fails."""
+    run_dir = folder / name
+    command = [*starter(world_size), "-m", "dist_trainer", "train", "--config", str(mini_config(folder))]
+    ended = run([*command, "--run-dir", str(run_dir), *BRISK, *switches], cwd=folder)
+    assert ended.status == 0, ended.output
+    return run_dir
+
+
+def losses(run_dir: Path) -> list[float]:
+    return [step.loss for step in read_steps(run_dir / "records")]

@@ -1,0 +1,244 @@
+"""Each optimisation that the JSON asks for is really at work in the engine."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ranks
+import torch
+import torch.distributed as dist
+
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.optimisations import Switches
+from dist_trainer.config.resolve import Request, ResolvedRun, resolve
+from dist_trainer.train import hygiene, process
+from dist_trainer.train.engine import build_engine
+from dist_trainer.train.step import train_step
+
+pytestmark = pytest.mark.integration
+
+ALONE = RankInfo(0, 1, 0, 1, "127.0.0.1", None, "single")
+STEPS = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    """One rank, in this process, for all engines of this file."""
+    before = dict(os.environ)
+    with process.quiet_deepspeed():
+        process.join_process_group(ALONE, process.device_facts())
+    yield
+    dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def resolved(tmp_path: Path) -> Callable[..., ResolvedRun]:
+    config = ranks.mini_config(tmp_path)
+
+    def make(ds: str, *settings: str, **switches: Any) -> ResolvedRun:
+        request = Request(config=str(config), ds=ds, settings=settings, switches=Switches(**switches))
+        return resolve(request, world_size=1, device=process.device_facts())
+
+    return make
+
+
+@pytest.fixture
+def engine(resolved: Callable[..., ResolvedRun]) -> Iterator[Callable[..., Any]]:
+    built: list[Any] = []
+
+    def make(ds: str, *settings: str, **switches: Any) -> Any:
+        built.append(build_engine(resolved(ds, *settings, **switches), device_index=0))
+        return built[-1]
+
+    yield make
+    for one in built:
+        one.destroy()
+    gc.enable()
+
+
+def batches(micro_batch: int = 2) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    while True:
+        block = torch.randint(0, 2048, (micro_batch, 33), generator=generator)
+        yield block[:, :-1], block[:, 1:]
+
+
+def weights(engine: Any) -> torch.Tensor:
+    return engine.module.token_embedding.weight.detach().clone()
+
+
+def test_accumulation_takes_its_micro_batches_for_one_update(engine: Callable[..., Any]) -> None:
+    running = engine("accumulation")
+    taken = 0
+
+    def counting() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        nonlocal taken
+        for batch in batches():
+            taken += 1
+            yield batch
+
+    start = weights(running)
+    train_step(running, counting(), step=1)
+    assert (taken, running.global_steps) == (8, 1)
+    assert not torch.equal(weights(running), start)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_holds_weights_and_gradients_in_16_bit_and_a_master_copy_in_fp32(
+    stage: int, engine: Callable[..., Any]
+) -> None:
+    running = engine("bf16", f"zero_optimization.stage={stage}")
+    seen: set[torch.dtype] = set()
+    for parameter in running.module.parameters():
+        parameter.register_hook(lambda gradient: seen.add(gradient.dtype))
+    train_step(running, batches(), step=1)
+    assert {parameter.dtype for parameter in running.module.parameters()} == {torch.bfloat16}
+    assert seen == {torch.bfloat16}
+    states = running.optimizer.optimizer.state if hasattr(running.optimizer, "optimizer") else running.optimizer.state
+    moments = [state["exp_avg"] for state in states.values() if "exp_avg" in state]
+    assert moments and {moment.dtype for moment in moments} == {torch.float32}
+    if stage == 3:
+        masters = running.optimizer.fp32_partitioned_groups_flat
+    else:
+        masters = [master for group in running.optimizer.optimizer.param_groups for master in group["params"]]
+    assert {master.dtype for master in masters} == {torch.float32}
+
+
+def test_fp16_on_a_cpu_says_that_bf16_runs_instead(resolved: Callable[..., ResolvedRun]) -> None:
+    instead = resolved("fp16")
+    assert instead.deepspeed["bf16"]["enabled"] and not instead.deepspeed.get("fp16", {}).get("enabled")
+    assert len([notice for notice in instead.notices if "fp16" in notice and "bf16" in notice]) == 1
+
+
+def test_fp16_scales_the_loss_up_while_it_can_and_down_on_overflow(
+    engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """DeepSpeed refuses fp16 on a CPU, though its arithmetic works there: only the refusal is taken away."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    block = ("fp16.initial_scale_power=4", "fp16.loss_scale_window=2", "zero_optimization.stage=2")
+    running = engine("fp16", *block)
+    assert {parameter.dtype for parameter in running.module.parameters()} == {torch.float16}
+    scales = [train_step(running, batches(), step=step).loss_scale for step in range(1, 6)]
+    assert scales[-1] is not None and scales[-1] > 16.0
+
+    start_high = ("fp16.initial_scale_power=32", "fp16.hysteresis=1", "zero_optimization.stage=2")
+    overflowing = engine("fp16", *start_high)
+    before = weights(overflowing)
+    result = train_step(overflowing, batches(), step=1)
+    assert overflowing.skipped_steps == 1
+    assert result.loss_scale is not None and result.loss_scale < 2.0**32
+    assert torch.equal(weights(overflowing), before)
+
+
+def test_checkpointing_block_present_means_on(engine: Callable[..., Any]) -> None:
+    checkpointing = engine("checkpointing", "activation_checkpointing.number_checkpoints=1").module.checkpointing
+    assert checkpointing is not None and checkpointing.num_checkpoints == 1
+    assert engine("baseline").module.checkpointing is None
+
+
+def test_fused_is_torchs_fused_adamw_and_the_baseline_is_not(engine: Callable[..., Any]) -> None:
+    for ds, fused in (("fused", True), ("baseline", False)):
+        optimizer = engine(ds).basic_optimizer
+        assert type(optimizer) is torch.optim.AdamW
+        assert {bool(group["fused"]) for group in optimizer.param_groups} == {fused}
+
+
+def test_deepspeeds_own_fused_adam_is_built_where_the_json_asks_for_it(engine: Callable[..., Any]) -> None:
+    running = engine("baseline", 'optimizer.params={"lr": 0.001}')
+    assert type(running.basic_optimizer).__name__ == "FusedAdam"
+    before = weights(running)
+    train_step(running, batches(), step=1)
+    assert not torch.equal(weights(running), before)
+
+
+@pytest.mark.parametrize("ds", ["zero2_offload", "zero3_offload"])
+def test_offload_keeps_the_optimizer_in_deepspeeds_cpu_adam(ds: str, engine: Callable[..., Any]) -> None:
+    running = engine(ds)
+    assert type(running.basic_optimizer).__name__ == "DeepSpeedCPUAdam"
+    assert math.isfinite(train_step(running, batches(), step=1).loss)
+
+
+def test_only_matrices_decay_in_the_engine(engine: Callable[..., Any]) -> None:
+    assert [group["weight_decay"] for group in engine("baseline").basic_optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_compile_runs_a_compiled_graph(engine: Callable[..., Any]) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    running = engine("compile")
+    train_step(running, batches(), step=1)
+    assert running.is_compiled
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert torch._dynamo.utils.counters["graph_break"] == {}
+
+
+def test_memory_hygiene_keeps_the_collector_out_of_the_steps_and_drops_gradients(engine: Callable[..., Any]) -> None:
+    running = engine("memory_hygiene")
+    hygiene.settle(running)
+    assert not gc.isenabled()
+    train_step(running, batches(), step=1)
+    assert all(parameter.grad is None for parameter in running.module.parameters())
+    running.destroy()
+    assert gc.isenabled()
+
+
+def linear_warmup(step: int) -> float:
+    return 6e-4 * min(1.0, step / 100)
+
+
+def cosine(step: int) -> float:
+    if step < 4:
+        return 6e-4 * step / 4
+    progress = (step - 4 + 1) / (STEPS - 4)
+    return 6e-4 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def one_cycle(step: int) -> float:
+    half = STEPS // 2
+    up = 1 - abs(step / half - 1)
+    return 6e-5 + (6e-4 - 6e-5) * up
+
+
+def torch_cosine(step: int) -> float:
+    return 6e-4 * 0.5 * (1 + math.cos(math.pi * step / STEPS))
+
+
+@pytest.mark.parametrize(
+    ("ds", "settings", "closed_form"),
+    [
+        ("linear_warmup", (), linear_warmup),
+        ("cosine", ("scheduler.params.total_num_steps=auto", "scheduler.params.warmup_num_steps=4"), cosine),
+        (
+            "one_cycle",
+            ("scheduler.params.cycle_first_step_size=auto", "scheduler.params.cycle_second_step_size=auto"),
+            one_cycle,
+        ),
+        ("bf16", ('scheduler={"type": "CosineAnnealingLR", "params": {"T_max": 20}}',), torch_cosine),
+    ],
+    ids=["linear warm-up", "cosine decay", "one cycle", "torch's cosine"],
+)
+def test_the_learning_rate_follows_the_closed_form_over_the_phases(
+    ds: str, settings: tuple[str, ...], closed_form: Callable[[int], float], engine: Callable[..., Any]
+) -> None:
+    running = engine(ds, *settings)
+    rates = [train_step(running, batches(), step=step).learning_rate for step in range(1, STEPS + 1)]
+    # DeepSpeed's warm-ups hold their first value for two steps; its OneCycle and torch's schedulers do not.
+    shift = 1 if ds in ("linear_warmup", "cosine") else 0
+    assert rates[1:] == pytest.approx([closed_form(max(0, step - shift)) for step in range(1, STEPS)], rel=1e-6)
+
+
+def test_what_a_device_cannot_do_is_a_fact_of_the_device() -> None:
+    facts = process.device_facts()
+    assert isinstance(facts, DeviceFacts)
+    assert facts.kind == ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,0 +1,55 @@
+"""Threads, devices and the meeting place of one rank."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.errors import UserError
+from dist_trainer.train import process
+
+TORCHRUN_DEFAULT = {"OMP_NUM_THREADS": "1", "TORCHELASTIC_RUN_ID": "none"}
+RANK = RankInfo(1, 4, 1, 4, "127.0.0.1", 29500, "torch")
+
+
+@pytest.mark.parametrize(
+    ("environ", "host", "own", "ranks", "threads"),
+    [
+        ({}, 16, 16, 4, 4),
+        ({}, 2, 2, 4, 1),
+        ({}, 16, 2, 4, 2),
+        ({"OMP_NUM_THREADS": "3"}, 16, 16, 4, 3),
+        ({"OMP_NUM_THREADS": "1"}, 16, 16, 4, 1),
+        (TORCHRUN_DEFAULT, 16, 16, 4, 4),
+        ({"OMP_NUM_THREADS": "many"}, 16, 16, 4, 4),
+    ],
+)
+def test_threads_are_what_the_user_says_or_a_share_of_the_cores(
+    environ: dict[str, str], host: int, own: int, ranks: int, threads: int
+) -> None:
+    assert process.threads_per_rank(environ, host_cores=host, own_cores=own, local_world_size=ranks) == threads
+
+
+@pytest.mark.parametrize(("visible", "index"), [(1, 0), (4, 1), (8, 1)])
+def test_a_rank_takes_its_own_device_or_the_only_one_it_sees(
+    visible: int, index: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(process.torch.cuda, "device_count", lambda: visible)
+    assert process.device_index(RANK) == index
+
+
+def test_more_ranks_than_gpus_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(process.torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="more ranks on this host than GPUs"):
+        process.device_index(dataclasses.replace(RANK, local_rank=2))
+
+
+def test_a_meeting_place_whose_name_nobody_knows_is_an_error_at_once() -> None:
+    rank = dataclasses.replace(RANK, master_addr="no-such-host.invalid")
+    with pytest.raises(UserError, match="cannot be resolved") as caught:
+        process.join_process_group(rank, process.device_facts())
+    assert caught.value.key == "MASTER_ADDR"

@@ -1,0 +1,91 @@
+"""Whole runs on real ranks: what must agree agrees, and a run that was stopped goes on as if it had not been."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ranks import losses, train
+
+from dist_trainer.records import read_steps
+
+pytestmark = pytest.mark.integration
+
+FP32 = ("--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def zero2_losses(folder: Path) -> list[float]:
+    """20 steps in fp32 under ZeRO-2 on two ranks: what the others are compared with."""
+    return losses(train(folder, "zero2", *FP32))
+
+
+def assert_close(ours: list[float], theirs: list[float]) -> None:
+    assert len(ours) == len(theirs) == 20
+    assert max(abs(a - b) for a, b in zip(ours, theirs, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("ds", ["zero1", "zero3"])
+def test_fp32_losses_agree_over_zero_stages(folder: Path, zero2_losses: list[float], ds: str) -> None:
+    assert_close(losses(train(folder, ds, *FP32, "--ds", ds)), zero2_losses)
+
+
+def test_fp32_losses_without_zero_agree_and_the_gradient_norm_is_recorded(
+    folder: Path, zero2_losses: list[float]
+) -> None:
+    run_dir = train(folder, "zero0", *FP32, "--set", "zero_optimization.stage=0")
+    assert_close(losses(run_dir), zero2_losses)
+    norms = [step.grad_norm for step in read_steps(run_dir / "records")]
+    theirs = [step.grad_norm for step in read_steps(folder / "zero2" / "records")]
+    assert norms == pytest.approx(theirs, rel=1e-3)
+
+
+def test_the_loss_falls(zero2_losses: list[float]) -> None:
+    assert zero2_losses[-1] < zero2_losses[0] - 0.2
+
+
+def test_accumulation_four_by_two_agrees_with_one_by_eight(folder: Path, zero2_losses: list[float]) -> None:
+    one_by_eight = train(folder, "one-by-eight", *FP32, "--micro-batch", "8", "--accumulation", "1")
+    assert_close(losses(one_by_eight), zero2_losses)
+
+
+def test_one_rank_agrees_with_two_of_the_same_global_batch(folder: Path, zero2_losses: list[float]) -> None:
+    alone = train(folder, "alone", *FP32, "--accumulation", "8", world_size=1)
+    assert_close(losses(alone), zero2_losses)
+
+
+def test_checkpointing_changes_no_bit(folder: Path, zero2_losses: list[float]) -> None:
+    assert losses(train(folder, "no-checkpointing", *FP32, "--no-checkpointing")) == zero2_losses
+
+
+@pytest.mark.parametrize("ds", ["zero2", "zero3"])
+def test_checkpointing_with_dropout_changes_no_bit_in_bf16(folder: Path, ds: str) -> None:
+    switches = ("--ds", ds, "--set", "model.dropout=0.2", "--phase", "1")
+    kept = losses(train(folder, f"{ds}-kept", *switches, "--no-checkpointing"))
+    assert losses(train(folder, f"{ds}-recomputed", *switches)) == kept
+
+
+@pytest.mark.parametrize("stage", ["0", "2", "3"])
+def test_a_run_stopped_in_each_phase_and_resumed_gives_the_losses_of_an_undisturbed_one(
+    folder: Path, stage: str
+) -> None:
+    switches = ("--set", f"zero_optimization.stage={stage}", "--set", "model.dropout=0.1")
+    switches = (*switches, "--set", "checkpoints.at_end=true")
+    undisturbed = train(folder, f"undisturbed-{stage}", *switches)
+    for stop in ("7", "14", "20") if stage == "2" else ("7", "20"):
+        resumed = train(folder, f"resumed-{stage}", *switches, "--max-steps", stop)
+    ours, theirs = (read_steps(run_dir / "records") for run_dir in (resumed, undisturbed))
+    assert [step.step for step in ours] == list(range(1, 21))
+    assert [(step.loss, step.learning_rate, step.phase, step.grad_norm) for step in ours] == [
+        (step.loss, step.learning_rate, step.phase, step.grad_norm) for step in theirs
+    ]
+
+
+def test_compiled_and_eager_losses_agree(folder: Path, zero2_losses: list[float]) -> None:
+    compiled = losses(train(folder, "compiled", *FP32, "--compile", "--phase", "1", "--no-checkpointing"))
+    assert max(abs(a - b) for a, b in zip(compiled, zero2_losses[:10], strict=True)) < 1e-4
