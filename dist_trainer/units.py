@@ -44,7 +44,7 @@ def format_count(count: float) -> str:
         # What rounds up to the next letter has it: 999_999 is 1.0M, not 1000.0K.
         if abs(count) >= 0.99995 * size:
             return f"{count / size:.1f}{letter}"
-    return f"{count:g}"
+    return f"{count:.3g}"
 
 
 def format_duration(seconds: float) -> str:

@@ -9,7 +9,7 @@ import sys
 import traceback
 
 from dist_trainer import __version__
-from dist_trainer.errors import EXIT_OK, UserError
+from dist_trainer.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 
 COMMANDS = {
     "train": "train the transformer: what one rank does (the default)",
@@ -43,7 +43,7 @@ def main(argv: list[str]) -> int:
             print(f"dist_trainer: error: {error}", file=sys.stderr)
             return error.exit_status
         except KeyboardInterrupt:
-            return 130
+            return EXIT_INTERRUPTED
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from dist_trainer.errors import EXIT_FAILURE, UserError
+from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
 from dist_trainer.logs import LOGGER_NAME
 from dist_trainer.records import EVENTS_FILE, Event, RecordWriter, read_records
 
@@ -25,11 +25,15 @@ SAME_MISTAKE_GRACE_S = 5.0
 def describe(error: BaseException) -> str:
     if isinstance(error, UserError):
         return str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
     text = str(error).strip() or type(error).__name__
     return f"{type(error).__name__}: {text}\n  {'do:':<10}run again with --debug for the traceback"
 
 
 def exit_status(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
     return error.exit_status if isinstance(error, UserError) else EXIT_FAILURE
 
 

@@ -32,8 +32,24 @@ class StepResult:
 def train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> StepResult:
     """Takes one optimizer step from the next micro batches (int64 [micro batch, tokens] inputs and targets).
 
-    Raises RunError on every rank, before the weights change, when the mean loss is not finite.
+    Raises RunError on every rank, before the weights change, when the mean loss is not finite; and on a rank whose
+    device has no memory left, with what to try.
     """
+    try:
+        return _train_step(engine, batches, step=step)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"out of memory in step {step}",
+            key=f"step {step}",
+            found=str(error).partition(". ")[0],
+            hint=(
+                "use --ds memory_saver, or --micro-batch 1 with a larger --accumulation, --checkpointing, more GPUs "
+                "under --ds zero2, --set model.loss=chunked, or --ds zero2_offload"
+            ),
+        ) from error
+
+
+def _train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> StepResult:
     started_s = time.perf_counter()
     data_wait_s = 0.0
     accumulation = engine.gradient_accumulation_steps()

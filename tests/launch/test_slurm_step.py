@@ -59,7 +59,7 @@ def test_the_shipped_script_starts_one_task_a_rank(slurm_environ: dict[str, str]
             "world_size": 2,
             "local_rank": rank,
             "local_world_size": 2,
-            "master_addr": "n1",
+            "master_addr": "127.0.0.1",
             "master_port": 20000 + int(job_id),
             "source": "slurm",
         }

@@ -18,7 +18,8 @@ from dist_trainer.train.failure import describe, exit_status
 
 
 def test_a_users_mistake_ends_with_two_and_a_run_that_fails_with_one() -> None:
-    assert [exit_status(error) for error in (UserError("a"), RunError("b"), ValueError("c"))] == [2, 1, 1]
+    errors = (UserError("a"), RunError("b"), ValueError("c"), KeyboardInterrupt())
+    assert [exit_status(error) for error in errors] == [2, 1, 1, 130]
 
 
 def test_an_error_of_the_program_says_how_to_see_more() -> None:

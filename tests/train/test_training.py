@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
-from ranks import losses, train
+from ranks import losses, run, starter, train
 
 from dist_trainer.records import read_steps
 
@@ -89,3 +90,32 @@ def test_a_run_stopped_in_each_phase_and_resumed_gives_the_losses_of_an_undistur
 def test_compiled_and_eager_losses_agree(folder: Path, zero2_losses: list[float]) -> None:
     compiled = losses(train(folder, "compiled", *FP32, "--compile", "--phase", "1", "--no-checkpointing"))
     assert max(abs(a - b) for a, b in zip(compiled, zero2_losses[:10], strict=True)) < 1e-4
+
+
+def test_deepspeeds_tensorboard_block_gets_the_loss_as_well(folder: Path, zero2_losses: list[float]) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    block = ("tensorboard.enabled=true", f"tensorboard.output_path={folder}/board", "tensorboard.job_name=mini")
+    settings = [word for setting in block for word in ("--set", setting)]
+    train(folder, "board-run", *FP32, *settings, "--phase", "1", "--accumulation", "8", world_size=1)
+    written = EventAccumulator(str(folder / "board" / "mini"))
+    written.Reload()
+    values = [event.value for event in written.Scalars("Train/loss")]
+    assert values == pytest.approx(zero2_losses[:10], abs=1e-5)
+
+
+@pytest.mark.parametrize("ds", ["zero2", "zero3"])
+def test_the_chunked_loss_agrees_with_the_full_one(folder: Path, zero2_losses: list[float], ds: str) -> None:
+    run_dir = train(folder, f"chunked-{ds}", *FP32, "--ds", ds, "--set", "model.loss=chunked", "--phase", "1")
+    assert losses(run_dir) == pytest.approx(zero2_losses[:10], abs=1e-5)
+
+
+def test_tiny_learns_more_than_how_often_each_token_occurs(folder: Path) -> None:
+    run_dir = folder / "tiny"
+    command = [*starter(2), "-m", "dist_trainer", "train", "--phase", "1", "--run-dir", str(run_dir)]
+    ended = run(command, cwd=folder)
+    assert ended.status == 0, ended.output
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["num_steps"] == 150
+    assert summary["last_loss"] < summary["unigram_entropy_nats"] - 0.5
+    assert [verdict["reason"] for verdict in summary["verdicts"]] == ["no GPU", "no GPU"]

@@ -1,0 +1,88 @@
+"""One optimizer step: what it asks of the engine, and when it stops the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dist_trainer.errors import RunError
+from dist_trainer.train.step import evaluate, train_step
+
+
+class Engine:
+    """Plays an engine of two micro batches a step that gives the losses it is told."""
+
+    device = torch.device("cpu")
+    global_steps = 0
+
+    def __init__(self, *losses: float | Exception) -> None:
+        self.losses = list(losses)
+        self.calls: list[str] = []
+
+    def __call__(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        loss = self.losses.pop(0)
+        if isinstance(loss, Exception):
+            raise loss
+        return torch.tensor(loss)
+
+    def __getattr__(self, name: str) -> Any:
+        answers: dict[str, Any] = {
+            "gradient_accumulation_steps": 2,
+            "get_lr": [0.25],
+            "managed_gradient_accumulation": True,
+            "zero_optimization": True,
+            "fp16_enabled": False,
+            "get_global_grad_norm": 1.5,
+        }
+
+        def call(*_: object) -> Any:
+            self.calls.append(name)
+            return answers.get(name)
+
+        return call
+
+
+@pytest.fixture(autouse=True)
+def alone() -> Iterator[None]:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def batches() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    while True:
+        yield torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4, dtype=torch.int64)
+
+
+def test_the_loss_is_the_mean_of_the_micro_batches() -> None:
+    engine = Engine(1.0, 2.0)
+    result = train_step(engine, batches(), step=1)
+    assert (result.loss, result.learning_rate, result.grad_norm, result.loss_scale) == (1.5, 0.25, 1.5, None)
+    assert engine.calls.count("backward") == engine.calls.count("step") == 2
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_before_the_update(loss: float) -> None:
+    engine = Engine(1.0, loss)
+    with pytest.raises(RunError, match="the loss of step 7 is not finite"):
+        train_step(engine, batches(), step=7)
+    assert engine.calls.count("step") == 1, "only the micro batch before the boundary"
+
+
+def test_running_out_of_memory_says_what_to_try() -> None:
+    engine = Engine(1.0, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    with pytest.raises(RunError, match="out of memory in step 3") as caught:
+        train_step(engine, batches(), step=3)
+    assert "--micro-batch 1" in str(caught.value)
+
+
+def test_evaluation_averages_and_goes_back_to_training() -> None:
+    engine = Engine(1.0, 3.0)
+    pairs = iter([next(batches()), next(batches())])
+    assert evaluate(engine, pairs) == 2.0
+    assert [call for call in engine.calls if call in ("eval", "train")] == ["eval", "train"]
