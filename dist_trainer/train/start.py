@@ -95,7 +95,7 @@ def train(
     from dist_trainer.data.loader import default_num_workers
     from dist_trainer.monitor.memory import MemoryProbe
     from dist_trainer.report import summary
-    from dist_trainer.train import checkpoint, process
+    from dist_trainer.train import checkpoint, op_builds, process
     from dist_trainer.train.display import Display
     from dist_trainer.train.engine import build_engine
     from dist_trainer.train.loop import Recorder, Run, train_phases
@@ -110,7 +110,8 @@ def train(
         for line in _opening(resolved, job.rank, run_dir, device, num_threads):
             display.note(line)
         recorder.event("start", f"{resolved.run.name} on {job.rank.world_size} ranks", device=device.name)
-        for notice in resolved.notices:
+        for notice in (*resolved.notices, *op_builds.notices()):
+            display.note(f"notice     {notice}")
             recorder.event("notice", notice)
 
     engine = build_engine(resolved, device_index=device_index)
@@ -192,7 +193,7 @@ def _opening(resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: Devic
     model = resolved.run.model
     ranks = "1 rank" if rank.world_size == 1 else f"{rank.world_size} ranks"
     threads = f", {num_threads} threads each" if device.kind == "cpu" else ""
-    lines = [
+    return [
         f"model      {resolved.run.name}: {format_count(num_parameters(model))} parameters, "
         f"{model.num_layers} layers x {model.hidden_size}, vocabulary {model.vocab_size}, "
         f"context {model.context_length}",
@@ -203,4 +204,3 @@ def _opening(resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: Devic
         + ", ".join(f"{key} {value}" for key, value in describe(resolved.deepspeed).items()),
         f"run        {run_dir}",
     ]
-    return [*lines, *(f"notice     {notice}" for notice in resolved.notices)]
