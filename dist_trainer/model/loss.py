@@ -25,7 +25,7 @@ def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     DeepSpeed's `chunked_cross_entropy` is used: it keeps the 16-bit logits and upcasts a block of rows at a time.
     """
     flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
-    if hidden.dtype == torch.float32 and hasattr(F, "linear_cross_entropy"):
+    if hidden.dtype == torch.float32 and hasattr(nn, "LinearCrossEntropyOptions"):
         return F.linear_cross_entropy(flat_hidden, weight, flat_targets, options=nn.LinearCrossEntropyOptions())
     from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -66,9 +67,12 @@ def test_when_a_rank_is_killed_the_others_end_with_one_message(tmp_path: Path) -
     config = mini_config(tmp_path)
     words = ["-m", "dist_trainer", "train", "--config", str(config), "--run-dir", str(tmp_path / "run")]
     words += ["--set", "phases=" + json.dumps([{"name": "long", "sequence_length": 64, "steps": 100000}])]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
     started = []
     for rank in range(2):
-        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 20321}
+        place = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
         environ = bin_environment() | {name: str(value) for name, value in place.items()}
         environ["MASTER_ADDR"] = "127.0.0.1"
         started.append(
