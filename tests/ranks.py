@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,6 @@ from pathlib import Path
 from dist_trainer.records import read_steps
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-SINGLE = (sys.executable,)
 TIME_LIMIT_S = 240
 # A warm-up short enough for the weights to move in a mini run.
 BRISK = ("--set", "scheduler.params.warmup_num_steps=4", "--set", "scheduler.params.warmup_max_lr=0.002")
@@ -61,8 +62,27 @@ def run(command: Sequence[str], *, cwd: Path, environ: Mapping[str, str] | None 
     return Ended(done.returncode, done.stdout)
 
 
-def starter(world_size: int) -> tuple[str, ...]:
-    return SINGLE if world_size == 1 else (*TORCHRUN, str(world_size))
+def run_ranks(arguments: Sequence[str], *, cwd: Path, world_size: int) -> Ended:
+    """Runs `python ARGUMENTS` as that many ranks, with nothing in between; the status is the highest of theirs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    meeting = {
+        "WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": world_size,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    with tempfile.TemporaryFile("w+") as printed:
+        ranks = []
+        for rank in range(world_size):
+            environ = bin_environment({name: str(value) for name, value in meeting.items()})
+            environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, *arguments]
+            ranks.append(subprocess.Popen(command, cwd=cwd, env=environ, stdout=printed, stderr=subprocess.STDOUT))
+        statuses = [rank.wait(TIME_LIMIT_S) for rank in ranks]
+        printed.seek(0)
+        return Ended(max(statuses, key=abs), printed.read())
 
 
 def mini_config(folder: Path) -> Path:
@@ -74,8 +94,8 @@ def mini_config(folder: Path) -> Path:
 def train(folder: Path, name: str, *switches: str, world_size: int = 2) -> Path:
     """Trains the mini run in `folder`/`name` and returns its run folder; fails the test when the command fails."""
     run_dir = folder / name
-    command = [*starter(world_size), "-m", "dist_trainer", "train", "--config", str(mini_config(folder))]
-    ended = run([*command, "--run-dir", str(run_dir), *BRISK, *switches], cwd=folder)
+    arguments = ["-m", "dist_trainer", "train", "--config", str(mini_config(folder)), "--run-dir", str(run_dir)]
+    ended = run_ranks([*arguments, *BRISK, *switches], cwd=folder, world_size=world_size)
     assert ended.status == 0, ended.output
     return run_dir
 

@@ -68,7 +68,7 @@ class PhaseConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """A checkpoint every so many steps or minutes (0: never for that reason) and, if `at_end`, after the last step."""
+    """A checkpoint every so many steps or minutes (0: never for that), and, if `at_end`, after a phase's last step."""
 
     every_steps: NotNegative = 0
     every_minutes: Annotated[float, Field(ge=0.0)] = 0.0

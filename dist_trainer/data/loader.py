@@ -47,7 +47,13 @@ def build_loader(
     `prefetch_factor` is how many micro batches each worker reads ahead; with no workers nothing is. Close the loader,
     or use it as a context manager. Raises UserError when the data is shorter than one sequence.
     """
-    plan = BatchPlan(num_windows(tokens.num_tokens, sequence_length), micro_batch, accumulation, world_size, seed)
+    plan = BatchPlan(
+        num_windows(tokens.num_tokens, sequence_length, where=str(tokens.path)),
+        micro_batch,
+        accumulation,
+        world_size,
+        seed,
+    )
     loader: DataLoader[Batch | _Failure] = DataLoader(
         _MicroBatches(tokens, plan, sequence_length, rank),
         batch_size=None,

@@ -15,12 +15,13 @@ _NUM_ROUNDS = 6
 _MASK = 2**64 - 1
 
 
-def num_windows(num_tokens: int, sequence_length: int) -> int:
+def num_windows(num_tokens: int, sequence_length: int, *, where: str | None = None) -> int:
     """Window w covers the tokens w * T to w * T + T, both included. Raises UserError when there is none."""
     count = (num_tokens - 1) // sequence_length
     if count < 1:
         raise UserError(
             "the dataset is shorter than one sequence",
+            where=where,
             key="sequence_length",
             found=f"{num_tokens} tokens",
             expected=f"at least {sequence_length + 1}",

@@ -116,9 +116,6 @@ class GPT(nn.Module):
             return F.linear(hidden, self.token_embedding.weight)
         return self.loss_function(hidden, self.token_embedding.weight, targets)
 
-    def num_parameters(self) -> int:
-        return num_parameters(self.config)
-
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Matrices decay with the optimizer's own weight decay; biases and norms do not decay."""
         parameters = list(self.parameters())

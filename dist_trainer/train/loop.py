@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.resolve import Phase, ResolvedRun
 from dist_trainer.data.loader import BatchLoader, build_loader
@@ -23,7 +26,7 @@ from dist_trainer.train.step import StepResult, evaluate, train_step
 
 @dataclass(frozen=True)
 class PhaseData:
-    """The token files of one phase; `validation` is None where the data has no held-out part."""
+    """The token files of one phase; `validation` is None where there is none, or nobody asks for it."""
 
     train: TokenFile
     validation: TokenFile | None
@@ -88,10 +91,10 @@ def train_phases(run: Run) -> None:
         run.display.phase(phase, last_step=int(min(phase.steps, run.steps_left + done)))
         _train_phase(run, phase, data)
         hygiene.empty_cache()
-        if data.validation is not None and run.resolved.run.evaluation.num_batches:
+        if run.resolved.run.checkpoints.at_end:
+            _save_checkpoint(run)
+        if data.validation is not None:
             _evaluate_phase(run, phase, data.validation)
-    if run.resolved.run.checkpoints.at_end:
-        _save_checkpoint(run)
 
 
 def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
@@ -176,15 +179,12 @@ def _checkpoint_is_due(run: Run) -> bool:
         return True
     if not config.every_minutes:
         return False
-    return _rank_zero_says(time.monotonic() - run.last_checkpoint_s >= 60 * config.every_minutes)
+    elapsed_s = time.monotonic() - run.last_checkpoint_s
+    return _rank_zero_says(elapsed_s >= 60 * config.every_minutes, run.engine.device)
 
 
-def _rank_zero_says(answer: bool) -> bool:
-    import torch
-    import torch.distributed as dist
-    from deepspeed.accelerator import get_accelerator
-
-    flag = torch.tensor([int(answer)], device=get_accelerator().current_device_name())
+def _rank_zero_says(answer: bool, device: torch.device) -> bool:
+    flag = torch.tensor([int(answer)], device=device)
     dist.broadcast(flag, src=0)
     return bool(flag.item())
 

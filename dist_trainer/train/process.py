@@ -88,9 +88,12 @@ def device_facts() -> DeviceFacts:
     )
 
 
-def device_index(rank: RankInfo) -> int:
-    """The device of this rank among those it can see; SLURM's --gpus-per-task shows a task its own GPU alone."""
-    if not torch.cuda.is_available():
+def device_index(rank: RankInfo, device: DeviceFacts) -> int:
+    """The device of this rank among those it can see; SLURM's --gpus-per-task shows a task its own GPU alone.
+
+    A CPU has no number of its own: there it is the local rank, also on a host whose GPUs are not to be used.
+    """
+    if device.kind == "cpu":
         return rank.local_rank
     visible = torch.cuda.device_count()
     if visible == 1:
@@ -121,7 +124,7 @@ def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
         # An op for inference alone, which DeepSpeed would compile for half a minute at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
-        torch.cuda.set_device(device_index(rank))
+        torch.cuda.set_device(device_index(rank, device))
     backend = get_accelerator().communication_backend_name()
     try:
         if rank.world_size == 1:

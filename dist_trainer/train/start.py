@@ -62,20 +62,29 @@ def start(job: Job) -> NoReturn:
 
 
 def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
-    """Opens the token files of every phase to train; prepares the default corpus first if it is not there yet."""
-    from dist_trainer.data.corpus import standard_library_dataset
+    """Opens the token files of every phase to train; prepares the default corpus first if it is not there yet.
+
+    Raises UserError for data that is too short for a phase, before the phases in front of it have trained.
+    """
+    from dist_trainer.data.corpus import STANDARD_LIBRARY, standard_library_dataset
+    from dist_trainer.data.sampler import num_windows
     from dist_trainer.data.tokens import has_split, open_tokens
     from dist_trainer.train.loop import PhaseData
 
     vocab_size = resolved.run.model.vocab_size
     opened = []
     for phase in resolved.phases:
-        if phase.data == "stdlib":
+        if phase.data == STANDARD_LIBRARY:
             path = standard_library_dataset(vocab_size, progress=show_progress and sys.stdout.isatty())
         else:
             path = Path(phase.data)
-        validation = open_tokens(path, "val", vocab_size) if has_split(path, "val") else None
-        opened.append(PhaseData(open_tokens(path, "train", vocab_size), validation))
+        training = open_tokens(path, "train", vocab_size)
+        validation = None
+        if resolved.run.evaluation.num_batches and has_split(path, "val"):
+            validation = open_tokens(path, "val", vocab_size)
+        for tokens in filter(None, (training, validation)):
+            num_windows(tokens.num_tokens, phase.sequence_length, where=str(tokens.path))
+        opened.append(PhaseData(training, validation))
     return opened
 
 
@@ -102,7 +111,7 @@ def train(
 
     rank, is_first = job.rank.rank, job.rank.rank == 0
     display = Display(speaks=is_first)
-    device_index = process.device_index(job.rank)
+    device_index = process.device_index(job.rank, device)
     probe = MemoryProbe.open(rank, device_index if device.kind == "cuda" else None)
     recorder = Recorder(run_dir / "records", rank, probe)
     if is_first:

@@ -69,8 +69,7 @@ def _train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> Ste
             mean_loss = loss_sum.item() / (accumulation * dist.get_world_size())
             _stop_unless_finite(mean_loss, step=step, learning_rate=learning_rate)
             grad_norm = _unpartitioned_grad_norm(engine)
-        if last or engine.managed_gradient_accumulation():
-            engine.step()
+        engine.step()
     if grad_norm is None:
         grad_norm = engine.get_global_grad_norm()
     return StepResult(

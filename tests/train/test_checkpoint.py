@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ranks import SINGLE, mini_config, run, train
+from ranks import mini_config, run_ranks, train
 
 from dist_trainer.errors import UserError
 from dist_trainer.train.checkpoint import CARD_FILE, LATEST_FILE, Position, find
@@ -64,8 +64,9 @@ def test_another_kind_of_run_is_refused_with_what_differs(
     change: tuple[str, ...], key: str, tmp_path_factory: pytest.TempPathFactory, made: Path
 ) -> None:
     folder = made.parent
-    command = [*SINGLE, "-m", "dist_trainer", "train", "--config", str(mini_config(folder)), "--resume", str(made)]
-    ended = run([*command, "--run-dir", str(tmp_path_factory.mktemp("other")), *change], cwd=folder)
+    words = ["--config", str(mini_config(folder)), "--resume", str(made), *change]
+    run_dir = str(tmp_path_factory.mktemp("other"))
+    ended = run_ranks(["-m", "dist_trainer", "train", *words, "--run-dir", run_dir], cwd=folder, world_size=1)
     assert ended.status == 2, ended.output
     assert "was made by another kind of run" in ended.output
     assert re.search(rf"this run: {re.escape(key)}$", ended.output, re.MULTILINE)

@@ -33,7 +33,6 @@ class Engine:
         answers: dict[str, Any] = {
             "gradient_accumulation_steps": 2,
             "get_lr": [0.25],
-            "managed_gradient_accumulation": True,
             "zero_optimization": True,
             "fp16_enabled": False,
             "get_global_grad_norm": 1.5,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import losses, run, starter, train
+from ranks import losses, mini_config, run_ranks, train
 
 from dist_trainer.records import read_steps
 
@@ -112,10 +112,32 @@ def test_the_chunked_loss_agrees_with_the_full_one(folder: Path, zero2_losses: l
 
 def test_tiny_learns_more_than_how_often_each_token_occurs(folder: Path) -> None:
     run_dir = folder / "tiny"
-    command = [*starter(2), "-m", "dist_trainer", "train", "--phase", "1", "--run-dir", str(run_dir)]
-    ended = run(command, cwd=folder)
+    arguments = ["-m", "dist_trainer", "train", "--phase", "1", "--run-dir", str(run_dir)]
+    ended = run_ranks(arguments, cwd=folder, world_size=2)
     assert ended.status == 0, ended.output
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["num_steps"] == 150
     assert summary["last_loss"] < summary["unigram_entropy_nats"] - 0.5
     assert [verdict["reason"] for verdict in summary["verdicts"]] == ["no GPU", "no GPU"]
+
+
+def test_a_checkpoint_is_due_by_minutes_as_rank_zeros_clock_says(folder: Path) -> None:
+    run_dir = train(folder, "by-minutes", "--set", "checkpoints.every_minutes=1e-9", "--max-steps", "3")
+    saved = sorted(path.name for path in (run_dir / "checkpoints").glob("step-*"))
+    assert saved == ["step-1", "step-2", "step-3"]
+    assert len(list((run_dir / "checkpoints" / "step-2").glob("random-rank-*.pt"))) == 2
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_data_too_short_for_a_later_phase_is_an_error_before_anything_trains(folder: Path, split: str) -> None:
+    data = folder / f"short-{split}"
+    data.mkdir()
+    for name in ("train", "val"):
+        (data / f"{name}.bin").write_bytes(b"\x01\x00" * (50 if name == split else 500))
+    run_dir = folder / f"short-{split}-run"
+    words = ["--config", str(mini_config(folder)), "--run-dir", str(run_dir), "--set", f"data.source={data}"]
+    ended = run_ranks(["-m", "dist_trainer", "train", *words], cwd=folder, world_size=1)
+    assert ended.status == 2
+    assert "shorter than one sequence" in ended.output and str(data / f"{split}.bin") in ended.output
+    assert "at least 65" in ended.output
+    assert not run_dir.exists()
