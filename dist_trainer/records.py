@@ -15,7 +15,13 @@ EVENTS_FILE = "events.jsonl"
 
 
 def memory_file(rank: int) -> str:
+    """The MemoryRecords of one rank."""
     return f"memory-rank-{rank}.jsonl"
+
+
+def samples_file(source: str) -> str:
+    """The DeviceSamples of one source: "rank-3", the GPU of a rank; "gpu-0", a GPU that `monitor` watched."""
+    return f"memory-samples-{source}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,11 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class MemoryRecord:
-    """Peaks on one rank up to the end of `step`. A figure that cannot be had here is None."""
+    """Peaks on one rank up to the end of `step`. A figure that cannot be had here is None.
+
+    `allocator_peaks_bytes`: the CPU allocator's exact peak by phase (init, forward, backward, step), where it was
+    measured.
+    """
 
     step: int
     rank: int
@@ -48,6 +58,35 @@ class MemoryRecord:
     device_used_bytes: int | None
     rss_bytes: int
     time_s: float
+    monotonic_s: float | None = None
+    allocator_peaks_bytes: dict[str, int] | None = None
+
+
+@dataclass(frozen=True)
+class DeviceSample:
+    """One look at a GPU by NVML, and at the processes of ours on it. What is not supported, or not known, is None.
+
+    `used_version`: the version of nvmlDeviceGetMemoryInfo that gave `used_bytes`; 2 leaves out what the driver
+    reserves, 1 does not. `process_bytes`: on the GPU, of this rank or of the watched command's tree. `rss_bytes`: their
+    resident set on the host.
+    """
+
+    host: str
+    device: str
+    monotonic_s: float
+    time_s: float
+    used_bytes: int | None = None
+    used_version: int | None = None
+    total_bytes: int | None = None
+    process_bytes: int | None = None
+    rss_bytes: int | None = None
+    utilization_percent: int | None = None
+    power_w: float | None = None
+    temperature_c: int | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
+    ecc_errors: int | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +100,7 @@ class Event:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-Record = TypeVar("Record", StepRecord, MemoryRecord, Event)
+Record = TypeVar("Record", StepRecord, MemoryRecord, DeviceSample, Event)
 
 
 class RecordWriter:
@@ -75,7 +114,7 @@ class RecordWriter:
             # A writer before this one was cut off in the middle of a line: ours begins a new one.
             os.write(self._descriptor, b"\n")
 
-    def write(self, record: StepRecord | MemoryRecord | Event) -> None:
+    def write(self, record: StepRecord | MemoryRecord | DeviceSample | Event) -> None:
         line = json.dumps(dataclasses.asdict(record), separators=(",", ":"), allow_nan=True) + "\n"
         os.write(self._descriptor, line.encode())
 
