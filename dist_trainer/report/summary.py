@@ -41,7 +41,9 @@ def summarise(run_dir: Path, *, name: str, targets: TargetConfig | None, unigram
     records_dir = run_dir / "records"
     steps = read_steps(records_dir)
     memory = [
-        record for path in sorted(records_dir.glob("memory-rank-*.jsonl")) for record in read_records(path, MemoryRecord)
+        record
+        for path in sorted(records_dir.glob("memory-rank-*.jsonl"))
+        for record in read_records(path, MemoryRecord)
     ]
     evaluations = [event for event in read_records(records_dir / EVENTS_FILE, Event) if event.kind == "evaluation"]
     train_s = sum(step.step_s for step in steps)
