@@ -1,0 +1,61 @@
+"""How ZeRO cuts flat groups of parameters into one partition a rank (stage 1, 2), or each parameter (stage 3).
+
+Source: DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py and partition_parameters.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+ALIGNMENT = 2
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part of a parameter's elements that lies in `rank`'s partition."""
+
+    rank: int
+    numel: int
+
+
+@dataclass(frozen=True)
+class FlatGroup:
+    """One parameter group of stage 1 or 2: `order` is how its parameters lie in the flat buffer."""
+
+    order: tuple[int, ...]
+    flat_numel: int
+    partition_numel: int
+    slices: dict[int, tuple[Slice, ...]]
+
+    def owned(self, rank: int) -> tuple[int, ...]:
+        """The parameters that lie, at least in part, in the rank's partition."""
+        return tuple(p for p in self.order if any(part.rank == rank for part in self.slices[p]))
+
+    def numel_of(self, parameter: int, rank: int) -> int:
+        return sum(part.numel for part in self.slices[parameter] if part.rank == rank)
+
+
+def flat_group(parameters: Sequence[int], numels: Sequence[int], world_size: int, *, round_robin: bool) -> FlatGroup:
+    order = tuple(parameters)
+    if round_robin:
+        order = tuple(p for start in range(world_size) for p in order[start::world_size])
+    unpadded = sum(numels[p] for p in order)
+    alignment = ALIGNMENT * world_size
+    flat = -(-unpadded // alignment) * alignment
+    partition = flat // world_size
+    slices, offset = {}, 0
+    for parameter in order:
+        end, parts = offset + numels[parameter], []
+        while offset < end:
+            rank = offset // partition
+            until = min(end, (rank + 1) * partition)
+            parts.append(Slice(rank, until - offset))
+            offset = until
+        slices[parameter] = tuple(parts)
+    return FlatGroup(order, flat, partition, slices)
+
+
+def shard_numel(numel: int, world_size: int) -> int:
+    """Elements of one rank's shard of a parameter at stage 3, padding included."""
+    return -(-numel // world_size)

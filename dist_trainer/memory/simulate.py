@@ -1,0 +1,97 @@
+"""Plays a trace through an engine: init, then whole optimizer steps, as a ledger of every allocation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dist_trainer.memory.engines import Bf16Engine, Engine, Fp16Engine, UnfusedFp16Engine, Zero12Engine
+from dist_trainer.memory.ledger import Block, Ledger
+from dist_trainer.memory.settings import Settings
+from dist_trainer.memory.trace import (
+    ALLOC,
+    BACKWARD,
+    BACKWARD_ENTER,
+    BACKWARD_EXIT,
+    FORWARD_ENTER,
+    FORWARD_EXIT,
+    FREE,
+    GRADIENT,
+    Trace,
+)
+from dist_trainer.memory.zero3 import Zero3Engine
+
+CUDA_ROUNDING = 512
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """`device` and `host`: what one rank allocates there. On a CPU they are one ledger."""
+
+    device: Ledger
+    host: Ledger
+
+
+def simulate(
+    trace: Trace, settings: Settings, *, rank: int, world_size: int, cuda: bool, keep_events: bool = False
+) -> Simulation:
+    """Two optimizer steps: the states appear in the first, and the second begins with them there."""
+    device = Ledger(CUDA_ROUNDING if cuda else 1, keep_events=keep_events)
+    host = Ledger(1, keep_events=False) if cuda else device
+    kind = engine_class(settings)
+    engine = kind(trace.parameters, settings, device, host, rank=rank, world_size=world_size, built_on_device=not cuda)
+    if isinstance(engine, Zero3Engine):
+        engine.attach_modules(trace.modules)
+    engine.init()
+    # The first micro batch and the last differ; those between them do not.
+    micro_batches = min(settings.accumulation, 3 if settings.stage == 3 else 2)
+    for _ in range(2):
+        for number in range(micro_batches):
+            _micro_batch(trace, engine, device, is_boundary=number == micro_batches - 1)
+        device.enter("step")
+        host.enter("step")
+        engine.step()
+        engine.end_step()
+    return Simulation(device, host)
+
+
+def engine_class(settings: Settings) -> type[Engine]:
+    """The way DeepSpeed trains under these settings (engine.py, _do_optimizer_sanity_check)."""
+    if settings.stage == 0:
+        if settings.dtype == "fp32":
+            return Engine
+        return Fp16Engine if settings.deepspeed_fused else UnfusedFp16Engine
+    if settings.stage == 3:
+        return Zero3Engine
+    accumulates_in_fp32 = settings.dtype == "bf16" and settings.grad_accum_dtype == "fp32"
+    if settings.stage == 1 and accumulates_in_fp32 and settings.offload_optimizer == "none":
+        return Bf16Engine
+    return Zero12Engine
+
+
+def _micro_batch(trace: Trace, engine: Engine, ledger: Ledger, *, is_boundary: bool) -> None:
+    ledger.enter("forward")
+    engine.begin_micro_batch(is_boundary=is_boundary)
+    alloc, free = ledger.alloc, ledger.free
+    live: dict[int, Block] = {}
+    for kind, first, second, third in trace.events:
+        if kind == ALLOC:
+            live[first] = alloc(second, third)
+        elif kind == FREE:
+            block = live.pop(first, None)
+            if block is not None:
+                free(block)
+        elif kind == GRADIENT:
+            engine.gradient(first, live.pop(second))
+        elif kind == FORWARD_ENTER:
+            engine.forward_enter(first)
+        elif kind == FORWARD_EXIT:
+            engine.forward_exit(first)
+        elif kind == BACKWARD_ENTER:
+            engine.backward_enter(first)
+        elif kind == BACKWARD_EXIT:
+            engine.backward_exit(first)
+        elif kind == BACKWARD:
+            ledger.enter("backward")
+    for block in live.values():
+        free(block)
+    engine.end_backward()
