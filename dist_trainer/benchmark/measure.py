@@ -1,0 +1,201 @@
+"""What one rank of the real DeepSpeed engine allocates on the CPU, at any world size, in one process.
+
+`python -m dist_trainer.benchmark.measure SPEC.json` measures in a process of its own, which is the clean way: an engine
+leaves state behind in DeepSpeed. The other ranks are torch's fake process group, whose collectives move no data.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.config.resolve import Request, ResolvedRun, resolve
+from dist_trainer.errors import RunError
+from dist_trainer.model.gpt import num_parameters
+from dist_trainer.monitor.allocator import FORWARD, AllocatorProfile, MemoryEvent, mark_phases, peaks_of
+from dist_trainer.train import process, step
+from dist_trainer.train.engine import build_engine
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One rank to measure. `settings` are `--set`s: PATH=VALUE for either file."""
+
+    config: str
+    ds: str
+    settings: tuple[str, ...]
+    rank: int
+    world_size: int
+    sequence_length: int
+    num_steps: int = 2
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Bytes of the CPU allocator on one rank. `peaks_bytes`: phase -> peak. `first_step_live_bytes`: after one step."""
+
+    peaks_bytes: dict[str, int]
+    peak_bytes: int
+    init_live_bytes: int
+    first_step_live_bytes: int
+    num_parameters: int
+    seconds: float
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Measurement:
+        return cls(**values)
+
+
+def measure(
+    resolved: ResolvedRun, *, rank: int, world_size: int, sequence_length: int, num_steps: int = 2
+) -> Measurement:
+    """Builds the engine and takes optimizer steps on random tokens. To be called once in a process.
+
+    The tokens are made before anything is recorded, as a data loader's are by other threads and processes.
+    """
+    measurement, _ = measure_with_events(
+        resolved, rank=rank, world_size=world_size, sequence_length=sequence_length, num_steps=num_steps
+    )
+    return measurement
+
+
+def measure_with_events(
+    resolved: ResolvedRun, *, rank: int, world_size: int, sequence_length: int, num_steps: int = 2
+) -> tuple[Measurement, list[MemoryEvent]]:
+    started_s = time.perf_counter()
+    profile = AllocatorProfile()
+    with fake_process_group(rank, world_size), values_do_not_matter():
+        batches = _random_batches(resolved, sequence_length, num_steps)
+        gc.collect()
+        profile.start()
+        engine = build_engine(resolved, device_index=0)
+        mark_phases(engine, profile)
+        for number in range(1, num_steps + 1):
+            step.train_step(engine, batches, step=number)
+        profile.stop()
+        skipped = engine.skipped_steps
+        engine.destroy()
+    if skipped:
+        raise RunError("DeepSpeed left a step out, so its memory was not seen", found=f"{skipped} steps skipped")
+    events = profile.events()
+    peaks = peaks_of(events)
+    forwards = [live_bytes for phase, live_bytes in peaks.marks_live_bytes if phase == FORWARD]
+    first_step_end = forwards[resolved.accumulation] if num_steps > 1 else peaks.end_live_bytes
+    measurement = Measurement(
+        peaks_bytes=peaks.peaks_bytes,
+        peak_bytes=peaks.peak_bytes,
+        init_live_bytes=forwards[0],
+        first_step_live_bytes=first_step_end,
+        num_parameters=num_parameters(resolved.run.model),
+        seconds=round(time.perf_counter() - started_s, 1),
+    )
+    return measurement, events
+
+
+@contextmanager
+def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
+    """Makes this process the given rank of a world whose other ranks do not exist."""
+    import deepspeed
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    process.export_rank(
+        RankInfo(
+            rank=rank,
+            local_rank=0,
+            world_size=world_size,
+            local_world_size=1,
+            master_addr="localhost",
+            master_port=1,
+            source="fake",
+        )
+    )
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
+    try:
+        deepspeed.init_distributed(auto_mpi_discovery=False)
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+@contextmanager
+def values_do_not_matter() -> Iterator[None]:
+    """What the fake collectives were to bring is whatever was in memory, so the loss may be anything."""
+    checked = step._stop_unless_finite
+    step._stop_unless_finite = lambda *arguments, **named: None
+    try:
+        yield
+    finally:
+        step._stop_unless_finite = checked
+
+
+def _random_batches(resolved: ResolvedRun, sequence_length: int, num_steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(resolved.run.seed)
+    shape = (resolved.micro_batch, sequence_length + 1)
+    tokens = [
+        torch.randint(resolved.run.model.vocab_size, shape, generator=generator)
+        for _ in range(num_steps * resolved.accumulation)
+    ]
+    return iter([(window[:, :-1].contiguous(), window[:, 1:].contiguous()) for window in tokens])
+
+
+def resolve_spec(spec: Spec) -> ResolvedRun:
+    """Against the device there is, so that what is measured is what would run here."""
+    request = Request(config=spec.config, ds=spec.ds, settings=spec.settings)
+    with process.quiet_deepspeed():
+        return resolve(request, world_size=spec.world_size, device=process.device_facts())
+
+
+def measure_apart(spec: Spec) -> Measurement:
+    """Measures in a process of its own. Raises RunError with the end of what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dist_trainer.benchmark.measure", "-"],
+        input=json.dumps(asdict(spec)),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        raise RunError("a measurement failed", found=spec, hint="\n".join(lines[-12:]))
+    return Measurement.from_json(json.loads(lines[-1]))
+
+
+def main(argv: list[str]) -> None:
+    """SPEC.json (or - for standard input) [EVENTS.json]: prints a Measurement; writes every event where asked."""
+    text = sys.stdin.read() if argv[0] == "-" else Path(argv[0]).read_text(encoding="utf-8")
+    values = json.loads(text)
+    spec = Spec(**{**values, "settings": tuple(values["settings"])})
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    torch.set_flush_denormal(True)
+    resolved = resolve_spec(spec)
+    with process.quiet_deepspeed():
+        measurement, events = measure_with_events(
+            resolved,
+            rank=spec.rank,
+            world_size=spec.world_size,
+            sequence_length=spec.sequence_length,
+            num_steps=spec.num_steps,
+        )
+    if len(argv) > 1:
+        Path(argv[1]).write_text(json.dumps([asdict(event) for event in events]), encoding="utf-8")
+    print(json.dumps(asdict(measurement)), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,145 @@
+"""The exact peak of the CPU allocator, by phase: torch.profiler's record of every allocation.
+
+The profiler sees what goes through torch's CPU allocator in the thread that started it, which on a CPU is the backward
+pass too. It does not see oneDNN's scratch space, nor Python's own memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+INIT, FORWARD, BACKWARD, STEP = PHASES = ("init", "forward", "backward", "step")
+
+# Told from the program's own marks by this, and from each other by what follows it.
+_MARK = "dist_trainer.phase:"
+
+
+@dataclass(frozen=True)
+class MemoryEvent:
+    """One allocation (`num_bytes` above 0) or release. `live_bytes` are those held after it, since the start."""
+
+    time_ns: int
+    num_bytes: int
+    live_bytes: int
+    phase: str
+    op: str
+
+
+@dataclass(frozen=True)
+class AllocatorPeaks:
+    """`peaks_bytes`: phase -> the most bytes held at once in it, in the order in which the phases first came.
+
+    `marks_live_bytes`: each mark in order, as (phase, bytes held when it was set).
+    """
+
+    peaks_bytes: dict[str, int]
+    marks_live_bytes: tuple[tuple[str, int], ...]
+    end_live_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.peaks_bytes.values())
+
+
+class AllocatorProfile:
+    """Records every allocation of this thread from `start` to `stop`; `mark` says that a phase begins."""
+
+    def __init__(self) -> None:
+        self._profiler = profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True)
+
+    def start(self, phase: str = INIT) -> None:
+        self._profiler.start()
+        self.mark(phase)
+
+    def mark(self, phase: str) -> None:
+        with record_function(_MARK + phase):
+            pass
+
+    def stop(self) -> None:
+        self._profiler.stop()
+
+    def events(self) -> list[MemoryEvent]:
+        """What was recorded, in order; a mark is an event of 0 bytes whose `op` is empty."""
+        kineto = self._profiler.profiler
+        assert kineto is not None and kineto.kineto_results is not None, "the profile has not been stopped"
+        return list(_with_phases(_in_order(kineto.kineto_results.experimental_event_tree())))
+
+    def peaks(self) -> AllocatorPeaks:
+        return peaks_of(self.events())
+
+
+def mark_phases(engine: Any, profile: AllocatorProfile) -> Callable[[], None]:
+    """Marks the phases of a DeepSpeed engine's steps from outside; returns what takes the marks away again.
+
+    `step` is the optimizer's update; a micro batch that only accumulates has none, and what happens then belongs to
+    `backward`. What is done between two calls belongs to the phase before.
+    """
+    forward, backward, step = engine.forward, engine.backward, engine.step
+
+    def marked_forward(*arguments: Any, **named: Any) -> Any:
+        profile.mark(FORWARD)
+        return forward(*arguments, **named)
+
+    def marked_backward(*arguments: Any, **named: Any) -> Any:
+        profile.mark(BACKWARD)
+        return backward(*arguments, **named)
+
+    def marked_step(*arguments: Any, **named: Any) -> Any:
+        if engine.is_gradient_accumulation_boundary():
+            profile.mark(STEP)
+        return step(*arguments, **named)
+
+    engine.forward, engine.backward, engine.step = marked_forward, marked_backward, marked_step
+
+    def unmark() -> None:
+        # The class's own methods come back into view.
+        del engine.forward, engine.backward, engine.step
+
+    return unmark
+
+
+def peaks_of(events: Iterable[MemoryEvent]) -> AllocatorPeaks:
+    """A phase's peak counts what it found when it began: its first event is the mark, with what is held then."""
+    peaks: dict[str, int] = {}
+    marks = []
+    live_bytes = 0
+    for event in events:
+        live_bytes = event.live_bytes
+        peaks[event.phase] = max(peaks.get(event.phase, 0), live_bytes)
+        if not event.op:
+            marks.append((event.phase, live_bytes))
+    return AllocatorPeaks(peaks, tuple(marks), live_bytes)
+
+
+def _in_order(tree: Iterable[Any]) -> list[tuple[int, int, str]]:
+    """The tree's allocations and marks as (time in ns, bytes, the ops around it or the mark), in order."""
+    found: list[tuple[int, int, str]] = []
+    waiting = [(node, "") for node in tree]
+    while waiting:
+        node, path = waiting.pop()
+        fields = node.extra_fields
+        if isinstance(fields, torch._C._profiler._ExtraFields_Allocation):
+            if fields.device.type == "cpu":
+                found.append((node.start_time_ns, fields.alloc_size, path or "python"))
+        elif node.name.startswith(_MARK):
+            found.append((node.start_time_ns, 0, node.name))
+        children = node.children
+        if children:
+            inner = f"{path}/{node.name}" if path else node.name
+            waiting.extend((child, inner) for child in children)
+    found.sort(key=lambda event: event[0])
+    return found
+
+
+def _with_phases(events: Iterable[tuple[int, int, str]]) -> Iterator[MemoryEvent]:
+    phase, live_bytes = INIT, 0
+    for time_ns, num_bytes, op in events:
+        if op.startswith(_MARK):
+            phase, op = op.removeprefix(_MARK), ""
+        live_bytes += num_bytes
+        yield MemoryEvent(time_ns, num_bytes, live_bytes, phase, op)
