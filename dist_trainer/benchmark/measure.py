@@ -183,6 +183,7 @@ def main(argv: list[str]) -> None:
     spec = Spec(**{**values, "settings": tuple(values["settings"])})
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     torch.set_flush_denormal(True)
+    process.quiet_profiler()
     resolved = resolve_spec(spec)
     with process.quiet_deepspeed():
         measurement, events = measure_with_events(

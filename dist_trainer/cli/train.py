@@ -54,6 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     single.add_argument("--fused", action=BooleanOptionalAction, help="fused AdamW")
     single.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile")
     single.add_argument("--no-optimize", action="store_true", help="ds_configs/baseline.json: fp32, nothing on")
+    parser.add_argument(
+        "--measure-allocator",
+        action="store_true",
+        help="on a CPU: record the allocator's exact peaks by phase over the first two steps (these are slower)",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
@@ -102,5 +107,6 @@ def main(argv: list[str]) -> int:
         resume=args.resume,
         max_steps=args.max_steps,
         debug=args.debug,
+        measure_allocator=args.measure_allocator,
     )
     start(job)

@@ -14,6 +14,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 INIT, FORWARD, BACKWARD, STEP = PHASES = ("init", "forward", "backward", "step")
+# Data, records, checkpoints: between a training step and the next.
+OUTSIDE = "outside"
+NUM_STEPS_WATCHED = 2
 
 # Told from the program's own marks by this, and from each other by what follows it.
 _MARK = "dist_trainer.phase:"
@@ -32,7 +35,8 @@ class MemoryEvent:
 
 @dataclass(frozen=True)
 class AllocatorPeaks:
-    """`peaks_bytes`: phase -> the most bytes held at once in it, in the order in which the phases first came.
+    """`peaks_bytes`: phase -> the most bytes held at once in it, in the order in which the phases first came;
+    what happened outside of them is left out.
 
     `marks_live_bytes`: each mark in order, as (phase, bytes held when it was set).
     """
@@ -73,11 +77,45 @@ class AllocatorProfile:
         return peaks_of(self.events())
 
 
+class AllocatorWatch:
+    """Measures a training run from before its engine is built to the end of its second optimizer step.
+
+    The states of the optimizer appear in the first step, so the second is the first whole one.
+    """
+
+    def __init__(self) -> None:
+        self._profile = AllocatorProfile()
+        self._unmark: Callable[[], None] | None = None
+        self._num_steps = 0
+
+    @classmethod
+    def begin(cls) -> AllocatorWatch:
+        watch = cls()
+        watch._profile.start()
+        return watch
+
+    def watch(self, engine: Any) -> None:
+        self._unmark = mark_phases(engine, self._profile)
+
+    def after_step(self) -> bool:
+        """Whether this step was the last one to be watched."""
+        self._num_steps += 1
+        self._profile.mark(OUTSIDE)
+        return self._num_steps == NUM_STEPS_WATCHED
+
+    def end(self) -> dict[str, int]:
+        """Stops measuring; phase -> peak bytes of what was allocated since `begin`."""
+        if self._unmark is not None:
+            self._unmark()
+        self._profile.stop()
+        return self._profile.peaks().peaks_bytes
+
+
 def mark_phases(engine: Any, profile: AllocatorProfile) -> Callable[[], None]:
     """Marks the phases of a DeepSpeed engine's steps from outside; returns what takes the marks away again.
 
     `step` is the optimizer's update; a micro batch that only accumulates has none, and what happens then belongs to
-    `backward`. What is done between two calls belongs to the phase before.
+    `backward`. What is done between two calls belongs to the phase before them.
     """
     forward, backward, step = engine.forward, engine.backward, engine.step
 
@@ -110,7 +148,8 @@ def peaks_of(events: Iterable[MemoryEvent]) -> AllocatorPeaks:
     live_bytes = 0
     for event in events:
         live_bytes = event.live_bytes
-        peaks[event.phase] = max(peaks.get(event.phase, 0), live_bytes)
+        if event.phase != OUTSIDE:
+            peaks[event.phase] = max(peaks.get(event.phase, 0), live_bytes)
         if not event.op:
             marks.append((event.phase, live_bytes))
     return AllocatorPeaks(peaks, tuple(marks), live_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.resolve import Phase, ResolvedRun
 from dist_trainer.data.loader import BatchLoader, build_loader
 from dist_trainer.data.tokens import TokenFile
+from dist_trainer.monitor.allocator import AllocatorWatch
 from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord, memory_file
 from dist_trainer.train import checkpoint, hygiene
@@ -46,9 +47,9 @@ class Recorder:
         if self._steps is not None:
             self._steps.write(record)
 
-    def memory(self, step: int) -> int:
+    def memory(self, step: int, *, allocator_peaks_bytes: dict[str, int] | None = None) -> int:
         """Records this rank's memory; returns the bytes in use, on the device or else in the process."""
-        reading = self.probe.read(step)
+        reading = replace(self.probe.read(step), allocator_peaks_bytes=allocator_peaks_bytes)
         self._memory.write(reading)
         return reading.rss_bytes if reading.device_used_bytes is None else reading.device_used_bytes
 
@@ -73,6 +74,7 @@ class Run:
     saved_step: int
     max_steps: int | None
     last_checkpoint_s: float
+    allocator: AllocatorWatch | None = None
 
     @property
     def steps_left(self) -> float:
@@ -107,9 +109,18 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
             result = train_step(run.engine, batches, step=step)
             run.position = run.position.after_step(phase.name)
             _record_step(run, phase, step, result)
+            if run.allocator is not None and run.allocator.after_step():
+                _record_allocator(run, run.allocator)
             hygiene.after_step(run.engine, config.memory, step)
             if _checkpoint_is_due(run):
                 _save_checkpoint(run)
+    if run.allocator is not None:
+        _record_allocator(run, run.allocator)
+
+
+def _record_allocator(run: Run, allocator: AllocatorWatch) -> None:
+    run.recorder.memory(run.position.step, allocator_peaks_bytes=allocator.end())
+    run.allocator = None
 
 
 def _record_step(run: Run, phase: Phase, step: int, result: StepResult) -> None:

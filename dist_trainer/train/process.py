@@ -59,6 +59,11 @@ def quiet_deepspeed() -> Iterator[None]:
         logging.disable(previous)
 
 
+def quiet_profiler() -> None:
+    """torch's profiler prints when it starts and stops, unless it is told before its first use that nothing is to be."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+
 def export_rank(rank: RankInfo) -> None:
     """Tells torch and DeepSpeed, which read the environment, which rank this is. The one place that writes it."""
     os.environ.update(

@@ -14,10 +14,11 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config import run_dir as run_dirs
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.resolve import Request, ResolvedRun, names, resolve
-from dist_trainer.errors import EXIT_OK
+from dist_trainer.errors import EXIT_OK, UserError
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
 
 if TYPE_CHECKING:
+    from dist_trainer.monitor.rank import RankSampler
     from dist_trainer.train.loop import PhaseData
 
 
@@ -31,6 +32,7 @@ class Job:
     resume: str
     max_steps: int | None
     debug: bool
+    measure_allocator: bool = False
 
 
 def start(job: Job) -> NoReturn:
@@ -43,6 +45,9 @@ def start(job: Job) -> NoReturn:
 
         with process.quiet_deepspeed():
             device = process.device_facts()
+            if job.measure_allocator:
+                _refuse_to_measure_on(device)
+                process.quiet_profiler()
             num_threads = process.set_threads(job.rank)
             resolved = resolve(job.request, world_size=job.rank.world_size, device=device)
             data = open_data(resolved, show_progress=rank == 0)
@@ -55,7 +60,8 @@ def start(job: Job) -> NoReturn:
     stderr_fd = os.dup(2)
     try:
         process.open_logs(run_dir, job.rank)
-        train(job, resolved, data, run_dir, device=device, num_threads=num_threads)
+        with open_sampler(job.rank, resolved, run_dir, device) as sampler:
+            train(job, resolved, data, run_dir, device=device, num_threads=num_threads, sampler=sampler)
     except BaseException as error:  # noqa: BLE001
         fail_in_the_run(error, rank=rank, run_dir=run_dir, started_s=started_s, stderr_fd=stderr_fd, debug=job.debug)
     process.leave(EXIT_OK)
@@ -88,6 +94,16 @@ def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
     return opened
 
 
+def open_sampler(rank: RankInfo, resolved: ResolvedRun, run_dir: Path, device: DeviceFacts) -> RankSampler:
+    """What watches this rank's GPU from before the model is built to the end, on a thread of its own."""
+    from dist_trainer.monitor.memory import rank_device
+    from dist_trainer.monitor.rank import RankSampler
+    from dist_trainer.train import process
+
+    identity = rank_device(process.device_index(rank, device) if device.kind == "cuda" else None)
+    return RankSampler(run_dir / "records", rank.rank, identity, resolved.run.memory.sample_every_s)
+
+
 def train(
     job: Job,
     resolved: ResolvedRun,
@@ -96,12 +112,14 @@ def train(
     *,
     device: DeviceFacts,
     num_threads: int,
+    sampler: RankSampler,
 ) -> None:
     import torch
     import torch.distributed as dist
     from rich.console import Console
 
     from dist_trainer.data.loader import default_num_workers
+    from dist_trainer.monitor.allocator import AllocatorWatch
     from dist_trainer.monitor.memory import MemoryProbe
     from dist_trainer.report import summary
     from dist_trainer.train import checkpoint, op_builds, process
@@ -112,7 +130,7 @@ def train(
     rank, is_first = job.rank.rank, job.rank.rank == 0
     display = Display(speaks=is_first)
     device_index = process.device_index(job.rank, device)
-    probe = MemoryProbe.open(rank, device_index if device.kind == "cuda" else None)
+    probe = MemoryProbe(rank, torch.device("cuda", device_index) if device.kind == "cuda" else None, sampler)
     recorder = Recorder(run_dir / "records", rank, probe)
     if is_first:
         _write_resolved(resolved, run_dir)
@@ -123,7 +141,10 @@ def train(
             display.note(f"notice     {notice}")
             recorder.event("notice", notice)
 
+    allocator = AllocatorWatch.begin() if job.measure_allocator else None
     engine = build_engine(resolved, device_index=device_index)
+    if allocator is not None:
+        allocator.watch(engine)
     torch.manual_seed(resolved.run.seed + rank)
     position = checkpoint.Position()
     found = checkpoint.find(job.resume, run_dir / "checkpoints")
@@ -148,11 +169,14 @@ def train(
         saved_step=position.step,
         max_steps=job.max_steps,
         last_checkpoint_s=time.monotonic(),
+        allocator=allocator,
     )
     try:
         train_phases(run)
     finally:
         display.close()
+    # Before the ranks meet, so that every sample is there when the summary is made.
+    sampler.stop()
     dist.barrier()
     if is_first:
         recorder.event("end", f"step {run.position.step}", step=run.position.step)
@@ -166,6 +190,17 @@ def train(
         width = max(100, shutil.get_terminal_size().columns)
         summary.show(result, run_dir, Console(highlight=False, width=width))
     engine.destroy()
+
+
+def _refuse_to_measure_on(device: DeviceFacts) -> None:
+    if device.kind != "cpu":
+        raise UserError(
+            "the CPU's allocator says nothing of a GPU",
+            where="command line",
+            key="--measure-allocator",
+            found=device.name,
+            hint="leave it out: torch's own peaks, which are exact, are in each rank's memory records",
+        )
 
 
 def _agreed_run_dir(job: Job) -> Path:
