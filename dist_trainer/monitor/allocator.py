@@ -71,7 +71,7 @@ class AllocatorProfile:
         """What was recorded, in order; a mark is an event of 0 bytes whose `op` is empty."""
         kineto = self._profiler.profiler
         assert kineto is not None and kineto.kineto_results is not None, "the profile has not been stopped"
-        return list(_with_phases(_in_order(kineto.kineto_results.experimental_event_tree())))
+        return list(_live(_in_order(kineto.kineto_results.experimental_event_tree())))
 
     def peaks(self) -> AllocatorPeaks:
         return peaks_of(self.events())
@@ -155,30 +155,48 @@ def peaks_of(events: Iterable[MemoryEvent]) -> AllocatorPeaks:
     return AllocatorPeaks(peaks, tuple(marks), live_bytes)
 
 
-def _in_order(tree: Iterable[Any]) -> list[tuple[int, int, str]]:
-    """The tree's allocations and marks as (time in ns, bytes, the ops around it or the mark), in order."""
-    found: list[tuple[int, int, str]] = []
+@dataclass(frozen=True)
+class _Raw:
+    """As the profiler has it: `address` is None for a mark."""
+
+    time_ns: int
+    address: int | None
+    num_bytes: int
+    op: str
+
+
+def _in_order(tree: Iterable[Any]) -> list[_Raw]:
+    found: list[_Raw] = []
     waiting = [(node, "") for node in tree]
     while waiting:
         node, path = waiting.pop()
         fields = node.extra_fields
         if isinstance(fields, torch._C._profiler._ExtraFields_Allocation):
             if fields.device.type == "cpu":
-                found.append((node.start_time_ns, fields.alloc_size, path or "python"))
+                found.append(_Raw(node.start_time_ns, fields.ptr, fields.alloc_size, path or "python"))
         elif node.name.startswith(_MARK):
-            found.append((node.start_time_ns, 0, node.name))
-        children = node.children
-        if children:
+            found.append(_Raw(node.start_time_ns, None, 0, node.name))
+        if children := node.children:
             inner = f"{path}/{node.name}" if path else node.name
             waiting.extend((child, inner) for child in children)
-    found.sort(key=lambda event: event[0])
+    found.sort(key=lambda event: event.time_ns)
     return found
 
 
-def _with_phases(events: Iterable[tuple[int, int, str]]) -> Iterator[MemoryEvent]:
+def _live(events: Iterable[_Raw]) -> Iterator[MemoryEvent]:
+    """Counts by address, not by the profiler's own total: that one remembers, for the whole life of a process, blocks
+    of earlier profiles which were released unseen, and takes off their size when the address is used again.
+    """
     phase, live_bytes = INIT, 0
-    for time_ns, num_bytes, op in events:
-        if op.startswith(_MARK):
-            phase, op = op.removeprefix(_MARK), ""
-        live_bytes += num_bytes
-        yield MemoryEvent(time_ns, num_bytes, live_bytes, phase, op)
+    held: dict[int, int] = {}
+    for event in events:
+        change, op = 0, event.op
+        if event.address is None:
+            phase, op = event.op.removeprefix(_MARK), ""
+        elif event.num_bytes > 0:
+            change = event.num_bytes - held.get(event.address, 0)
+            held[event.address] = event.num_bytes
+        else:
+            change = -held.pop(event.address, 0)
+        live_bytes += change
+        yield MemoryEvent(event.time_ns, change, live_bytes, phase, op)
