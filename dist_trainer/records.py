@@ -68,7 +68,8 @@ class DeviceSample:
 
     `used_version`: the version of nvmlDeviceGetMemoryInfo that gave `used_bytes`; 2 leaves out what the driver
     reserves, 1 does not. `process_bytes`: on the GPU, of this rank or of the watched command's tree. `rss_bytes`: their
-    resident set on the host.
+    resident set on the host. `ecc_errors`: uncorrected, since the driver was loaded. `xid_errors`: the numbers that the
+    driver reported since the sample before.
     """
 
     host: str
@@ -87,6 +88,7 @@ class DeviceSample:
     memory_clock_mhz: int | None = None
     throttle_reasons: tuple[str, ...] | None = None
     ecc_errors: int | None = None
+    xid_errors: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

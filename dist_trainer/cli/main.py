@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train the transformer: what one rank does (the default)",
     "launch": "start the ranks with torchrun, deepspeed, mpirun or srun",
     "data": "make token files from text",
+    "monitor": "record the memory of any program while it runs",
 }
 DEFAULT_COMMAND = "train"
 
@@ -75,5 +76,10 @@ def _run(arguments: list[str]) -> int:
 
 
 def without_local_rank(argv: list[str]) -> list[str]:
-    """DeepSpeed's launcher puts --local_rank=N before everything else; the environment says the same."""
-    return [argument for argument in argv if not argument.startswith(("--local_rank=", "--local-rank="))]
+    """DeepSpeed's launcher puts --local_rank=N before everything else; the environment says the same.
+
+    What stands behind `--` belongs to another program.
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    own = [argument for argument in argv[:end] if not argument.startswith(("--local_rank=", "--local-rank="))]
+    return own + argv[end:]

@@ -16,6 +16,7 @@ from dist_trainer.units import parse_bytes
 Bytes = Annotated[int, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
 Positive = Annotated[int, Field(gt=0)]
 NotNegative = Annotated[int, Field(ge=0)]
+MIN_SAMPLE_EVERY_S = 0.01
 
 
 class _Section(BaseModel):
@@ -76,11 +77,21 @@ class CheckpointConfig(_Section):
 
 
 class MemoryConfig(_Section):
-    """Memory hygiene. 0 means never; the garbage collector's interval applies when the JSON disables it in the step."""
+    """Memory hygiene, and how often it is looked at. 0 means never; the garbage collector's interval applies when the
+    JSON disables it in the step.
+    """
 
     gc_every_steps: NotNegative = 100
     empty_cache_every_steps: NotNegative = 0
+    expandable_segments: bool = True
     record_every_steps: Positive = 1
+    sample_every_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 0.1
+
+    @model_validator(mode="after")
+    def _samples_are_bearable(self) -> MemoryConfig:
+        if 0 < self.sample_every_s < MIN_SAMPLE_EVERY_S:
+            raise ValueError(f"sample_every_s is 0, for never, or at least {MIN_SAMPLE_EVERY_S}")
+        return self
 
 
 class TargetConfig(_Section):

@@ -9,66 +9,47 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from dist_trainer.monitor.devices import DeviceIdentity
+from dist_trainer.monitor.rank import RankSampler
 from dist_trainer.records import MemoryRecord
+
+
+def rank_device(cuda_index: int | None) -> DeviceIdentity | None:
+    """The rank's GPU as NVML can find it. None on a CPU, whatever GPUs the host has: their memory is not the rank's."""
+    if cuda_index is None:
+        return None
+    properties = torch.cuda.get_device_properties(cuda_index)
+    uuid = getattr(properties, "uuid", None)
+    place = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    known = [number for number in place if number is not None]
+    bus_id = "{:08X}:{:02X}:{:02X}.0".format(*known) if len(known) == len(place) else None
+    return DeviceIdentity(None if uuid is None else str(uuid), bus_id)
 
 
 @dataclass(frozen=True)
 class MemoryProbe:
-    """Reads one rank's memory. `device` is None where there is no GPU; `nvml_handle` None where NVML has none."""
+    """Reads one rank's memory when a step has ended. `device` is None where there is no GPU."""
 
     rank: int
     device: torch.device | None
-    nvml_handle: object | None
-
-    @classmethod
-    def open(cls, rank: int, device_index: int | None) -> MemoryProbe:
-        if device_index is None:
-            return cls(rank, None, None)
-        uuid = str(torch.cuda.get_device_properties(device_index).uuid)
-        return cls(rank, torch.device("cuda", device_index), _nvml_handle(uuid))
+    sampler: RankSampler
 
     def read(self, step: int) -> MemoryRecord:
-        """The peaks since the start; a figure that cannot be had is None."""
+        """The peaks since the start; a figure that cannot be had is None. The device's is the sampler's peak so far."""
         allocated = reserved = None
-        name = "cpu"
         if self.device is not None:
             allocated = torch.cuda.max_memory_allocated(self.device)
             reserved = torch.cuda.max_memory_reserved(self.device)
-            name = f"GPU-{torch.cuda.get_device_properties(self.device).uuid}"
+        self.sampler.at_step_edge()
         return MemoryRecord(
             step=step,
             rank=self.rank,
             host=socket.gethostname(),
-            device=name,
+            device=self.sampler.device,
             allocated_peak_bytes=allocated,
             reserved_peak_bytes=reserved,
-            device_used_bytes=_device_used_bytes(self.nvml_handle),
+            device_used_bytes=self.sampler.peak_used_bytes,
             rss_bytes=psutil.Process().memory_info().rss,
             time_s=time.time(),
+            monotonic_s=time.monotonic(),
         )
-
-
-def _nvml_handle(uuid: str) -> object | None:
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-        handle: object = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except pynvml.NVMLError:
-        return None
-    return handle
-
-
-def _device_used_bytes(handle: object | None) -> int | None:
-    """Bytes in use on the whole device. Version 2 leaves out what the driver reserves, as nvidia-smi does."""
-    if handle is None:
-        return None
-    import pynvml
-
-    for version in (pynvml.nvmlMemory_v2, None):
-        try:
-            info = pynvml.nvmlDeviceGetMemoryInfo(handle, version=version)
-        except pynvml.NVMLError:
-            continue
-        return int(info.used)
-    return None

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import dist_trainer
-from dist_trainer.cli import data, launch, main, train
+from dist_trainer.cli import data, launch, main, monitor, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.launch.plan import LaunchPlan
 
@@ -42,6 +42,7 @@ SURFACE = {
         *("-h", "--help", "--launcher", "--nproc-per-node", "--nproc_per_node", "--hostfile"),
         *("--include", "--exclude", "--dry-run"),
     ),
+    "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
     "data prepare": ("-h", "--help", "--input", "--output", "--tokenizer", "--vocab-size", "--debug"),
 }
 
@@ -167,6 +168,7 @@ def write_ds(path: Path, **keys: object) -> Path:
     [
         ("train", train.build_parser()),
         ("launch", launch.build_parser()),
+        ("monitor", monitor.build_parser()),
         ("data prepare", data.build_parser()),
     ],
     ids=list(SURFACE),
@@ -177,7 +179,7 @@ def test_the_switches_are_those_that_users_know(name: str, parser: argparse.Argu
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "data")
+    assert tuple(COMMANDS) == ("train", "launch", "data", "monitor")
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
@@ -378,7 +380,7 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
     [
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
-        (("qqqq",), "train, launch, data"),
+        (("qqqq",), "train, launch, data, monitor"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
         (("launch", "--dry-run", "--nproc-per-nod=2"), "did you mean --nproc-per-node?"),
         (("launch", "--hostfil", "hosts"), "did you mean --hostfile?"),
@@ -448,6 +450,8 @@ def test_the_rank_that_deepspeed_adds_in_front_is_left_out(folder: Path, capsys:
     assert without_local_rank(["--local_rank=0", "train", "--seed", "1"]) == ["train", "--seed", "1"]
     assert without_local_rank(["--local-rank=12", "--deepspeed"]) == ["--deepspeed"]
     assert without_local_rank(["train", "--local_rank_file=x"]) == ["train", "--local_rank_file=x"]
+    watched = ["monitor", "--", "x.py", "--local_rank=1"]
+    assert without_local_rank(["--local_rank=0", *watched]) == watched
     assert main(["--local_rank=3", "launch", "--dry-run"]) == 0
     assert "local_rank" not in capsys.readouterr().out
 

@@ -1,0 +1,159 @@
+"""`dist_trainer monitor -- COMMAND`: what any program holds on its GPUs and on the host, while it runs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_trainer.cli.parser import Parser
+from dist_trainer.config.run import MIN_SAMPLE_EVERY_S
+from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir
+from dist_trainer.errors import UserError
+from dist_trainer.records import EVENTS_FILE, Event, RecordWriter
+from dist_trainer.units import format_duration, format_gb
+
+if TYPE_CHECKING:
+    from dist_trainer.monitor.series import Series
+    from dist_trainer.monitor.watch import Watch
+
+DEFAULT_INTERVAL_S = 0.1
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        "monitor", "Record the memory of any program on its GPUs and on the host: monitor -- COMMAND ARGS..."
+    )
+    parser.add_argument(
+        "--interval",
+        type=_interval_s,
+        default=DEFAULT_INTERVAL_S,
+        metavar="S",
+        help="seconds from one look to the next (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="the record's folder (default: a new one under runs/)"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the command and returns its exit status, 128 + N when signal N ended it. Raises UserError."""
+    own, command = _split(argv)
+    args = build_parser().parse(own)
+    if not command:
+        raise UserError(
+            "say which command to watch", where="command line", expected="monitor [SWITCHES] -- COMMAND ARGS..."
+        )
+    if shutil.which(command[0]) is None:
+        raise UserError(
+            "no such command", where="command line", found=command[0], hint="give its path, or look at PATH"
+        )
+    run_dir = _run_dir(args.output, command)
+
+    from dist_trainer.launch.transparent import run_transparently
+    from dist_trainer.monitor.watch import Watch
+
+    records_dir = run_dir / "records"
+    events = RecordWriter(records_dir / EVENTS_FILE)
+    started_s = time.time()
+    _write_command(command, run_dir, interval_s=args.interval, started_s=started_s)
+    events.write(Event("start", shlex.join(command), 0, started_s, {"interval_s": args.interval}))
+    watch = Watch(records_dir, os.environ, args.interval)
+    # What the GPUs held before the command began.
+    watch.sampler.look(is_full=True)
+
+    def started(pid: int) -> None:
+        watch.tree.follow(pid)
+        watch.sampler.start()
+
+    try:
+        status = run_transparently(command, os.environ, started)
+    finally:
+        watch.close()
+    seconds = time.time() - started_s
+    facts = {"status": status, "seconds": round(seconds, 3)}
+    events.write(Event("end", f"status {status}", 0, time.time(), facts))
+    events.close()
+    for line in summary_lines(watch, run_dir, status=status, seconds=seconds):
+        print(line, file=sys.stderr)
+    return status
+
+
+def summary_lines(watch: Watch, run_dir: Path, *, status: int, seconds: float) -> list[str]:
+    """The peaks, for the person at the terminal."""
+    ending = f"ended by {signal.Signals(status - 128).name}" if _is_signal(status) else f"status {status}"
+    lines = [f"monitor: {ending} after {format_duration(seconds)}; records in {run_dir}"]
+    lines += [f"  {name:<6} {_peaks(series)}" for name, series in watch.series.items()]
+    lines += [f"  notice {problem}" for problem in dict.fromkeys(watch.problems)]
+    return lines
+
+
+def _peaks(series: Series) -> str:
+    rss = "resident set not known" if series.peak_rss_bytes is None else f"{format_gb(series.peak_rss_bytes)} resident"
+    if series.peak_used_bytes is None:
+        return f"peak {rss}"
+    total = "" if series.total_bytes is None else f" of {format_gb(series.total_bytes)}"
+    version = "" if series.used_version == 2 else ", with what the driver reserves"
+    own = "the command's part is not known"
+    if series.peak_process_bytes is not None:
+        own = f"{format_gb(series.peak_process_bytes)} by the command"
+    return f"peak {format_gb(series.peak_used_bytes)} used{total}{version}; {own}; {rss}"
+
+
+def _is_signal(status: int) -> bool:
+    return status > 128 and status - 128 in set(signal.Signals)
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    if "--" in argv:
+        place = argv.index("--")
+        return argv[:place], argv[place + 1 :]
+    return argv, []
+
+
+def _interval_s(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not MIN_SAMPLE_EVERY_S <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from {MIN_SAMPLE_EVERY_S} to 3600")
+    return seconds
+
+
+def _run_dir(wanted: Path | None, command: list[str]) -> Path:
+    if wanted is None:
+        return create_next_run_dir("monitor", Path(command[0]).name)
+    if (wanted / "records").exists():
+        raise UserError(
+            "the folder holds the record of another run", where="--output", found=str(wanted), hint="name a new folder"
+        )
+    create_run_dir(wanted)
+    return wanted
+
+
+def _write_command(command: list[str], run_dir: Path, *, interval_s: float, started_s: float) -> None:
+    """RUN_DIR/resolved/launch.json: what was watched."""
+    record = {
+        "launcher": "monitor",
+        "argv": command,
+        "env": {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER") if name in os.environ},
+        "num_ranks": None,
+        "host": socket.gethostname(),
+        "start_time_s": started_s,
+        "cwd": str(Path.cwd()),
+        "interval_s": interval_s,
+    }
+    path = run_dir / "resolved" / "launch.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,92 @@
+"""The processes whose bytes count: this one, or a command and all that it started."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+from typing import Protocol
+
+import psutil
+
+# At most this part of the time goes into walking the process table, which takes long where there are many processes.
+_WALK_FRACTION = 0.05
+
+
+class Processes(Protocol):
+    def pids(self) -> Collection[int]: ...
+
+    def rss_bytes(self) -> int | None:
+        """Their resident sets added up; pages that they share count in each. None when all have ended."""
+
+
+class OwnProcess:
+    """The process that asks."""
+
+    def pids(self) -> Collection[int]:
+        return (os.getpid(),)
+
+    def rss_bytes(self) -> int | None:
+        return psutil.Process().memory_info().rss
+
+
+class ProcessTree:
+    """A process and its descendants. One seen once counts until it ends, also when its parent has ended before."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, psutil.Process] = {}
+        self._next_walk_s = 0.0
+        self.num_seen = 0
+
+    def follow(self, root_pid: int) -> None:
+        """From now on this process and what it starts belong to the tree."""
+        try:
+            self._known[root_pid] = psutil.Process(root_pid)
+        except psutil.NoSuchProcess:
+            return
+        self.num_seen += 1
+
+    def pids(self) -> Collection[int]:
+        self._walk()
+        return tuple(self._known)
+
+    def rss_bytes(self) -> int | None:
+        self._walk()
+        total = 0
+        for pid, process in list(self._known.items()):
+            try:
+                total += process.memory_info().rss
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                del self._known[pid]
+            except psutil.AccessDenied:
+                continue
+        return total if self._known else None
+
+    def _walk(self) -> None:
+        started_s = time.monotonic()
+        if started_s < self._next_walk_s or not self._known:
+            return
+        parents = _children_by_parent()
+        open_pids = list(self._known)
+        while open_pids:
+            for pid in parents.get(open_pids.pop(), ()):
+                if pid in self._known:
+                    continue
+                try:
+                    self._known[pid] = psutil.Process(pid)
+                except psutil.NoSuchProcess:
+                    continue
+                self.num_seen += 1
+                open_pids.append(pid)
+        ended_s = time.monotonic()
+        self._next_walk_s = ended_s + (ended_s - started_s) / _WALK_FRACTION
+
+
+def _children_by_parent() -> dict[int, list[int]]:
+    children: dict[int, list[int]] = {}
+    for process in psutil.process_iter():
+        try:
+            children.setdefault(process.ppid(), []).append(process.pid)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return children

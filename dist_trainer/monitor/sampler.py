@@ -1,0 +1,76 @@
+"""The thread that looks at regular times. It shares no lock with anybody and never keeps a program from ending."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+
+from dist_trainer.monitor.series import Series
+from dist_trainer.monitor.ticks import next_tick_s
+from dist_trainer.monitor.troubles import SAMPLER_FAILED, Say, Trouble
+
+THREAD_NAME = "dist_trainer-monitor"
+FULL_EVERY_S = 1.0
+# A driver that does not answer must not keep a run from ending.
+STOP_LIMIT_S = 2.0
+
+
+class Sampler:
+    """Looks at each series every `interval_s`, and at all their fields every second.
+
+    `cpu_s`: CPU time of the thread up to its last look.
+    """
+
+    def __init__(self, series: Sequence[Series], interval_s: float, say: Say) -> None:
+        self.series = tuple(series)
+        self.cpu_s = 0.0
+        self._interval_s = interval_s
+        self._say = say
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._pid = 0
+
+    def start(self) -> None:
+        self._pid = os.getpid()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(self._stop,), name=THREAD_NAME, daemon=True)
+        self._thread.start()
+
+    def go_on_after_fork(self) -> None:
+        """In a forked process, which has no threads of its parent's, starts the thread; elsewhere nothing."""
+        if self._pid and self._pid != os.getpid():
+            self.start()
+
+    def stop(self) -> None:
+        """Takes a last look, writes what was held back, and ends the thread; gives up on a driver that hangs."""
+        thread, self._thread = self._thread, None
+        if thread is None or self._pid != os.getpid():
+            return
+        self._stop.set()
+        thread.join(STOP_LIMIT_S)
+
+    def look(self, *, is_full: bool) -> None:
+        """One look at each series. Raises OSError when a file cannot be written."""
+        for series in self.series:
+            series.look(is_full=is_full)
+
+    def _run(self, stop: threading.Event) -> None:
+        start_s = next_full_s = time.monotonic()
+        try:
+            while not stop.is_set():
+                now_s = time.monotonic()
+                is_full = now_s >= next_full_s
+                self.look(is_full=is_full)
+                if is_full:
+                    next_full_s = next_tick_s(start_s, FULL_EVERY_S, now_s)
+                self.cpu_s = time.thread_time()
+                now_s = time.monotonic()
+                stop.wait(next_tick_s(start_s, self._interval_s, now_s) - now_s)
+            self.look(is_full=True)
+            for series in self.series:
+                series.close()
+        except Exception as error:  # noqa: BLE001 - whatever stops the sampler, the program that it watches goes on
+            message = f"sampling has stopped, and the program goes on: {type(error).__name__}: {error}"
+            self._say(Trouble(SAMPLER_FAILED, message, unknown=("all that comes after",)))

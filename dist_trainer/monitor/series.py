@@ -1,0 +1,59 @@
+"""The samples of one source over time: the peaks so far, and a file of those worth keeping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dist_trainer.monitor.sources import Source
+from dist_trainer.monitor.thinning import Thinner
+from dist_trainer.records import DeviceSample, RecordWriter
+
+
+class Series:
+    """Looks, keeps the peaks, and writes what is worth a line; nothing is written where `path` is None.
+
+    The peaks are plain numbers that another thread may read at any time; None until there was something to see.
+    """
+
+    def __init__(self, source: Source, path: Path | None) -> None:
+        self.source = source
+        self.peak_used_bytes: int | None = None
+        self.peak_process_bytes: int | None = None
+        self.peak_rss_bytes: int | None = None
+        self.used_version: int | None = None
+        self.total_bytes: int | None = None
+        self.num_looks = 0
+        self._thinner = Thinner()
+        self._writer = None if path is None else RecordWriter(path)
+
+    def look(self, *, is_full: bool) -> None:
+        """Raises OSError when the file cannot be written."""
+        sample = self.source.look(is_full=is_full)
+        self.num_looks += 1
+        if sample is None:
+            return
+        self.peak_used_bytes = _higher(self.peak_used_bytes, sample.used_bytes)
+        self.peak_process_bytes = _higher(self.peak_process_bytes, sample.process_bytes)
+        self.peak_rss_bytes = _higher(self.peak_rss_bytes, sample.rss_bytes)
+        self.used_version = sample.used_version or self.used_version
+        self.total_bytes = sample.total_bytes or self.total_bytes
+        self._write(self._thinner.offer(sample, is_full=is_full))
+
+    def close(self) -> None:
+        """Writes what was held back. Raises OSError as `look` does."""
+        self.source.close()
+        if self._writer is not None:
+            self._write(self._thinner.flush())
+            self._writer.close()
+            self._writer = None
+
+    def _write(self, samples: list[DeviceSample]) -> None:
+        if self._writer is not None:
+            for sample in samples:
+                self._writer.write(sample)
+
+
+def _higher(one: int | None, other: int | None) -> int | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return max(one, other)

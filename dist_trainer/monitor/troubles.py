@@ -1,0 +1,77 @@
+"""What keeps a figure from being known: said once for each kind and device, as an event; never a reason to stop."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_trainer.records import EVENTS_FILE, Event, RecordWriter
+
+EVENT_KIND = "monitor"
+
+LIBRARY_MISSING = "library missing"
+DRIVER_NOT_LOADED = "driver not loaded"
+NO_PERMISSION = "no permission"
+GPU_LOST = "gpu lost"
+DEVICE_NOT_FOUND = "device not found"
+INITIALISED_AGAIN = "initialised again"
+UNKNOWN_ERROR = "unknown error"
+PROCESSES_NOT_VISIBLE = "own processes not visible"
+PROCESS_BYTES_NOT_REPORTED = "process bytes not reported"
+MIG = "mig"
+DEVICES_UNKNOWN = "visible devices unknown"
+XID = "xid"
+SAMPLER_FAILED = "sampler failed"
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """One thing that went wrong. `unknown`: the fields of DeviceSample that cannot be had because of it."""
+
+    kind: str
+    message: str
+    device: str | None = None
+    unknown: tuple[str, ...] = ()
+    call: str | None = None
+    code: int | None = None
+
+
+Say = Callable[[Trouble], None]
+
+
+class TroubleLog:
+    """Appends each trouble to events.jsonl as an event of kind "monitor", once for a kind, a device and an Xid code.
+
+    `rank` is the one that the events bear; `source` names the file of samples that they are about.
+    """
+
+    def __init__(self, records_dir: Path, *, rank: int, source: str) -> None:
+        self._path = records_dir / EVENTS_FILE
+        self._rank = rank
+        self._source = source
+        self._said: set[tuple[str, str | None, int | None]] = set()
+
+    def say(self, trouble: Trouble) -> None:
+        key = (trouble.kind, trouble.device, trouble.code if trouble.kind == XID else None)
+        if key in self._said:
+            return
+        self._said.add(key)
+        facts = {
+            "trouble": trouble.kind,
+            "source": self._source,
+            "device": trouble.device,
+            "unknown": list(trouble.unknown),
+            "call": trouble.call,
+            "code": trouble.code,
+            "pid": os.getpid(),
+            "monotonic_s": time.monotonic(),
+        }
+        # A disk that is full stops neither the training nor the samples that can still be read from memory.
+        with suppress(OSError):
+            writer = RecordWriter(self._path)
+            writer.write(Event(EVENT_KIND, trouble.message, self._rank, time.time(), facts))
+            writer.close()

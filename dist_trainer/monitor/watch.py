@@ -1,0 +1,83 @@
+"""What is recorded of any program while it runs: every GPU that it can see, and its tree of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dist_trainer.monitor import troubles
+from dist_trainer.monitor.devices import DeviceIdentity, list_gpus
+from dist_trainer.monitor.nvml import Nvml, NvmlError
+from dist_trainer.monitor.processes import ProcessTree
+from dist_trainer.monitor.sampler import Sampler
+from dist_trainer.monitor.series import Series
+from dist_trainer.monitor.sources import GpuSource, HostSource, Source
+from dist_trainer.monitor.troubles import Trouble, TroubleLog
+from dist_trainer.monitor.visible import visible_devices
+from dist_trainer.records import samples_file
+
+HOST = "host"
+_PCI_DEVICES = Path("/sys/bus/pci/devices")
+_NVIDIA_VENDOR = "0x10de"
+_DISPLAY_CLASS = "0x03"
+
+
+class Watch:
+    """Samples gpu-N for each visible GPU (N as the program counts them), or the host's memory alone without any.
+
+    `sampler` is not started; `tree` follows nothing yet. NVML that cannot be had is one event, and none on a host that
+    has no NVIDIA GPU.
+    """
+
+    def __init__(self, records_dir: Path, environ: Mapping[str, str], interval_s: float) -> None:
+        self.tree = ProcessTree()
+        self.problems: list[str] = []
+        self._log = TroubleLog(records_dir, rank=0, source=HOST)
+        self._nvml: Nvml | None = None
+        sources = self._gpus(environ) or {HOST: HostSource(self.tree)}
+        self.series = {name: Series(source, records_dir / samples_file(name)) for name, source in sources.items()}
+        self.sampler = Sampler(list(self.series.values()), interval_s, self.say)
+
+    def say(self, trouble: Trouble) -> None:
+        self.problems.append(trouble.message)
+        self._log.say(trouble)
+
+    def close(self) -> None:
+        self.sampler.stop()
+        if self._nvml is not None:
+            self._nvml.close()
+
+    def _gpus(self, environ: Mapping[str, str]) -> dict[str, Source]:
+        try:
+            self._nvml = Nvml(self.say)
+            visible = visible_devices(list_gpus(self._nvml, self.say), environ)
+        except NvmlError as error:
+            trouble = error.trouble
+            if trouble.kind != troubles.LIBRARY_MISSING or has_nvidia_gpu():
+                self.say(trouble)
+            return {}
+        if visible.problem is not None:
+            self.say(Trouble(troubles.DEVICES_UNKNOWN, visible.problem))
+        sources: dict[str, Source] = {}
+        for position, device in enumerate(visible.devices):
+            try:
+                source = GpuSource(self._nvml, DeviceIdentity(device.uuid), self.tree, self.say)
+            except NvmlError as error:
+                trouble = error.trouble
+                unknown = ("used_bytes", "process_bytes")
+                self.say(Trouble(trouble.kind, trouble.message, device.uuid, unknown, trouble.call, trouble.code))
+                continue
+            sources[f"gpu-{position}"] = source
+        return sources
+
+
+def has_nvidia_gpu(pci_devices: Path = _PCI_DEVICES) -> bool:
+    """Whether the kernel shows one on the PCI bus, with or without a driver for it."""
+    for device in pci_devices.glob("*"):
+        try:
+            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
+        except OSError:
+            continue
+        if vendor == _NVIDIA_VENDOR and kind.startswith(_DISPLAY_CLASS):
+            return True
+    return False
