@@ -125,6 +125,8 @@ def _run_config(request: Request) -> tuple[Path, RunConfig, list[tuple[str, str]
             raw = optimisations.set_path(raw, key, text)
         else:
             for_json.append((key, text))
+    if request.no_optimize and not any(setting.startswith("model.loss=") for setting in request.settings):
+        raw = optimisations.set_path(raw, "model.loss", "full")
     if request.seed is not None:
         raw = {**raw, "seed": request.seed}
     return path, run.check(raw, source=str(path)), for_json

@@ -60,10 +60,11 @@ class Engine:
         return sum(self.numels)
 
     def groups(self) -> list[list[int]]:
-        """The optimizer's two groups, each in the model's order."""
-        everything = range(len(self.parameters))
-        matrices = [p for p in everything if self.parameters[p].decays]
-        return [matrices, [p for p in everything if not self.parameters[p].decays]]
+        """The optimizer's groups, each in the model's order."""
+        found: dict[int, list[int]] = {}
+        for number, parameter in enumerate(self.parameters):
+            found.setdefault(parameter.group, []).append(number)
+        return [found[group] for group in sorted(found)]
 
     def init(self) -> None:
         """Builds the model in fp32, on the host unless `built_on_device` (a CPU is both), and casts it."""
@@ -111,9 +112,9 @@ class Engine:
             if not chunk:
                 return
             copied = size * sum(chunk) if len(chunk) > 1 else 0
-            with self.ledger.temporary(copied, BUCKETS):
-                with self.ledger.temporary(comm * sum(chunk) if comm != size else 0, BUCKETS):
-                    pass
+            upcast = comm * sum(chunk) if comm != size else 0
+            with self.ledger.temporary(copied, BUCKETS), self.ledger.temporary(upcast, BUCKETS):
+                pass
             chunk.clear()
 
         for numel in numels:
@@ -237,6 +238,7 @@ class Zero12Engine(Engine):
         self.is_compact = settings.grad_accum_dtype == "fp32" and settings.dtype != "fp32"
         self.group_of = {p: number for number, group in enumerate(self.partitions) for p in group.order}
         for group in self.partitions:
+            ledger.empty_cache()
             flat = ledger.alloc(size * group.flat_numel, PARAMETERS)
             for p in group.order:
                 ledger.free(self.weights[p])
@@ -264,25 +266,20 @@ class Zero12Engine(Engine):
         self.host_accumulated = False
         self.reduced_before: list[int] = []
         self.owned = {p for group in self.partitions for p in group.owned(self.rank)}
+        self.fp32_gradients: dict[int, Block] = {}
 
     def gradient(self, parameter: int, block: Block) -> None:
         settings = self.settings
         self._set_up_buckets()
         super().gradient(parameter, block)
-        if settings.stage == 1 and self._accumulates_in_fp32():
+        if settings.stage == 1 and self.is_compact:
             self._fill_accumulator(parameter)
         if settings.stage == 2 or (settings.overlap_comm and self.is_boundary):
             self._into_bucket(parameter)
 
-    def _accumulates_in_fp32(self) -> bool:
-        return self.is_compact
-
     def _fill_accumulator(self, parameter: int) -> None:
         block = self.gradients.pop(parameter)
-        accumulated = self.fp32_gradients.get(parameter) if hasattr(self, "fp32_gradients") else None
-        if accumulated is None:
-            if not hasattr(self, "fp32_gradients"):
-                self.fp32_gradients: dict[int, Block] = {}
+        if parameter not in self.fp32_gradients:
             self.fp32_gradients[parameter] = self.ledger.alloc(4 * self.numels[parameter], GRADIENTS)
         else:
             with self.ledger.temporary(4 * self.numels[parameter]):
@@ -309,7 +306,7 @@ class Zero12Engine(Engine):
 
     def _pop_gradient(self, parameter: int) -> Block | None:
         if self.settings.stage == 1 and self.is_compact:
-            return getattr(self, "fp32_gradients", {}).pop(parameter, None)
+            return self.fp32_gradients.pop(parameter, None)
         return self.gradients.pop(parameter, None)
 
     def _reduce(self) -> None:
@@ -318,9 +315,9 @@ class Zero12Engine(Engine):
         size = settings.weight_bytes
         for elements in self._flattened():
             comm = BYTES_OF[settings.comm_dtype]
-            with self.ledger.temporary(size * elements, BUCKETS):
-                with self.ledger.temporary(comm * elements if comm != size else 0, BUCKETS):
-                    pass
+            upcast = comm * elements if comm != size else 0
+            with self.ledger.temporary(size * elements, BUCKETS), self.ledger.temporary(upcast, BUCKETS):
+                pass
         for parameter in self.reduced_before:
             self.ledger.free(self._pop_gradient(parameter))
         self.reduced_before = []

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from dist_trainer.memory.caching_allocator import EMPTY_CACHE
 from dist_trainer.memory.plan import PhaseName
 
 PARTS = (
@@ -34,7 +35,8 @@ class Block:
 class Ledger:
     """Counts allocations. `rounding`: the allocator counts multiples of so many bytes (CUDA 512, CPU 1).
 
-    `events`, where kept, is the whole history for a replay: (block number, bytes), bytes 0 where the block is freed.
+    `events`, where kept, is the whole history for a replay: (block number, bytes), bytes 0 where the block is freed,
+    and EMPTY_CACHE.
     """
 
     def __init__(self, rounding: int, *, keep_events: bool) -> None:
@@ -67,6 +69,11 @@ class Ledger:
         self._live[block.part] -= block.size
         if self.events is not None and block.size:
             self.events.append((block.number, 0))
+
+    def empty_cache(self) -> None:
+        """The caching allocator gives back what it holds unused."""
+        if self.events is not None:
+            self.events.append(EMPTY_CACHE)
 
     def moved(self, block: Block, part: int) -> Block:
         """The same bytes under another part: activations that turn out to be a gradient."""

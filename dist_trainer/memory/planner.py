@@ -7,7 +7,7 @@ from typing import Literal
 
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.memory import trace as traces
-from dist_trainer.memory.caching_allocator import reserved_peak_bytes
+from dist_trainer.memory.caching_allocator import expandable_peak_bytes, reserved_peak_bytes
 from dist_trainer.memory.ledger import PARTS, Ledger
 from dist_trainer.memory.plan import Figure, PhaseName, PhasePlan, Plan, RankPlan
 from dist_trainer.memory.settings import Settings, read_settings, unmodelled
@@ -57,6 +57,7 @@ def make_plan(
     trace = traces.get(trace_spec(resolved, settings, sequence_length=length, cuda=device.kind == "cuda"))
     chosen = ranks if ranks is not None else tuple(sorted({0, world_size - 1}))
     targets = resolved.run.targets
+    expandable = resolved.run.memory.expandable_segments
     return Plan(
         name=resolved.run.name,
         deepspeed=resolved.deepspeed_source,
@@ -69,8 +70,8 @@ def make_plan(
         micro_batch=settings.micro_batch,
         accumulation=settings.accumulation,
         sequence_length=length,
-        ranks=tuple(_plan_rank(trace, settings, rank, world_size, device) for rank in chosen),
-        assumptions=_assumptions(settings, world_size, device),
+        ranks=tuple(plan_rank(trace, settings, rank, world_size, device, expandable=expandable) for rank in chosen),
+        assumptions=_assumptions(settings, world_size, device, expandable),
         unmodelled=unmodelled(resolved.deepspeed),
         upper_bounds=_upper_bounds(settings),
     )
@@ -98,7 +99,10 @@ def trace_spec(resolved: ResolvedRun, settings: Settings, *, sequence_length: in
     )
 
 
-def _plan_rank(trace: traces.Trace, settings: Settings, rank: int, world_size: int, device: PlannedDevice) -> RankPlan:
+def plan_rank(
+    trace: traces.Trace, settings: Settings, rank: int, world_size: int, device: PlannedDevice, *, expandable: bool
+) -> RankPlan:
+    """One rank's plan from a trace; `expandable` is how torch's CUDA allocator is set."""
     cuda = device.kind == "cuda"
     simulation = simulate(trace, settings, rank=rank, world_size=world_size, cuda=cuda, keep_events=cuda)
     ledger = simulation.device
@@ -110,7 +114,7 @@ def _plan_rank(trace: traces.Trace, settings: Settings, rank: int, world_size: i
     allocated = _banded(peak.allocated_bytes, ALLOCATED_BAND)
     if not cuda:
         return RankPlan(rank, allocated, allocated, None, peak.phase, peak.parts, phases, host_bytes)
-    reserved_bytes = max(_reserved(ledger), peak.allocated_bytes) + CUBLAS_BYTES
+    reserved_bytes = max(_reserved(ledger, expandable), peak.allocated_bytes) + CUBLAS_BYTES
     reserved = Figure(
         reserved_bytes,
         max(peak.allocated_bytes, round(reserved_bytes * (1 - RESERVED_BAND)) - CUBLAS_BYTES),
@@ -129,9 +133,9 @@ def _plan_rank(trace: traces.Trace, settings: Settings, rank: int, world_size: i
     return RankPlan(rank, allocated, reserved, used, peak.phase, parts, phases, host_bytes)
 
 
-def _reserved(ledger: Ledger) -> int:
+def _reserved(ledger: Ledger, expandable: bool) -> int:
     assert ledger.events is not None
-    return reserved_peak_bytes(ledger.events)
+    return expandable_peak_bytes(ledger.events) if expandable else reserved_peak_bytes(ledger.events)
 
 
 def _named(live: list[int]) -> dict[str, int]:
@@ -147,13 +151,14 @@ def peak_phase_bytes(plan: RankPlan, phase: PhaseName) -> int:
     return next((known.allocated_bytes for known in plan.phases if known.phase == phase), 0)
 
 
-def _assumptions(settings: Settings, world_size: int, device: PlannedDevice) -> tuple[str, ...]:
+def _assumptions(settings: Settings, world_size: int, device: PlannedDevice, expandable: bool) -> tuple[str, ...]:
     if device.kind == "cpu":
         return ("a CPU: the bytes of torch's CPU allocator; the process itself takes some 0.5 GB more",)
     lines = [
         f"CUDA context: {format_gb(CONTEXT_BYTES)} "
         f"({format_gb(CONTEXT_BAND_BYTES[0])} to {format_gb(CONTEXT_BAND_BYTES[1])})",
         f"cuBLAS workspace: {format_gb(CUBLAS_BYTES)} (up to {format_gb(CUBLAS_BAND_BYTES[1])})",
+        "allocator: torch's own for CUDA, with expandable segments " + ("on" if expandable else "off"),
         "attention: torch's fused kernels (flash or memory-efficient), which keep no [tokens, tokens] scores",
     ]
     if world_size > 1:

@@ -166,7 +166,7 @@ def unmodelled(config: Mapping[str, Any]) -> tuple[str, ...]:
         value: Any = config
         for name in key.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
-        off = (None, False, 0, 1, -1, {}) if key.endswith("_size") else (None, False, 0, -1, {})
+        off: tuple[Any, ...] = (None, False, 0, 1, -1, {}) if key.endswith("_size") else (None, False, 0, -1, {})
         if value not in off:
             lines.append(f"{key}: {why}")
     name = str(block(config, "optimizer").get("type", "adamw")).lower()

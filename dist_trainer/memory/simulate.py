@@ -42,6 +42,8 @@ def simulate(
     if isinstance(engine, Zero3Engine):
         engine.attach_modules(trace.modules)
     engine.init()
+    # train/hygiene.py empties the cache before the first step.
+    device.empty_cache()
     # The first micro batch and the last differ; those between them do not.
     micro_batches = min(settings.accumulation, 3 if settings.stage == 3 else 2)
     for _ in range(2):

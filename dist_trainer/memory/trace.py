@@ -54,11 +54,11 @@ class TraceSpec:
 
 @dataclass(frozen=True)
 class TracedParameter:
-    """`decays`: which of the optimizer's two groups it is in (`GPT.parameter_groups`)."""
+    """`group`: which of the optimizer's groups it is in (`GPT.parameter_groups`)."""
 
     name: str
     numel: int
-    decays: bool
+    group: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def load(spec: TraceSpec) -> Trace | None:
 def save(spec: TraceSpec, trace: Trace) -> None:
     """Keeps the trace; a folder that cannot be written is no error, it only costs the next plan its time."""
     values = {
-        "parameters": [(p.name, p.numel, p.decays) for p in trace.parameters],
+        "parameters": [(p.name, p.numel, p.group) for p in trace.parameters],
         "modules": trace.modules,
         "events": trace.events,
         "saved_on_host_bytes": trace.saved_on_host_bytes,

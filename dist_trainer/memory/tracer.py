@@ -1,8 +1,8 @@
 """Traces the model's real forward and backward under fake tensors on the CPU: no weights, almost no memory.
 
 The device is always "cpu": a fake "cuda" device aborts the process where there is no GPU. Where CUDA's kernels keep
-other things than the CPU's, a trace for CUDA puts the CUDA form in: dropout keeps a bool mask, and attention stays fused
-when it drops out.
+other things than the CPU's, a trace for CUDA puts the CUDA form in: dropout keeps a bool mask, and attention stays
+fused when it drops out.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from dist_trainer.model.gpt import GPT
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class _StorageLog(TorchDispatchMode):
+class _StorageLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes down every storage's birth and death while it is on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.part = ACTIVATIONS
         self._ids: dict[int, int] = {}
@@ -109,10 +109,10 @@ def trace(spec: TraceSpec) -> Trace:
             log.mark(BACKWARD)
             loss.backward()
             del loss
-        decays = {parameter for parameter in model.parameter_groups()[0]["params"]}
+        group_of = {p: number for number, group in enumerate(model.parameter_groups()) for p in group["params"]}
         return Trace(
             parameters=tuple(
-                TracedParameter(name, parameter.numel(), parameter in decays)
+                TracedParameter(name, parameter.numel(), group_of[parameter])
                 for name, parameter in model.named_parameters()
             ),
             modules=modules,
@@ -149,11 +149,11 @@ def _watch(model: GPT, numbers: dict[nn.Parameter, int], log: _StorageLog) -> tu
         mine = [numbers[parameter] for parameter in module.parameters(recurse=False)]
         if module is model:
             # The output embedding is the input's weight: ZeRO-3 makes it an external parameter of the whole model.
-            mine.append(numbers[model.token_embedding.weight])
+            mine.append(numbers[model.get_parameter("token_embedding.weight")])
         owned.append(tuple(mine))
         _watch_module(module, number, log)
     for parameter, number in numbers.items():
-        parameter.register_post_accumulate_grad_hook(_gradient_hook(number, log))
+        parameter.register_post_accumulate_grad_hook(_gradient_hook(number, log))  # type: ignore[no-untyped-call]
     _watch_loss(model, log)
     return tuple(owned)
 
@@ -189,13 +189,15 @@ def _watch_module(module: nn.Module, number: int, log: _StorageLog) -> None:
         log.mark(FORWARD_ENTER, number)
         grads_remaining[0] = 0
         return tuple(
-            AfterBackward.apply(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+            AfterBackward.apply(value)  # type: ignore[no-untyped-call]
+            if isinstance(value, Tensor) and value.is_floating_point()
+            else value
             for value in values
         )
 
     def leave(_: nn.Module, values: Any, output: Tensor) -> Any:
         log.mark(FORWARD_EXIT, number)
-        return BeforeBackward.apply(output)
+        return BeforeBackward.apply(output)  # type: ignore[no-untyped-call]
 
     module.register_forward_pre_hook(enter)
     module.register_forward_hook(leave)
@@ -219,7 +221,7 @@ def _watch_loss(model: GPT, log: _StorageLog) -> None:
         def passed(_: Tensor) -> None:
             log.part = ACTIVATIONS
 
-        hidden.register_hook(passed)
+        hidden.register_hook(passed)  # type: ignore[no-untyped-call]
         return inner(hidden, weight, targets)
 
     model.loss_function = loss
@@ -246,8 +248,8 @@ def _cuda_kernels() -> Iterator[None]:
     def cuda_dropout(value: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return torch.native_dropout(value, p, training)[0] if training and p > 0 else value
 
-    def fused_attention(*args: Any, dropout_p: float = 0.0, **kwargs: Any) -> Tensor:
-        return attention(*args, dropout_p=0.0, **kwargs)
+    def fused_attention(query: Tensor, key: Tensor, value: Tensor, **kwargs: Any) -> Tensor:
+        return attention(query, key, value, **{**kwargs, "dropout_p": 0.0})
 
     F.dropout, F.scaled_dot_product_attention = cuda_dropout, fused_attention  # type: ignore[assignment]
     try:

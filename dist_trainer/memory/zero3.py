@@ -1,8 +1,8 @@
 """Stage 3: every parameter is cut over the ranks, gathered before a module needs it and let go of afterwards.
 
-Mirrors DeepSpeed 0.19.8: zero/stage3.py (buckets, gradients, the step) and zero/partitioned_param_coordinator.py (what is
-fetched, prefetched and released when). The first forward and backward only record the order; from the second on it is
-known, and prefetching and reuse apply.
+Mirrors DeepSpeed 0.19.8: zero/stage3.py (buckets, gradients, the step) and zero/partitioned_param_coordinator.py (what
+is fetched, prefetched and released when). The first forward and backward only record the order; from the second on it
+is known, and prefetching and reuse apply.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Zero3Engine(Engine):
             pieces.append(param_ledger.alloc(size * shard, PARAMETERS))
             ledger.free(self.weights[p])
         total = sum(self.shards)
+        ledger.empty_cache()
         if self.built_on_device:
             # Defragmenting goes through a flat buffer on the host, which on a CPU is the buffer itself.
             param_ledger.alloc(size * total, PARAMETERS)
@@ -57,9 +58,9 @@ class Zero3Engine(Engine):
         state_ledger = self.host if self.offloads else ledger
         sizes = [sum(self.shards[p] for p in group) for group in self.sub_groups]
         for numel in sizes:
-            if master != size or self.offloads:
-                with state_ledger.temporary(master * numel):
-                    state_ledger.alloc(master * numel, MASTER)
+            # Cast, then cloned; weights that are fp32 already are cloned all the same.
+            with state_ledger.temporary(master * numel if master != size else 0):
+                state_ledger.alloc(master * numel, MASTER)
         if self.offloads:
             for numel in sizes:
                 self.host.alloc(master * numel, GRADIENTS)
@@ -248,12 +249,12 @@ class Zero3Engine(Engine):
         if self.bucket and settings.reduce_scatter:
             is_view = len(self.bucket) == 1 and self.numels[self.bucket[0]] % self.world_size == 0
             upcast = comm * self.bucket_elements if comm != size else 0
-            with self.ledger.temporary(upcast, BUCKETS):
-                with self.ledger.temporary(0 if is_view else comm * padded, BUCKETS):
-                    owned = sum(self.shards[p] for p in self.bucket)
-                    widened = settings.accum_bytes * owned if settings.grad_accum_dtype != settings.comm_dtype else 0
-                    with self.ledger.temporary(widened, BUCKETS):
-                        pass
+            flat = 0 if is_view else comm * padded
+            owned = sum(self.shards[p] for p in self.bucket)
+            widened = settings.accum_bytes * owned if settings.grad_accum_dtype != settings.comm_dtype else 0
+            temporary = self.ledger.temporary
+            with temporary(upcast, BUCKETS), temporary(flat, BUCKETS), temporary(widened, BUCKETS):
+                pass
         for p in self.bucket:
             self.ledger.free(self.gradients.pop(p, None))
         self.bucket, self.bucket_elements = [], 0

@@ -19,6 +19,7 @@ from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.loss import LossFunction, chunked_loss, full_loss
 
 INIT_STD = 0.02
+GROUPS_OF_MATRICES = 8
 
 
 class Attention(nn.Module):
@@ -117,10 +118,20 @@ class GPT(nn.Module):
         return self.loss_function(hidden, self.token_embedding.weight, targets)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices decay with the optimizer's own weight decay; biases and norms do not decay."""
+        """Matrices decay with the optimizer's own weight decay; biases and norms, the last group, do not decay.
+
+        The matrices come in several groups, each of at least an eighth of the model: ZeRO's step works on one group at
+        a time, and its temporaries are as large as the largest.
+        """
         parameters = list(self.parameters())
+        enough = sum(parameter.numel() for parameter in parameters) / GROUPS_OF_MATRICES
+        matrices: list[list[nn.Parameter]] = [[]]
+        for parameter in (parameter for parameter in parameters if parameter.dim() >= 2):
+            if sum(member.numel() for member in matrices[-1]) >= enough:
+                matrices.append([])
+            matrices[-1].append(parameter)
         return [
-            {"params": [parameter for parameter in parameters if parameter.dim() >= 2]},
+            *({"params": group} for group in matrices),
             {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
         ]
 

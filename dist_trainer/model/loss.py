@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# fp32 logits of one block of rows, where no Triton kernel does without them: 16 MiB.
+CHUNK_ELEMENTS = 2**22
+
 LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
@@ -29,5 +32,6 @@ def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         return F.linear_cross_entropy(flat_hidden, weight, flat_targets, options=nn.LinearCrossEntropyOptions())
     from deepspeed.runtime.chunked_cross_entropy import chunked_cross_entropy
 
-    loss: Tensor = chunked_cross_entropy(F.linear(flat_hidden, weight), flat_targets)
+    logits = F.linear(flat_hidden, weight)
+    loss: Tensor = chunked_cross_entropy(logits, flat_targets, block_rows=max(1, CHUNK_ELEMENTS // logits.shape[-1]))
     return loss

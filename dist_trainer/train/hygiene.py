@@ -13,6 +13,7 @@ from dist_trainer.config.run import MemoryConfig
 def settle(engine: Any) -> None:
     """Before the first step: what start-up left behind is collected, what stays is never looked at again."""
     gc.collect()
+    empty_cache()
     if engine.config.get("disable_python_gc"):
         gc.freeze()
 

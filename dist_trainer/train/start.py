@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import sys
@@ -14,6 +15,7 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config import run_dir as run_dirs
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.resolve import Request, ResolvedRun, names, resolve
+from dist_trainer.config.run import MemoryConfig
 from dist_trainer.errors import EXIT_OK, UserError
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
 
@@ -40,7 +42,8 @@ def start(job: Job) -> NoReturn:
     rank = job.rank.rank
     try:
         # The mistakes in the files, before torch is imported; the real device is asked afterwards.
-        resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE)
+        asked = resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE)
+        choose_cuda_allocator(asked.run.memory)
         from dist_trainer.train import process
 
         with process.quiet_deepspeed():
@@ -65,6 +68,15 @@ def start(job: Job) -> NoReturn:
     except BaseException as error:  # noqa: BLE001
         fail_in_the_run(error, rank=rank, run_dir=run_dir, started_s=started_s, stderr_fd=stderr_fd, debug=job.debug)
     process.leave(EXIT_OK)
+
+
+def choose_cuda_allocator(memory: MemoryConfig) -> None:
+    """Sets torch's CUDA allocator, which reads the environment as torch comes in, unless the user did."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if not memory.expandable_segments or any(name in os.environ for name in names):
+        return
+    major, minor = importlib.metadata.version("torch").split(".")[:2]
+    os.environ[names[0] if (int(major), int(minor)) >= (2, 9) else names[1]] = "expandable_segments:True"
 
 
 def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
