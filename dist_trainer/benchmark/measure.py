@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.config.optimisations import Switches
 from dist_trainer.config.resolve import Request, ResolvedRun, resolve
 from dist_trainer.errors import RunError
 from dist_trainer.model.gpt import num_parameters
@@ -33,15 +36,21 @@ from dist_trainer.train.engine import build_engine
 
 @dataclass(frozen=True)
 class Spec:
-    """One rank to measure. `settings` are `--set`s: PATH=VALUE for either file."""
+    """One rank to measure: what a command line would ask for, the rank, and tokens per sequence."""
 
-    config: str
-    ds: str
-    settings: tuple[str, ...]
+    request: Request
     rank: int
     world_size: int
     sequence_length: int
     num_steps: int = 2
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Spec:
+        """`{"request": {"config": ..., "ds": ..., "settings": [...], "switches": {...}}, "rank": ..., ...}`."""
+        request = dict(values["request"])
+        request["settings"] = tuple(request.get("settings", ()))
+        request["switches"] = Switches(**request.get("switches", {}))
+        return cls(**{**values, "request": Request(**request)})
 
 
 @dataclass(frozen=True)
@@ -54,10 +63,6 @@ class Measurement:
     first_step_live_bytes: int
     num_parameters: int
     seconds: float
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Measurement:
-        return cls(**values)
 
 
 def measure(
@@ -154,45 +159,60 @@ def _random_batches(resolved: ResolvedRun, sequence_length: int, num_steps: int)
 
 
 def resolve_spec(spec: Spec) -> ResolvedRun:
-    """Against the device there is, so that what is measured is what would run here."""
-    request = Request(config=spec.config, ds=spec.ds, settings=spec.settings)
+    """Against this machine's CPU, so that what is measured is what would run on it."""
     with process.quiet_deepspeed():
-        return resolve(request, world_size=spec.world_size, device=process.device_facts())
+        return resolve(spec.request, world_size=spec.world_size, device=process.device_facts())
 
 
 def measure_apart(spec: Spec) -> Measurement:
-    """Measures in a process of its own. Raises RunError with the end of what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "dist_trainer.benchmark.measure", "-"],
-        input=json.dumps(asdict(spec)),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    lines = done.stdout.strip().splitlines()
-    if done.returncode or not lines:
-        raise RunError("a measurement failed", found=spec, hint="\n".join(lines[-12:]))
-    return Measurement.from_json(json.loads(lines[-1]))
+    """Measures in a process of its own, on one thread.
+
+    Raises RunError when that process was killed; what it raised itself is raised here.
+    """
+    process.measure_on_the_cpu()
+    # Each is forked from a server that has the imports done, and that has never measured anything.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deepspeed", "dist_trainer.benchmark.measure"])
+    try:
+        with ProcessPoolExecutor(1, mp_context=context) as pool:
+            return pool.submit(_measure_quietly, spec).result()
+    except BrokenProcessPool as error:
+        raise RunError(
+            "the process that measured was killed",
+            found=f"{spec.request.config}, {spec.request.ds}, rank {spec.rank} of {spec.world_size}",
+            hint="most likely for want of memory: measure a smaller model, or on a larger machine",
+        ) from error
 
 
-def main(argv: list[str]) -> None:
-    """SPEC.json (or - for standard input) [EVENTS.json]: prints a Measurement; writes every event where asked."""
-    text = sys.stdin.read() if argv[0] == "-" else Path(argv[0]).read_text(encoding="utf-8")
-    values = json.loads(text)
-    spec = Spec(**{**values, "settings": tuple(values["settings"])})
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+def _measure_quietly(spec: Spec) -> Measurement:
+    """DeepSpeed prints; what a measurement says goes back to the parent, not to the terminal."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    return measure_spec(spec)[0]
+
+
+def measure_spec(spec: Spec) -> tuple[Measurement, list[MemoryEvent]]:
+    """Measures in this process, which is then good for nothing else."""
+    torch.set_num_threads(1)
+    # The values may be anything, and denormal ones would take very long.
     torch.set_flush_denormal(True)
-    process.quiet_profiler()
+    process.measure_on_the_cpu()
     resolved = resolve_spec(spec)
     with process.quiet_deepspeed():
-        measurement, events = measure_with_events(
+        return measure_with_events(
             resolved,
             rank=spec.rank,
             world_size=spec.world_size,
             sequence_length=spec.sequence_length,
             num_steps=spec.num_steps,
         )
+
+
+def main(argv: list[str]) -> None:
+    """SPEC.json (or - for standard input) [EVENTS.json]: prints a Measurement; writes every event where asked."""
+    text = sys.stdin.read() if argv[0] == "-" else Path(argv[0]).read_text(encoding="utf-8")
+    measurement, events = measure_spec(Spec.from_json(json.loads(text)))
     if len(argv) > 1:
         Path(argv[1]).write_text(json.dumps([asdict(event) for event in events]), encoding="utf-8")
     print(json.dumps(asdict(measurement)), flush=True)

@@ -60,8 +60,14 @@ def quiet_deepspeed() -> Iterator[None]:
 
 
 def quiet_profiler() -> None:
-    """torch's profiler prints when it starts and stops, unless it is told before its first use that nothing is to be."""
+    """torch's profiler prints when it starts and stops, unless told otherwise before its first use."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+
+def measure_on_the_cpu() -> None:
+    """Before DeepSpeed is imported: also on a host with GPUs, this process trains on the CPU, and is profiled there."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    quiet_profiler()
 
 
 def export_rank(rank: RankInfo) -> None:

@@ -1,0 +1,60 @@
+"""Measurements kept on disk, so that a benchmark which was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+from dist_trainer.benchmark.measure import Measurement, Spec, measure_apart
+from dist_trainer.config.resolve import ResolvedRun
+
+
+def measured(spec: Spec, resolved: ResolvedRun, *, before_measuring: Callable[[], None] = lambda: None) -> Measurement:
+    """The measurement kept for `spec`, or a new one. `before_measuring` may refuse by raising."""
+    kept = find(spec, resolved)
+    if kept is not None:
+        return kept
+    before_measuring()
+    measurement = measure_apart(spec)
+    path = _path(spec, resolved)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(f".{os.getpid()}")
+    aside.write_text(json.dumps(asdict(measurement)) + "\n", encoding="utf-8")
+    aside.replace(path)
+    return measurement
+
+
+def find(spec: Spec, resolved: ResolvedRun) -> Measurement | None:
+    path = _path(spec, resolved)
+    return Measurement(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def _path(spec: Spec, resolved: ResolvedRun) -> Path:
+    """By what is measured, not by the names of its files, and by the code that is measured."""
+    what = [
+        resolved.run.model.model_dump(),
+        resolved.deepspeed,
+        spec.rank,
+        spec.world_size,
+        spec.sequence_length,
+        spec.num_steps,
+        *_versions(),
+    ]
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+    return root / "dist_trainer" / "measurements" / f"{key}.json"
+
+
+@cache
+def _versions() -> tuple[str, ...]:
+    package = Path(__file__).parents[1]
+    train = [package / "train" / name for name in ("engine.py", "step.py")]
+    sources = [*sorted((package / "model").glob("*.py")), *train, package / "monitor" / "allocator.py"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return importlib.metadata.version("torch"), importlib.metadata.version("deepspeed"), digest
