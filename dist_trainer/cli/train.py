@@ -18,6 +18,28 @@ def build_parser() -> Parser:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    what = add_what_to_train(parser)
+    what.add_argument("--max-steps", type=positive, metavar="N", help="stop after this many optimizer steps in all")
+    where = parser.add_argument_group("where")
+    where.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
+    where.add_argument(
+        "--resume",
+        default="auto",
+        metavar="auto|PATH|never",
+        help="continue from a checkpoint; auto: the newest in the run's folder, if any (default: %(default)s)",
+    )
+    add_single_optimisations(parser)
+    parser.add_argument(
+        "--measure-allocator",
+        action="store_true",
+        help="on a CPU: record the allocator's exact peaks by phase over the first two steps (these are slower)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_what_to_train(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     what = parser.add_argument_group("what to train")
     what.add_argument("--config", default=DEFAULT_CONFIG, metavar="NAME|FILE", help="run file (default: %(default)s)")
     what.add_argument(
@@ -28,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="DeepSpeed JSON (default: the one the run file names)",
     )
     what.add_argument("--phase", type=positive, metavar="N", help="train only this phase of the run file")
-    what.add_argument("--max-steps", type=positive, metavar="N", help="stop after this many optimizer steps in all")
     what.add_argument("--seed", type=not_negative, metavar="N")
     what.add_argument(
         "--set",
@@ -38,14 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH=VALUE",
         help="override any key of either file by its dotted path",
     )
-    where = parser.add_argument_group("where")
-    where.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
-    where.add_argument(
-        "--resume",
-        default="auto",
-        metavar="auto|PATH|never",
-        help="continue from a checkpoint; auto: the newest in the run's folder, if any (default: %(default)s)",
-    )
+    return what
+
+
+def add_single_optimisations(parser: argparse.ArgumentParser) -> None:
     single = parser.add_argument_group("single optimisations (these override the JSON)")
     single.add_argument("--micro-batch", type=positive, metavar="N", help="sequences per rank and micro batch")
     single.add_argument("--accumulation", type=positive, metavar="N", help="micro batches per optimizer step")
@@ -54,14 +71,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     single.add_argument("--fused", action=BooleanOptionalAction, help="fused AdamW")
     single.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile")
     single.add_argument("--no-optimize", action="store_true", help="ds_configs/baseline.json: fp32, nothing on")
-    parser.add_argument(
-        "--measure-allocator",
-        action="store_true",
-        help="on a CPU: record the allocator's exact peaks by phase over the first two steps (these are slower)",
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def request_from(args: argparse.Namespace) -> Request:

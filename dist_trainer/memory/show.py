@@ -12,7 +12,7 @@ from dist_trainer.memory.outcome import (
     reduction,
     target_standing,
 )
-from dist_trainer.memory.plan import Figure, Plan, RankPlan, needed
+from dist_trainer.memory.plan import Plan, RankPlan, needed
 from dist_trainer.units import GB, format_gb, format_gib
 
 THOUSANDTH = GB // 1000
@@ -52,13 +52,12 @@ def add_up(parts: Mapping[str, int], unit_bytes: int) -> dict[str, int]:
 
 
 def _heading(plan: Plan) -> Iterator[str]:
-    many = "1 rank" if plan.world_size == 1 else f"{plan.world_size} ranks"
     device = plan.device_name or ("a CPU" if plan.device == "cpu" else "a GPU")
     memory = f" of {format_gb(plan.device_bytes)} ({format_gib(plan.device_bytes)})" if plan.device_bytes else ""
     yield f"{plan.name} with {plan.deepspeed}"
     yield (
-        f"{many}, each on {device}{memory}: micro batch {plan.micro_batch} x accumulation {plan.accumulation}, "
-        f"{plan.sequence_length} tokens a sequence"
+        f"{_ranks(plan.world_size)}, each on {device}{memory}: "
+        f"micro batch {plan.micro_batch} x accumulation {plan.accumulation}, {plan.sequence_length} tokens a sequence"
     )
 
 
@@ -91,7 +90,7 @@ def _others(plan: Plan) -> Iterator[str]:
         if rank.rank != worst.rank:
             yield f"rank {rank.rank}: {_gb(needed(rank).num_bytes)}, peak in {rank.peak_phase}"
     if plan.world_size > len(plan.ranks):
-        yield f"the other {plan.world_size - len(plan.ranks)} ranks hold at most about as much; --rank N plans one"
+        yield f"{plan.world_size - len(plan.ranks)} more of {plan.world_size} ranks, not planned: --rank N plans one"
 
 
 def _host(plan: Plan, host: HostMemory | None, *, is_pinned: bool) -> Iterator[str]:
@@ -115,7 +114,7 @@ def _verdict(plan: Plan, host: HostMemory | None) -> Iterator[str]:
     elif plan.device == "cuda":
         yield "device     not judged: its memory is not known (--gpu NAME or --gpu-memory SIZE)"
     if on_host is not None and host is not None:
-        yield f"host       {_fits(on_host)} with {host.num_ranks} ranks on it"
+        yield f"host       {_fits(on_host)}, with {_ranks(host.num_ranks)} on it"
     if target is not None:
         yield f"target     {_meets(target)}"
     elif plan.target_bytes is not None:
@@ -140,6 +139,10 @@ def _meets(standing: Standing) -> str:
         return f"missed by {format_gb(standing.over_bytes)}: {needs}, where {limit} is the target"
     band = f", but the band reaches {format_gb(standing.needed.high_bytes)}" if standing.state == "close" else ""
     return f"met: {needs} of {limit}{band}"
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"
 
 
 def _row(label: str, figure: str, rest: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import dist_trainer
-from dist_trainer.cli import data, launch, main, monitor, train
+from dist_trainer.cli import data, launch, main, monitor, plan, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.launch.plan import LaunchPlan
 
@@ -25,8 +25,9 @@ HEAVY = {"torch", "deepspeed", "transformers"}
 # Every option string, in the order of --help. Users have these in their scripts: a change here is a change for them.
 SURFACE = {
     "train": (
-        *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--max-steps", "--seed", "--set"),
+        *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set"),
         *(
+            "--max-steps",
             "--run-dir",
             "--resume",
             "--micro-batch",
@@ -35,12 +36,19 @@ SURFACE = {
             "--checkpointing",
             "--no-checkpointing",
         ),
-        *("--fused", "--no-fused", "--compile", "--no-compile", "--no-optimize", "--debug", "--deepspeed"),
-        *("--local_rank", "--local-rank"),
+        *("--fused", "--no-fused", "--compile", "--no-compile", "--no-optimize", "--measure-allocator"),
+        *("--debug", "--deepspeed", "--local_rank", "--local-rank"),
     ),
     "launch": (
         *("-h", "--help", "--launcher", "--nproc-per-node", "--nproc_per_node", "--hostfile"),
         *("--include", "--exclude", "--dry-run"),
+    ),
+    "plan": (
+        *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set", "--micro-batch"),
+        *("--accumulation", "--precision", "--checkpointing", "--no-checkpointing", "--fused", "--no-fused"),
+        *("--compile", "--no-compile", "--no-optimize", "--nproc-per-node", "--nproc_per_node", "--nnodes"),
+        *("--hostfile", "--include", "--exclude", "--gpu", "--gpu-memory", "--host-memory", "--device", "--rank"),
+        *("--json", "--debug"),
     ),
     "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
     "data prepare": ("-h", "--help", "--input", "--output", "--tokenizer", "--vocab-size", "--debug"),
@@ -168,6 +176,7 @@ def write_ds(path: Path, **keys: object) -> Path:
     [
         ("train", train.build_parser()),
         ("launch", launch.build_parser()),
+        ("plan", plan.build_parser()),
         ("monitor", monitor.build_parser()),
         ("data prepare", data.build_parser()),
     ],
@@ -179,7 +188,7 @@ def test_the_switches_are_those_that_users_know(name: str, parser: argparse.Argu
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "data", "monitor")
+    assert tuple(COMMANDS) == ("train", "launch", "plan", "data", "monitor")
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
@@ -199,6 +208,7 @@ def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixtu
         ("--help",),
         ("train", "--help"),
         ("launch", "--help"),
+        ("plan", "--help"),
         ("launch", "--dry-run"),
         ("launch", "--dry-run", "--launcher", "deepspeed", "--config", "small", "--ds", "zero3"),
         ("data", "--help"),
@@ -380,7 +390,7 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
     [
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
-        (("qqqq",), "train, launch, data, monitor"),
+        (("qqqq",), "train, launch, plan, data, monitor"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
         (("launch", "--dry-run", "--nproc-per-nod=2"), "did you mean --nproc-per-node?"),
         (("launch", "--hostfil", "hosts"), "did you mean --hostfile?"),

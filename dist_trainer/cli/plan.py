@@ -1,0 +1,174 @@
+"""The `plan` command: how many bytes each rank will need, before anything runs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from dist_trainer.cli import train
+from dist_trainer.cli.parser import Parser, not_negative, positive
+from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
+from dist_trainer.config.resolve import resolve
+from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
+from dist_trainer.launch.choose import choose_launcher
+from dist_trainer.launch.facts import read_host_facts
+from dist_trainer.launch.hosts import HostChoice, find_topology, parse_ranks_per_host
+from dist_trainer.launch.plan import HostFacts
+from dist_trainer.memory import outcome, show
+from dist_trainer.memory.plan import dump_plan
+from dist_trainer.memory.planner import PlannedDevice, make_plan
+from dist_trainer.memory.settings import read_settings
+from dist_trainer.units import parse_bytes
+
+
+@dataclass(frozen=True)
+class World:
+    """How many ranks, how many of them share a host at most, and whether they are all on this one.
+
+    `assumption` says so where nobody said the number.
+    """
+
+    num_ranks: int
+    num_ranks_a_host: int
+    is_this_host: bool
+    assumption: str | None = None
+
+
+def build_parser() -> Parser:
+    parser = Parser("plan", "Say how many bytes each rank will need, without running anything.")
+    train.add_what_to_train(parser)
+    train.add_single_optimisations(parser)
+    hosts = parser.add_argument_group("ranks and devices")
+    hosts.add_argument(
+        "--nproc-per-node",
+        "--nproc_per_node",
+        metavar="N|auto",
+        default="auto",
+        help="ranks a host (default: auto, what `launch` would start here)",
+    )
+    hosts.add_argument("--nnodes", type=positive, metavar="N", help="hosts, where there is no hostfile (default: 1)")
+    hosts.add_argument("--hostfile", metavar="FILE", help="lines 'host slots=N', as DeepSpeed has them")
+    hosts.add_argument("--include", metavar="SPEC", default="", help="use only these slots: node1:0,1@node2")
+    hosts.add_argument("--exclude", metavar="SPEC", default="", help="leave these slots out: node1:0")
+    hosts.add_argument("--gpu", metavar="NAME", help="the card to plan for, such as a100-40g")
+    hosts.add_argument("--gpu-memory", type=_memory, metavar="SIZE", help="the memory of any other, such as 24GiB")
+    hosts.add_argument("--host-memory", type=_memory, metavar="SIZE", help="the memory of one host, for offload")
+    hosts.add_argument(
+        "--device", choices=("cuda", "cpu"), default="cuda", help="plan for GPUs (default), or for ranks on a CPU"
+    )
+    hosts.add_argument(
+        "--rank", type=not_negative, metavar="N", help="plan this rank (default: the first and the last)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Prints the plan. 0 when it fits and meets the target, as far as those are known; else 1. Raises UserError."""
+    args = build_parser().parse(argv)
+    facts = read_host_facts(os.environ)
+    world = find_world(args, facts)
+    device = _device(args, world, facts)
+    if args.rank is not None and args.rank >= world.num_ranks:
+        raise UserError(
+            "there is no such rank", where="--rank", found=args.rank, expected=f"0 to {world.num_ranks - 1}"
+        )
+    resolved = resolve(train.request_from(args), world_size=world.num_ranks, device=device_facts(device.kind))
+    ranks = None if args.rank is None else (args.rank,)
+    plan = make_plan(resolved, world_size=world.num_ranks, device=device, ranks=ranks)
+    host = _host(args, world)
+    status = EXIT_OK if outcome.is_good(plan, host) else EXIT_FAILURE
+    if args.json:
+        sys.stdout.write(dump_plan(plan))
+        return status
+    settings = read_settings(resolved.deepspeed, cuda=device.kind == "cuda")
+    notices = [*filter(None, [world.assumption]), *resolved.notices]
+    sys.stdout.write(show.render(plan, host=host, is_pinned=settings.pin_memory, notices=notices))
+    return status
+
+
+def find_world(args: argparse.Namespace, facts: HostFacts) -> World:
+    """The ranks that `launch` would start with these switches; --nproc-per-node N needs no GPU to be there."""
+    asked = parse_ranks_per_host(args.nproc_per_node)
+    num_hosts = args.nnodes or 1
+    if args.hostfile is not None:
+        if args.nnodes is not None:
+            raise UserError(
+                "the hostfile says how many hosts there are",
+                where="--nnodes",
+                found=args.nnodes,
+                hint="leave one of --hostfile and --nnodes out",
+            )
+    elif asked is not None and not args.include and not args.exclude:
+        return World(num_hosts * asked, asked, is_this_host=num_hosts == 1)
+    launcher = choose_launcher(facts.environ, args.hostfile) if args.hostfile is None else "deepspeed"
+    if args.nnodes is not None:
+        launcher = "torchrun"
+    choice = HostChoice(args.hostfile, args.include, args.exclude, asked)
+    topology, _ = find_topology(launcher, choice, facts)
+    most = max(host.num_slots for host in topology.hosts)
+    assumption = None
+    if asked is None and args.hostfile is None and launcher != "srun" and facts.num_gpus == 0:
+        assumption = (
+            f"world size {num_hosts * topology.num_ranks}: no GPU here and no --nproc-per-node, "
+            f"so {most} ranks a host, as `launch` would start"
+        )
+    return World(num_hosts * topology.num_ranks, most, num_hosts == 1 and topology.is_local(facts.hostname), assumption)
+
+
+def device_facts(kind: Literal["cpu", "cuda"]) -> DeviceFacts:
+    """What a device of this kind is taken to be able to do. fp16 takes the bytes of bf16, which every CPU can do."""
+    if kind == "cuda":
+        return ANY_DEVICE
+    has_compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+    return DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=False, has_compiler=has_compiler, name="CPU")
+
+
+def _device(args: argparse.Namespace, world: World, facts: HostFacts) -> PlannedDevice:
+    if args.gpu is not None and args.gpu_memory is not None:
+        raise UserError(
+            "two answers to how much memory the GPU has",
+            where="--gpu-memory",
+            found=f"--gpu {args.gpu}",
+            hint="leave one of --gpu and --gpu-memory out",
+        )
+    if args.device == "cpu":
+        return PlannedDevice("cpu")
+    if args.gpu is not None:
+        from dist_trainer.memory.gpus import find_gpu
+
+        name, num_bytes = find_gpu(args.gpu)
+        return PlannedDevice("cuda", name, num_bytes)
+    if args.gpu_memory is not None:
+        return PlannedDevice("cuda", None, args.gpu_memory)
+    if world.is_this_host and facts.num_gpus:
+        from dist_trainer.launch.gpus import smallest_visible_gpu
+
+        found = smallest_visible_gpu(facts.environ)
+        if found is not None:
+            return PlannedDevice("cuda", found.name, found.num_bytes)
+    return PlannedDevice("cuda")
+
+
+def _host(args: argparse.Namespace, world: World) -> outcome.HostMemory | None:
+    """The memory of a host: as said, or this one's where the ranks are on it and the GPU is not another's."""
+    num_bytes = args.host_memory
+    if num_bytes is None:
+        if not world.is_this_host or args.gpu is not None or args.gpu_memory is not None:
+            return None
+        import psutil
+
+        num_bytes = psutil.virtual_memory().total
+    return outcome.HostMemory(num_bytes, world.num_ranks_a_host)
+
+
+def _memory(text: str) -> int:
+    try:
+        return parse_bytes(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
