@@ -13,7 +13,7 @@ from dist_trainer.units import MIB
 
 HEARTBEAT_S = 1.0
 HEARTBEAT_FRACTION = 1 / 3600
-CHURN_FRACTION = 1 / 36000
+CHURN_FRACTION = 1 / 18000
 
 
 class Thinner:
