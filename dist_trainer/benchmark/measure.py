@@ -28,7 +28,7 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.optimisations import Switches
 from dist_trainer.config.resolve import Request, ResolvedRun, resolve
 from dist_trainer.errors import RunError
-from dist_trainer.model.gpt import num_parameters
+from dist_trainer.model.size import num_parameters
 from dist_trainer.monitor.allocator import FORWARD, AllocatorProfile, MemoryEvent, mark_phases, peaks_of
 from dist_trainer.train import process, step
 from dist_trainer.train.engine import build_engine

@@ -134,11 +134,3 @@ class GPT(nn.Module):
             *({"params": group} for group in matrices),
             {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
         ]
-
-
-def num_parameters(config: ModelConfig) -> int:
-    """Trainable parameters of the model; the tied output embedding counts once."""
-    hidden = config.hidden_size
-    block = 12 * hidden**2 + 13 * hidden
-    embeddings = (config.vocab_size + config.context_length) * hidden
-    return embeddings + config.num_layers * block + 2 * hidden

@@ -243,7 +243,7 @@ def _write_resolved(resolved: ResolvedRun, run_dir: Path) -> None:
 
 def _opening(resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: DeviceFacts, num_threads: int) -> list[str]:
     from dist_trainer.config.optimisations import describe
-    from dist_trainer.model.gpt import num_parameters
+    from dist_trainer.model.size import num_parameters
     from dist_trainer.units import format_count
 
     model = resolved.run.model

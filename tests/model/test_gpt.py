@@ -9,7 +9,8 @@ import torch
 
 from dist_trainer.config.run import ModelConfig
 from dist_trainer.model.checkpointing import Checkpointing
-from dist_trainer.model.gpt import GPT, num_parameters
+from dist_trainer.model.gpt import GPT
+from dist_trainer.model.size import num_parameters
 
 TINY = ModelConfig(num_layers=3, hidden_size=48, num_heads=4, vocab_size=211, context_length=32)
 GPT2_SIZES = {
