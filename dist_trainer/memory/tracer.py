@@ -49,6 +49,7 @@ class _StorageLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.events: list[Event] = []
         self.part = ACTIVATIONS
+        self.is_paused = False
         self._ids: dict[int, int] = {}
         self._refs: dict[int, Any] = {}
         self._next_id = 0
@@ -76,6 +77,9 @@ class _StorageLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         key = storage._cdata
         if key in self._ids:
+            return
+        if self.is_paused:
+            self.know(tensor)
             return
         number = self._next_id
         self._next_id += 1
@@ -267,22 +271,13 @@ def _saved_on_host(log: _StorageLog) -> Iterator[list[int]]:
         if log.id_of(tensor) < 0:
             return tensor
         total[0] += tensor.nbytes
-        return _host_copy(tensor)
-
-    def _host_copy(tensor: Tensor) -> Tensor:
-        with _off(log):
-            copy = torch.empty_like(tensor)
-            log.know(copy)
-        return copy
+        log.is_paused = True
+        on_host = torch.empty_like(tensor)
+        log.is_paused = False
+        return on_host
 
     def unpack(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield total
-
-
-@contextmanager
-def _off(log: _StorageLog) -> Iterator[None]:
-    with torch.utils._python_dispatch._disable_current_modes(), FakeTensorMode():
-        yield
