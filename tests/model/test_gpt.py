@@ -126,11 +126,20 @@ def test_a_token_does_not_see_the_tokens_after_it(gpt2_pair: tuple[GPT, torch.nn
 
 def test_only_matrices_decay() -> None:
     model = GPT(TINY)
-    decay, no_decay = model.parameter_groups()
-    assert all(parameter.dim() >= 2 for parameter in decay["params"])
-    assert all(parameter.dim() < 2 for parameter in no_decay["params"])
-    assert no_decay["weight_decay"] == 0.0
-    assert len(decay["params"]) + len(no_decay["params"]) == len(list(model.parameters()))
+    *matrices, others = model.parameter_groups()
+    decay = [parameter for group in matrices for parameter in group["params"]]
+    assert all(parameter.dim() >= 2 for parameter in decay)
+    assert all(parameter.dim() < 2 for parameter in others["params"])
+    assert others["weight_decay"] == 0.0
+    assert len(decay) + len(others["params"]) == len(list(model.parameters()))
+
+
+def test_no_group_of_matrices_is_much_larger_than_it_need_be() -> None:
+    model = GPT(TINY)
+    *matrices, _ = model.parameter_groups()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    largest = max(parameter.numel() for parameter in model.parameters())
+    assert all(sum(p.numel() for p in group["params"]) <= total / 8 + largest for group in matrices)
 
 
 def saved_bytes(model: GPT, tokens: torch.Tensor) -> int:
