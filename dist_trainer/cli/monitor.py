@@ -19,7 +19,7 @@ from dist_trainer.config.run import MIN_SAMPLE_EVERY_S
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, RecordWriter
-from dist_trainer.units import format_duration, format_gb
+from dist_trainer.units import GB, format_duration, format_gb
 
 if TYPE_CHECKING:
     from dist_trainer.monitor.series import Series
@@ -99,15 +99,19 @@ def summary_lines(watch: Watch, run_dir: Path, *, status: int, seconds: float) -
 
 
 def _peaks(series: Series) -> str:
-    rss = "resident set not known" if series.peak_rss_bytes is None else f"{format_gb(series.peak_rss_bytes)} resident"
+    rss = "resident set not known" if series.peak_rss_bytes is None else f"{_amount(series.peak_rss_bytes)} resident"
     if series.peak_used_bytes is None:
         return f"peak {rss}"
-    total = "" if series.total_bytes is None else f" of {format_gb(series.total_bytes)}"
+    total = "" if series.total_bytes is None else f" of {_amount(series.total_bytes)}"
     version = "" if series.used_version == 2 else ", with what the driver reserves"
     own = "the command's part is not known"
     if series.peak_process_bytes is not None:
-        own = f"{format_gb(series.peak_process_bytes)} by the command"
-    return f"peak {format_gb(series.peak_used_bytes)} used{total}{version}; {own}; {rss}"
+        own = f"{_amount(series.peak_process_bytes)} by the command"
+    return f"peak {_amount(series.peak_used_bytes)} used{total}{version}; {own}; {rss}"
+
+
+def _amount(num_bytes: int) -> str:
+    return format_gb(num_bytes) if num_bytes >= GB / 10 else f"{num_bytes / 10**6:.1f} MB"
 
 
 def _is_signal(status: int) -> bool:

@@ -55,11 +55,15 @@ class ProcessTree:
         total = 0
         for pid, process in list(self._known.items()):
             try:
-                total += process.memory_info().rss
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                del self._known[pid]
+                rss_bytes = process.memory_info().rss
+            except psutil.NoSuchProcess:
+                rss_bytes = 0
             except psutil.AccessDenied:
                 continue
+            # One that has ended and is not yet waited for holds nothing.
+            if rss_bytes == 0:
+                del self._known[pid]
+            total += rss_bytes
         return total if self._known else None
 
     def _walk(self) -> None:

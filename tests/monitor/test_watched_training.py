@@ -1,0 +1,95 @@
+"""Whole training runs whose ranks are watched on GPUs that follow a script."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from nvml_stub import GPU_IS_LOST, Driver, Script, gpu_uuid
+from ranks import BRISK, mini_config, run_ranks
+
+from dist_trainer.records import (
+    EVENTS_FILE,
+    DeviceSample,
+    Event,
+    MemoryRecord,
+    memory_file,
+    read_records,
+    read_steps,
+    samples_file,
+)
+from dist_trainer.units import GB
+
+pytestmark = pytest.mark.integration
+
+
+def train(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str], *, module: str, world_size: int
+) -> Path:
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    arguments = ["-m", module, "train", "--config", str(mini_config(folder)), "--run-dir", str(folder / "run"), *BRISK]
+    ended = run_ranks([*arguments, "--set", "memory.sample_every_s=0.02"], cwd=folder, world_size=world_size)
+    assert ended.status == 0, ended.output
+    return folder / "run" / "records"
+
+
+def troubles(records: Path) -> list[tuple[int, str, int | None]]:
+    events = read_records(records / EVENTS_FILE, Event)
+    return [(event.rank, event.facts["trouble"], event.facts["code"]) for event in events if event.kind == "monitor"]
+
+
+def test_each_rank_records_its_own_gpu_and_a_lost_one_stops_nothing(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(clock="queries")
+    lost, unused, whole = script.gpu(used_bytes=GB), script.gpu(used_bytes=9 * GB), script.gpu(used_bytes=GB)
+    # A peak that a single look sees, long before the first step ends.
+    script.used(whole, {6: 3 * GB, 7: 2 * GB})
+    script.process(whole, "self", GB // 2)
+    script.value(whole, utilization_percent=55, power_mw=200_000)
+    script.used(lost, {5: 2 * GB})
+    script.process(lost, "self", GB // 4, lists="both")
+    script.xid(lost, 79, at=10)
+    script.error(GPU_IS_LOST, device=lost, at=70)
+    assert unused == "1"
+    environ = {**driver.environ(script), "CUDA_VISIBLE_DEVICES": "2,0"}
+    records = train(tmp_path, monkeypatch, environ, module="nvml_rank", world_size=2)
+
+    samples = [list(read_records(records / samples_file(f"rank-{rank}"), DeviceSample)) for rank in range(2)]
+    memory = [list(read_records(records / memory_file(rank), MemoryRecord)) for rank in range(2)]
+    assert [{sample.device for sample in of_rank} for of_rank in samples] == [{gpu_uuid(2)}, {gpu_uuid(0)}]
+    assert [{record.device for record in of_rank} for of_rank in memory] == [{gpu_uuid(2)}, {gpu_uuid(0)}]
+
+    used = [sample.used_bytes for sample in samples[0]]
+    assert [level for level, before in zip(used, [None, *used], strict=False) if level != before] == [
+        GB,
+        3 * GB,
+        2 * GB,
+    ]
+    assert {sample.process_bytes for sample in samples[0]} == {GB // 2}
+    assert {sample.power_w for sample in samples[0]} == {200.0, None}
+    assert {record.device_used_bytes for record in memory[0]} == {3 * GB}
+    assert all(record.monotonic_s is not None for record in memory[0])
+
+    # The second rank's GPU went in the middle: what was seen stays, what came after is not known.
+    assert troubles(records) == [(1, "xid", 79), (1, "gpu lost", GPU_IS_LOST)]
+    assert max(sample.used_bytes or 0 for sample in samples[1]) == 2 * GB
+    assert samples[1][-1].used_bytes is None and samples[1][-1].rss_bytes is not None
+    assert {record.device_used_bytes for record in memory[1]} == {2 * GB}
+    assert len(read_steps(records)) == len(memory[1]) == 20
+
+
+def test_a_cpu_run_on_a_host_with_gpus_claims_none_of_their_memory(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script()
+    script.gpu(used_bytes=9 * GB)
+    records = train(tmp_path, monkeypatch, driver.environ(script), module="dist_trainer", world_size=1)
+    samples = list(read_records(records / samples_file("rank-0"), DeviceSample))
+    assert {(sample.device, sample.used_bytes) for sample in samples} == {("cpu", None)}
+    assert all(sample.rss_bytes for sample in samples)
+    memory = list(read_records(records / memory_file(0), MemoryRecord))
+    assert {(record.device, record.device_used_bytes) for record in memory} == {("cpu", None)}
+    assert troubles(records) == []
