@@ -150,8 +150,8 @@ def warnings(resolved: Mapping[str, Any], facts: Facts) -> list[str]:
     for kind in ("bf16", "fp16"):
         if block(resolved, kind).get(f"{kind}_master_weights_and_grads"):
             notices.append(
-                f"{kind}.{kind}_master_weights_and_grads: the optimizer updates 16-bit weights, which lose what is small "
-                "beside them: less memory, and a loss that may end higher"
+                f"{kind}.{kind}_master_weights_and_grads: the optimizer updates 16-bit weights, which lose what is "
+                "small beside them: less memory, and a loss that may end higher"
             )
     if offload_device(resolved, "param") != "none" and zero_stage(resolved) != 3:
         notices.append("zero_optimization.offload_param does nothing below stage 3")

@@ -314,7 +314,7 @@ class Zero12Engine(Engine):
         settings = self.settings
         size = settings.weight_bytes
         for elements in self._flattened():
-            comm = BYTES_OF[settings.comm_dtype]
+            comm = settings.reduction_bytes
             upcast = comm * elements if comm != size else 0
             with self.ledger.temporary(size * elements, BUCKETS), self.ledger.temporary(upcast, BUCKETS):
                 pass

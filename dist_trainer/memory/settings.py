@@ -97,6 +97,11 @@ class Settings:
         return BYTES_OF[self.grad_accum_dtype]
 
     @property
+    def reduction_bytes(self) -> int:
+        """ZeRO reduces the gradients of what autocast runs in 16-bit in 16-bit too."""
+        return BYTES_OF[self.autocast or self.comm_dtype]
+
+    @property
     def master_bytes(self) -> int:
         return BYTES_OF[self.master_dtype]
 

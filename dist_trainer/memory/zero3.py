@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from dist_trainer.memory.engines import Engine
 from dist_trainer.memory.ledger import BUCKETS, GATHERED, GRADIENTS, MASTER, PARAMETERS, TEMPORARIES, Block
 from dist_trainer.memory.partitions import shard_numel
-from dist_trainer.memory.settings import BYTES_OF
 
 
 @dataclass
@@ -68,8 +67,9 @@ class Zero3Engine(Engine):
             with ledger.temporary(master * max(sizes)):
                 pass
         if settings.contiguous_gradients:
-            bucket = BYTES_OF[settings.comm_dtype] * settings.reduce_bucket_size
-            ledger.alloc(bucket * (2 if settings.autocast else 1), BUCKETS)
+            # One bucket for each dtype of communication: autocast has its own beside the weights'.
+            kinds = settings.reduction_bytes + (settings.weight_bytes if settings.autocast else 0)
+            ledger.alloc(kinds * settings.reduce_bucket_size, BUCKETS)
         grad_ledger = self.host if self.offloads else ledger
         grad_ledger.alloc(settings.accum_bytes * total, GRADIENTS)
         self._persisted = self._persistent()
@@ -245,7 +245,7 @@ class Zero3Engine(Engine):
         """One flat copy of the bucket with each parameter padded to the ranks, unless it is one that needs none."""
         settings = self.settings
         padded = self.world_size * sum(self.shards[p] for p in self.bucket)
-        size, comm = settings.weight_bytes, BYTES_OF[settings.comm_dtype]
+        size, comm = settings.weight_bytes, settings.reduction_bytes
         if self.bucket and settings.reduce_scatter:
             is_view = len(self.bucket) == 1 and self.numels[self.bucket[0]] % self.world_size == 0
             upcast = comm * self.bucket_elements if comm != size else 0
