@@ -1,0 +1,181 @@
+"""The rows of docs/memory.md: each setting on so many GPUs, planned for a GPU, and measured on the CPU.
+
+All rows take the same tokens per optimizer step, so that what is saved isn't saved by doing less.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import psutil
+
+from dist_trainer.benchmark import kept
+from dist_trainer.benchmark.measure import Measurement, Spec, resolve_spec
+from dist_trainer.benchmark.on_gpus import DevicePeaks, train_on_gpus
+from dist_trainer.config.adapt import ANY_DEVICE
+from dist_trainer.config.deepspeed_rules import offload_device
+from dist_trainer.config.optimisations import Switches
+from dist_trainer.config.resolve import BASELINE, Request, ResolvedRun, resolve
+from dist_trainer.errors import UserError
+from dist_trainer.memory.plan import RankPlan
+from dist_trainer.memory.planner import PlannedDevice, make_plan
+from dist_trainer.units import GB, format_gb
+
+CONFIGS = ("small", "medium", "large")
+DS = ("memory_saver", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fast")
+NUM_GPUS = (1, 2, 4, 8)
+SEQUENCES_PER_STEP = 64
+SEQUENCE_LENGTH = 1024
+# The first micro batch finds no gradients and the last one ends in the update; those between add nothing new.
+MEASURED_ACCUMULATION = 2
+# What a process needs beyond torch's allocator: the interpreter, the libraries, the profiler's records.
+PROCESS_BYTES = 1_500_000_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row's question. Its first rank is the one that is planned and measured."""
+
+    config: str
+    ds: str
+    num_gpus: int
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.ds == BASELINE
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """One row's answer, in bytes; None where it was not asked for or cannot be had.
+
+    `on_gpu` is planned for a GPU, `on_cpu` for what `measured` measured. On a CPU, host and device are one memory:
+    where something is offloaded, both figures hold what would wait on the host.
+    """
+
+    setting: Setting
+    micro_batch: int
+    accumulation: int
+    target_bytes: int | None
+    is_offloaded: bool
+    on_gpu: RankPlan
+    on_cpu: RankPlan
+    measured: Measurement | None
+    device_peaks: DevicePeaks | None
+
+    @property
+    def planned_used_bytes(self) -> int:
+        used = self.on_gpu.device_used
+        assert used is not None, "a plan for a GPU says what NVML will show"
+        return used.num_bytes
+
+    @property
+    def error(self) -> float | None:
+        """The plan's excess over what was measured, as a fraction of it."""
+        if self.measured is None:
+            return None
+        return self.on_cpu.allocated.num_bytes / self.measured.peak_bytes - 1
+
+
+def settings(configs: Sequence[str], ds: Sequence[str], num_gpus: Sequence[int]) -> list[Setting]:
+    """For each configuration its baseline on one GPU, then every file on every number of GPUs."""
+    return [
+        setting
+        for config in configs
+        for setting in (
+            Setting(config, BASELINE, 1),
+            *(Setting(config, name, number) for name in ds if name != BASELINE for number in num_gpus),
+        )
+    ]
+
+
+def request_of(setting: Setting) -> Request:
+    """The setting at the table's tokens per step. Raises UserError where they cannot be divided so."""
+    own = ("model.loss=full",) if setting.is_baseline else ()
+    request = Request(config=setting.config, ds=setting.ds, settings=own)
+    micro_batch = resolve(request, world_size=setting.num_gpus, device=ANY_DEVICE).micro_batch
+    accumulation, rest = divmod(SEQUENCES_PER_STEP, micro_batch * setting.num_gpus)
+    if rest or not accumulation:
+        raise UserError(
+            f"{SEQUENCES_PER_STEP} sequences cannot be divided so",
+            where=setting.ds,
+            key="train_micro_batch_size_per_gpu",
+            found=f"{micro_batch} on {setting.num_gpus} GPUs",
+            expected=f"a divisor of {SEQUENCES_PER_STEP}, with the number of GPUs",
+        )
+    return replace(request, switches=Switches(micro_batch=micro_batch, accumulation=accumulation))
+
+
+def measured_spec(setting: Setting) -> Spec:
+    """What is measured of a setting: without dropout (its masks, and attention under it, are other on a CPU), without
+    torch.compile, and no more micro batches than it takes to see the peak.
+    """
+    request = request_of(setting)
+    accumulation = min(request.switches.accumulation or 1, MEASURED_ACCUMULATION)
+    switches = replace(request.switches, accumulation=accumulation, compile=False)
+    request = replace(request, switches=switches, settings=(*request.settings, "model.dropout=0"))
+    return Spec(request, rank=0, world_size=setting.num_gpus, sequence_length=SEQUENCE_LENGTH)
+
+
+def plan_row(setting: Setting) -> tuple[MemoryRow, Spec, ResolvedRun]:
+    """The row without its measurements, and what is to be measured for it."""
+    on_gpu = resolve(request_of(setting), world_size=setting.num_gpus, device=ANY_DEVICE)
+    spec = measured_spec(setting)
+    on_cpu = resolve_spec(spec)
+    targets = on_gpu.run.targets
+    row = MemoryRow(
+        setting=setting,
+        micro_batch=on_gpu.micro_batch,
+        accumulation=on_gpu.accumulation,
+        target_bytes=targets.target_bytes if targets else None,
+        is_offloaded=any(offload_device(on_gpu.deepspeed, what) != "none" for what in ("optimizer", "param")),
+        on_gpu=_planned(on_gpu, setting.num_gpus, PlannedDevice("cuda")),
+        on_cpu=_planned(on_cpu, setting.num_gpus, PlannedDevice("cpu")),
+        measured=None,
+        device_peaks=None,
+    )
+    return row, spec, on_cpu
+
+
+def _planned(resolved: ResolvedRun, world_size: int, device: PlannedDevice) -> RankPlan:
+    plan = make_plan(resolved, world_size=world_size, device=device, ranks=(0,), sequence_length=SEQUENCE_LENGTH)
+    return plan.of(0)
+
+
+def make_rows(wanted: Sequence[Setting], *, measures: bool, gpus: int, say: Callable[[str], None]) -> list[MemoryRow]:
+    """Plans every row, measures one after the other, and trains on GPUs those that fit on the `gpus` there are.
+
+    Raises UserError where this machine's memory would not hold what is to be measured.
+    """
+    rows = []
+    for number, setting in enumerate(wanted, start=1):
+        row, spec, resolved = plan_row(setting)
+        if measures:
+            need_bytes = row.on_cpu.allocated.high_bytes + PROCESS_BYTES
+
+            def check(need_bytes: int = need_bytes, setting: Setting = setting) -> None:
+                refuse_unless_available(need_bytes, setting)
+
+            row = replace(row, measured=kept.measured(spec, resolved, before_measuring=check))
+        if 0 < setting.num_gpus <= gpus:
+            row = replace(row, device_peaks=train_on_gpus(request_of(setting), setting.num_gpus, SEQUENCE_LENGTH))
+        rows.append(row)
+        seen = f", measured {row.measured.peak_bytes / GB:.3f} GB, plan {row.error:+.2%}" if row.measured else ""
+        say(
+            f"{number}/{len(wanted)} {setting.config} {setting.ds} x {setting.num_gpus}: "
+            f"NVML planned {format_gb(row.planned_used_bytes)}{seen}"
+        )
+    return rows
+
+
+def refuse_unless_available(need_bytes: int, setting: Setting) -> None:
+    available_bytes = psutil.virtual_memory().available
+    if available_bytes < need_bytes:
+        raise UserError(
+            "this machine has too little memory free to measure that",
+            where=f"{setting.config}, {setting.ds} on {setting.num_gpus} GPUs",
+            found=f"{format_gb(available_bytes)} available",
+            expected=f"{format_gb(need_bytes)}",
+            hint="free some, leave it out (--configs, --ds, --gpus), or plan only (--no-measure)",
+        )

@@ -1,0 +1,107 @@
+"""`dist_trainer benchmark`: what settings take, and how far plans lie from it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from dist_trainer.cli.parser import Parser, positive
+from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
+
+KINDS = ("memory", "accuracy")
+
+
+def build_memory_parser() -> Parser:
+    parser = Parser("benchmark memory", "Make the table of docs/memory.md: each setting planned, and measured.")
+    parser.add_argument("--configs", nargs="+", metavar="NAME|FILE", help="run files (default: small medium large)")
+    parser.add_argument("--ds", nargs="+", metavar="NAME|FILE", help="DeepSpeed JSONs (default: the memory savers)")
+    parser.add_argument("--gpus", nargs="+", type=positive, metavar="N", help="numbers of GPUs (default: 1 2 4 8)")
+    parser.add_argument("--no-measure", action="store_true", help="plan only")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this file")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def build_accuracy_parser() -> Parser:
+    parser = Parser("benchmark accuracy", "Hold plans against what the real engine allocates on the CPU.")
+    parser.add_argument(
+        "--matrix",
+        choices=("zero", "precision"),
+        default="zero",
+        help="zero: stages, world sizes, buckets, overlap and ranks; precision: one rank without ZeRO, at full size "
+        "too (default: %(default)s)",
+    )
+    parser.add_argument("--stages", nargs="+", type=int, choices=(0, 1, 2, 3), metavar="N")
+    parser.add_argument("--world-sizes", nargs="+", type=positive, metavar="N")
+    parser.add_argument("--ds", metavar="NAME|FILE", help="the JSON that the cases' own keys override (default: bf16)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="PATH=VALUE")
+    parser.add_argument(
+        "--tolerance",
+        type=_fraction,
+        default=0.02,
+        metavar="FRACTION",
+        help="exit with status 1 when a plan's peak is further off than this (default: %(default)s)",
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    kind = argv[0] if argv else ""
+    if kind in ("-h", "--help"):
+        print("usage: dist_trainer benchmark {memory,accuracy} [SWITCHES]\n")
+        print("dist_trainer benchmark memory --help shows the switches of one.")
+        return EXIT_OK
+    if kind not in KINDS:
+        raise UserError("say what to benchmark", where="command line", found=kind or None, expected=" or ".join(KINDS))
+    return _memory(argv[1:]) if kind == "memory" else _accuracy(argv[1:])
+
+
+def _memory(argv: list[str]) -> int:
+    args = build_memory_parser().parse(argv)
+
+    from dist_trainer.benchmark import memory_table
+    from dist_trainer.benchmark.memory_text import around_table, table_text, write_table
+    from dist_trainer.benchmark.on_gpus import num_gpus
+
+    wanted = memory_table.settings(
+        args.configs or memory_table.CONFIGS, args.ds or memory_table.DS, args.gpus or memory_table.NUM_GPUS
+    )
+    if args.write is not None:
+        around_table(args.write)
+    gpus = 0 if args.no_measure else num_gpus()
+    rows = memory_table.make_rows(wanted, measures=not args.no_measure, gpus=gpus, say=_say)
+    text = table_text(rows)
+    if args.write is None:
+        print(text, end="")
+    else:
+        write_table(text, args.write)
+    return EXIT_OK
+
+
+def _accuracy(argv: list[str]) -> int:
+    args = build_accuracy_parser().parse(argv)
+
+    from dist_trainer.benchmark import accuracy
+
+    if args.matrix == "precision":
+        cases = list(accuracy.precision_cases())
+    else:
+        cases = list(accuracy.zero_cases(args.stages or accuracy.STAGES, args.world_sizes or accuracy.WORLD_SIZES))
+    rows = accuracy.run(cases, ds=args.ds or accuracy.BASE, settings=args.settings, say=_say)
+    print(accuracy.summary(rows, args.tolerance))
+    return EXIT_OK if all(abs(row.error) <= args.tolerance for row in rows) else EXIT_FAILURE
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction from 0 to 1")
+    return value
