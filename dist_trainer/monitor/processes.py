@@ -23,11 +23,17 @@ class Processes(Protocol):
 class OwnProcess:
     """The process that asks."""
 
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+
     def pids(self) -> Collection[int]:
         return (os.getpid(),)
 
     def rss_bytes(self) -> int | None:
-        return psutil.Process().memory_info().rss
+        # Another one after a fork; made anew each time it would cost more than the reading.
+        if self._process.pid != os.getpid():
+            self._process = psutil.Process()
+        return self._process.memory_info().rss
 
 
 class ProcessTree:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from looks import Look
 from nvml_stub import (
@@ -17,12 +22,14 @@ from nvml_stub import (
     NOT_SUPPORTED,
     UNINITIALIZED,
     UNKNOWN,
+    Driver,
     Script,
     gpu_uuid,
     mig_uuid,
 )
 
 from dist_trainer.monitor.sources import throttle_reasons
+from dist_trainer.records import EVENTS_FILE
 
 ALL_FIELDS = {
     "utilization_percent": 87,
@@ -344,3 +351,23 @@ def test_a_driver_that_keeps_forgetting_is_given_up(look: Look) -> None:
     script.error(UNINITIALIZED, device=gpu, at=1)
     looked = look(script, "ffffff")
     assert looked.troubles == ["initialised again", "unknown error"]
+
+
+CPU_RANK = """
+import sys
+from pathlib import Path
+from dist_trainer.monitor.rank import RankSampler
+rank = RankSampler(Path(sys.argv[1]), 0, None, 0.1)
+rank.sampler.look(is_full=True)
+rank.at_step_edge()
+print(rank.device, rank.peak_used_bytes, "pynvml" in sys.modules)
+"""
+
+
+def test_a_cpu_rank_on_a_host_with_gpus_claims_none_of_their_memory(driver: Driver, tmp_path: Path) -> None:
+    script, _ = scripted(used_bytes=9)
+    command = [sys.executable, "-c", CPU_RANK, str(tmp_path)]
+    environ = os.environ | driver.environ(script)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout == "cpu None False\n"
+    assert not (tmp_path / EVENTS_FILE).exists()

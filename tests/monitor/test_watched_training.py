@@ -24,13 +24,12 @@ from dist_trainer.units import GB
 pytestmark = pytest.mark.integration
 
 
-def train(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str], *, module: str, world_size: int
-) -> Path:
+def train(folder: Path, monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str]) -> Path:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
-    arguments = ["-m", module, "train", "--config", str(mini_config(folder)), "--run-dir", str(folder / "run"), *BRISK]
-    ended = run_ranks([*arguments, "--set", "memory.sample_every_s=0.02"], cwd=folder, world_size=world_size)
+    files = ("--config", str(mini_config(folder)), "--run-dir", str(folder / "run"))
+    arguments = ["-m", "nvml_rank", "train", *files, *BRISK, "--set", "memory.sample_every_s=0.02"]
+    ended = run_ranks(arguments, cwd=folder, world_size=2)
     assert ended.status == 0, ended.output
     return folder / "run" / "records"
 
@@ -55,7 +54,7 @@ def test_each_rank_records_its_own_gpu_and_a_lost_one_stops_nothing(
     script.error(GPU_IS_LOST, device=lost, at=70)
     assert unused == "1"
     environ = {**driver.environ(script), "CUDA_VISIBLE_DEVICES": "2,0"}
-    records = train(tmp_path, monkeypatch, environ, module="nvml_rank", world_size=2)
+    records = train(tmp_path, monkeypatch, environ)
 
     samples = [list(read_records(records / samples_file(f"rank-{rank}"), DeviceSample)) for rank in range(2)]
     memory = [list(read_records(records / memory_file(rank), MemoryRecord)) for rank in range(2)]
@@ -79,17 +78,3 @@ def test_each_rank_records_its_own_gpu_and_a_lost_one_stops_nothing(
     assert samples[1][-1].used_bytes is None and samples[1][-1].rss_bytes is not None
     assert {record.device_used_bytes for record in memory[1]} == {2 * GB}
     assert len(read_steps(records)) == len(memory[1]) == 20
-
-
-def test_a_cpu_run_on_a_host_with_gpus_claims_none_of_their_memory(
-    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script = Script()
-    script.gpu(used_bytes=9 * GB)
-    records = train(tmp_path, monkeypatch, driver.environ(script), module="dist_trainer", world_size=1)
-    samples = list(read_records(records / samples_file("rank-0"), DeviceSample))
-    assert {(sample.device, sample.used_bytes) for sample in samples} == {("cpu", None)}
-    assert all(sample.rss_bytes for sample in samples)
-    memory = list(read_records(records / memory_file(0), MemoryRecord))
-    assert {(record.device, record.device_used_bytes) for record in memory} == {("cpu", None)}
-    assert troubles(records) == []
