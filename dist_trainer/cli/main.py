@@ -16,6 +16,7 @@ COMMANDS = {
     "launch": "start the ranks with torchrun, deepspeed, mpirun or srun",
     "plan": "say how many bytes each rank will need",
     "data": "make token files from text",
+    "benchmark": "measure what settings take, and how far plans lie from it",
     "monitor": "record the memory of any program while it runs",
 }
 DEFAULT_COMMAND = "train"
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> int:
 
 def _run(arguments: list[str]) -> int:
     if arguments[:1] in (["-h"], ["--help"]):
-        print(USAGE.format(commands="\n".join(f"  {name:<8}{text}" for name, text in COMMANDS.items())), end="")
+        print(USAGE.format(commands="\n".join(f"  {name:<11}{text}" for name, text in COMMANDS.items())), end="")
         return EXIT_OK
     if arguments[:1] == ["--version"]:
         print(__version__)
