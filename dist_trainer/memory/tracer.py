@@ -106,7 +106,7 @@ def trace(spec: TraceSpec) -> Trace:
         for tensor in (*numbers, tokens):
             log.know(tensor)
         modules = _watch(model, numbers, log)
-        on_host = stack.enter_context(_saved_on_host(log)) if spec.cpu_checkpointing else [0]
+        on_host = stack.enter_context(_saved_on_host(log)) if spec.cuda else [0]
         with log:
             with torch.autocast("cpu", _DTYPES[spec.autocast]) if spec.autocast else nullcontext():
                 loss = model(tokens, tokens)
@@ -135,7 +135,7 @@ def _model(spec: TraceSpec) -> GPT:
         dropout=spec.dropout,
         loss=spec.loss,
     )
-    checkpointing = Checkpointing(spec.num_checkpoints) if spec.checkpointing else None
+    checkpointing = Checkpointing(spec.num_checkpoints, cpu=spec.cpu_checkpointing) if spec.checkpointing else None
     previous = torch.get_default_dtype()
     # Not model.to(dtype): tied weights cannot be swapped under fake tensors.
     torch.set_default_dtype(_DTYPES[spec.dtype])
@@ -264,12 +264,10 @@ def _cuda_kernels() -> Iterator[None]:
 
 @contextmanager
 def _saved_on_host(log: _StorageLog) -> Iterator[list[int]]:
-    """Saved tensors wait in host memory and come back as copies, as `save_on_cpu` has it; counts the host's bytes."""
+    """What `save_on_cpu` saves waits in host memory, apart from the device: its copies are counted apart, in bytes."""
     total = [0]
 
     def pack(tensor: Tensor) -> Tensor:
-        if log.id_of(tensor) < 0:
-            return tensor
         total[0] += tensor.nbytes
         log.is_paused = True
         on_host = torch.empty_like(tensor)
@@ -279,5 +277,10 @@ def _saved_on_host(log: _StorageLog) -> Iterator[list[int]]:
     def unpack(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    real = torch.autograd.graph.save_on_cpu
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    torch.autograd.graph.save_on_cpu = lambda pin_memory: hooks(pack, unpack)  # type: ignore[assignment, misc]
+    try:
         yield total
+    finally:
+        torch.autograd.graph.save_on_cpu = real  # type: ignore[misc]
