@@ -64,13 +64,16 @@ def main(argv: list[str]) -> int:
     from dist_trainer.monitor.watch import Watch
 
     records_dir = run_dir / "records"
-    events = RecordWriter(records_dir / EVENTS_FILE)
     started_s = time.time()
-    _write_command(command, run_dir, interval_s=args.interval, started_s=started_s)
-    events.write(Event("start", shlex.join(command), 0, started_s, {"interval_s": args.interval}))
-    watch = Watch(records_dir, os.environ, args.interval)
-    # What the GPUs held before the command began.
-    watch.sampler.look(is_full=True)
+    try:
+        events = RecordWriter(records_dir / EVENTS_FILE)
+        _write_command(command, run_dir, interval_s=args.interval, started_s=started_s)
+        events.write(Event("start", shlex.join(command), 0, started_s, {"interval_s": args.interval}))
+        watch = Watch(records_dir, os.environ, args.interval)
+        # What the GPUs held before the command began.
+        watch.sampler.look(is_full=True)
+    except OSError as error:
+        raise UserError("the record cannot be written", where=str(run_dir), found=error.strerror) from error
 
     def started(pid: int) -> None:
         watch.tree.follow(pid)

@@ -39,7 +39,7 @@ def run_transparently(argv: Sequence[str], environ: Mapping[str, str], started: 
         try:
             command = subprocess.Popen(list(argv), env=dict(environ), preexec_fn=in_child)
         except OSError as error:
-            raise UserError("the command cannot be started", found=argv[0], expected=error.strerror) from error
+            raise UserError("the command cannot be started", found=f"{argv[0]} ({error.strerror})") from error
         started(command.pid)
         while command.poll() is None:
             received = signal.sigtimedwait(passed_on | {signal.SIGCHLD}, _LONG_S)

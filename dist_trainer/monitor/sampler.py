@@ -29,13 +29,15 @@ class Sampler:
         self._interval_s = interval_s
         self._say = say
         self._thread: threading.Thread | None = None
-        self._stop = threading.Event()
+        # Held until the thread is to stop: waiting for a lock costs less than for an Event, which makes one each time.
+        self._running = threading.Lock()
         self._pid = 0
 
     def start(self) -> None:
         self._pid = os.getpid()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(self._stop,), name=THREAD_NAME, daemon=True)
+        self._running = threading.Lock()
+        self._running.acquire()
+        self._thread = threading.Thread(target=self._run, args=(self._running,), name=THREAD_NAME, daemon=True)
         self._thread.start()
 
     def go_on_after_fork(self) -> None:
@@ -48,7 +50,7 @@ class Sampler:
         thread, self._thread = self._thread, None
         if thread is None or self._pid != os.getpid():
             return
-        self._stop.set()
+        self._running.release()
         thread.join(STOP_LIMIT_S)
 
     def look(self, *, is_full: bool) -> None:
@@ -56,10 +58,11 @@ class Sampler:
         for series in self.series:
             series.look(is_full=is_full)
 
-    def _run(self, stop: threading.Event) -> None:
+    def _run(self, running: threading.Lock) -> None:
         start_s = next_full_s = time.monotonic()
         try:
-            while not stop.is_set():
+            is_stopped = False
+            while not is_stopped:
                 now_s = time.monotonic()
                 is_full = now_s >= next_full_s
                 self.look(is_full=is_full)
@@ -67,7 +70,7 @@ class Sampler:
                     next_full_s = next_tick_s(start_s, FULL_EVERY_S, now_s)
                 self.cpu_s = time.thread_time()
                 now_s = time.monotonic()
-                stop.wait(next_tick_s(start_s, self._interval_s, now_s) - now_s)
+                is_stopped = running.acquire(timeout=next_tick_s(start_s, self._interval_s, now_s) - now_s)
             self.look(is_full=True)
             for series in self.series:
                 series.close()
