@@ -7,12 +7,13 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser, not_negative, positive
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
-from dist_trainer.config.resolve import resolve
+from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.choose import choose_launcher
 from dist_trainer.launch.facts import read_host_facts
@@ -63,6 +64,14 @@ def build_parser() -> Parser:
     hosts.add_argument(
         "--rank", type=not_negative, metavar="N", help="plan this rank (default: the first and the last)"
     )
+    fit = parser.add_argument_group("search")
+    fit.add_argument(
+        "--fit", action="store_true", help="find the settings that fit the GPU and the target, cheapest first"
+    )
+    fit.add_argument(
+        "--global-batch", type=positive, metavar="N", help="sequences an optimizer step (default: the JSON's own)"
+    )
+    fit.add_argument("--write", type=Path, metavar="FILE", help="write the winner as a DeepSpeed JSON")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -79,6 +88,11 @@ def main(argv: list[str]) -> int:
             "there is no such rank", where="--rank", found=args.rank, expected=f"0 to {world.num_ranks - 1}"
         )
     resolved = resolve(train.request_from(args), world_size=world.num_ranks, device=device_facts(device.kind))
+    if args.fit:
+        return _fit(args, resolved, world, device)
+    for name, value in (("--global-batch", args.global_batch), ("--write", args.write)):
+        if value is not None:
+            raise UserError("goes with --fit", where="command line", found=name, hint="add --fit, or leave it out")
     ranks = None if args.rank is None else (args.rank,)
     plan = make_plan(resolved, world_size=world.num_ranks, device=device, ranks=ranks)
     host = _host(args, world)
@@ -90,6 +104,32 @@ def main(argv: list[str]) -> int:
     notices = [*filter(None, [world.assumption]), *resolved.notices]
     sys.stdout.write(show.render(plan, host=host, is_pinned=settings.pin_memory, notices=notices))
     return status
+
+
+def _fit(args: argparse.Namespace, resolved: ResolvedRun, world: World, device: PlannedDevice) -> int:
+    """Prints the search. 0 when something fits, else 1."""
+    from dist_trainer.memory import fit
+    from dist_trainer.memory.gpus import has_bf16
+
+    if device.kind == "cpu":
+        raise UserError("--fit searches for a GPU", where="--device", found="cpu", hint="leave --device out")
+    host = _host(args, world)
+    found = fit.search(
+        resolved,
+        world_size=world.num_ranks,
+        device=device,
+        global_batch=args.global_batch or resolved.train_batch_size,
+        host_bytes=host.num_bytes if host else None,
+        ranks_a_host=world.num_ranks_a_host,
+        has_bf16=has_bf16(args.gpu),
+    )
+    sys.stdout.write(fit.render(found))
+    if found.winner is None:
+        return EXIT_FAILURE
+    if args.write is not None:
+        fit.write_config(found.winner, args.write)
+        print(f"\nwritten    {args.write}")
+    return EXIT_OK
 
 
 def find_world(args: argparse.Namespace, facts: HostFacts) -> World:

@@ -23,7 +23,7 @@ ROUND_SEGMENT = 2 * MIB
 _VIRTUAL_BYTES = 2**50
 
 
-@dataclass
+@dataclass(slots=True)
 class _Block:
     address: int
     size: int

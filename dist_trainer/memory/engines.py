@@ -145,6 +145,17 @@ class Engine:
     def end_step(self) -> None:
         self.has_states = True
 
+    def add_states(self) -> None:
+        """The optimizer's states as the first step leaves them, where only a later step is of interest."""
+        if not self.has_states:
+            states_ledger = self.host if self.settings.offload_optimizer != "none" else self.ledger
+            states_ledger.alloc(self.settings.state_bytes * self.state_numel(), STATES)
+            self.has_states = True
+
+    def state_numel(self) -> int:
+        """Elements that this rank's optimizer updates."""
+        return self.total_numel
+
     def free_gradients(self) -> None:
         for block in self.gradients.values():
             self.ledger.free(block)
@@ -267,6 +278,9 @@ class Zero12Engine(Engine):
         self.reduced_before: list[int] = []
         self.owned = {p for group in self.partitions for p in group.owned(self.rank)}
         self.fp32_gradients: dict[int, Block] = {}
+
+    def state_numel(self) -> int:
+        return sum(group.partition_numel for group in self.partitions)
 
     def gradient(self, parameter: int, block: Block) -> None:
         settings = self.settings
@@ -465,6 +479,9 @@ class Bf16Engine(Engine):
             with ledger.temporary(size * group.partition_numel):
                 ledger.alloc(4 * group.partition_numel, MASTER)
             ledger.alloc(4 * group.flat_numel, GRADIENTS)
+
+    def state_numel(self) -> int:
+        return sum(group.partition_numel for group in self.partitions)
 
     def end_backward(self) -> None:
         with self.ledger.temporary(4 * max(self.numels)):

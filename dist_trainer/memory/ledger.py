@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from dist_trainer.memory.caching_allocator import EMPTY_CACHE
 from dist_trainer.memory.plan import PhaseName
@@ -23,8 +23,7 @@ PARTS = (
 (ACTIVATIONS, LOSS, PARAMETERS, GRADIENTS, STATES, MASTER, BUCKETS, GATHERED, TEMPORARIES) = range(len(PARTS))
 
 
-@dataclass(frozen=True)
-class Block:
+class Block(NamedTuple):
     """One allocation; `size` is what was asked for, rounded as the device's allocator counts it."""
 
     number: int

@@ -100,11 +100,25 @@ def trace_spec(resolved: ResolvedRun, settings: Settings, *, sequence_length: in
 
 
 def plan_rank(
-    trace: traces.Trace, settings: Settings, rank: int, world_size: int, device: PlannedDevice, *, expandable: bool
+    trace: traces.Trace,
+    settings: Settings,
+    rank: int,
+    world_size: int,
+    device: PlannedDevice,
+    *,
+    expandable: bool,
+    is_quick: bool = False,
+    enough_bytes: int | None = None,
 ) -> RankPlan:
-    """One rank's plan from a trace; `expandable` is how torch's CUDA allocator is set."""
+    """One rank's plan from a trace; `expandable` is how torch's CUDA allocator is set.
+
+    For searches: `is_quick` simulates one step instead of two; where what is allocated goes beyond `enough_bytes`
+    already, the allocator is not replayed.
+    """
     cuda = device.kind == "cuda"
-    simulation = simulate(trace, settings, rank=rank, world_size=world_size, cuda=cuda, keep_events=cuda)
+    simulation = simulate(
+        trace, settings, rank=rank, world_size=world_size, cuda=cuda, keep_events=cuda, is_quick=is_quick
+    )
     ledger = simulation.device
     phases = tuple(PhasePlan(phase, total, _named(live)) for phase, (total, live) in ledger.peaks.items())
     peak = max(phases, key=lambda phase: phase.allocated_bytes)
@@ -114,7 +128,9 @@ def plan_rank(
     allocated = _banded(peak.allocated_bytes, ALLOCATED_BAND)
     if not cuda:
         return RankPlan(rank, allocated, allocated, None, peak.phase, peak.parts, phases, host_bytes)
-    reserved_bytes = max(_reserved(ledger, expandable), peak.allocated_bytes) + CUBLAS_BYTES
+    reserved_bytes = peak.allocated_bytes + CUBLAS_BYTES
+    if enough_bytes is None or reserved_bytes <= enough_bytes:
+        reserved_bytes = max(_reserved(ledger, expandable) + CUBLAS_BYTES, reserved_bytes)
     reserved = Figure(
         reserved_bytes,
         max(peak.allocated_bytes, round(reserved_bytes * (1 - RESERVED_BAND)) - CUBLAS_BYTES),

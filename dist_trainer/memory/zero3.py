@@ -114,6 +114,9 @@ class Zero3Engine(Engine):
                 total += numel
         return kept
 
+    def state_numel(self) -> int:
+        return sum(self.shards)
+
     def begin_micro_batch(self, *, is_boundary: bool) -> None:
         super().begin_micro_batch(is_boundary=is_boundary)
         for p in list(self.in_flight):
