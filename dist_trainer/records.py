@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic_core import from_json
+
 STEPS_FILE = "steps.jsonl"
 EVENTS_FILE = "events.jsonl"
 
@@ -132,17 +134,25 @@ def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:
     Fields that this version does not know are ignored, so that newer records can be read.
     """
     names = {known.name for known in dataclasses.fields(kind)}
+    for values in read_values(path):
+        yield kind(**{name: value for name, value in values.items() if name in names})
+
+
+def read_values(path: Path) -> Iterator[dict[str, Any]]:
+    """As `read_records`, each record as the plain mapping that its line holds: for files of millions of lines."""
     if not path.exists():
         return
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for line in lines:
-            if not line.endswith("\n"):
+            if not line.endswith(b"\n"):
                 return
             try:
-                values = json.loads(line)
-            except json.JSONDecodeError:
+                # More than twice as fast as json.loads.
+                values = from_json(line)
+            except ValueError:
                 continue
-            yield kind(**{name: value for name, value in values.items() if name in names})
+            if isinstance(values, dict):
+                yield values
 
 
 def read_steps(records_dir: Path) -> list[StepRecord]:
