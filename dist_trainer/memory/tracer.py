@@ -68,6 +68,9 @@ class _StorageLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self._see(result)
+            return result
         for leaf in tree_iter(result):
             if isinstance(leaf, Tensor):
                 self._see(leaf)
@@ -155,7 +158,8 @@ def _watch(model: GPT, numbers: dict[nn.Parameter, int], log: _StorageLog) -> tu
             # The output embedding is the input's weight: ZeRO-3 makes it an external parameter of the whole model.
             mine.append(numbers[model.get_parameter("token_embedding.weight")])
         owned.append(tuple(mine))
-        _watch_module(module, number, log)
+        if mine:
+            _watch_module(module, number, log)
     for parameter, number in numbers.items():
         parameter.register_post_accumulate_grad_hook(_gradient_hook(number, log))  # type: ignore[no-untyped-call]
     _watch_loss(model, log)
