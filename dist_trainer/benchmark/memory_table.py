@@ -145,6 +145,7 @@ def _planned(resolved: ResolvedRun, world_size: int, device: PlannedDevice) -> R
 
 def make_rows(wanted: Sequence[Setting], *, measures: bool, gpus: int, say: Callable[[str], None]) -> list[MemoryRow]:
     """Plans every row, measures one after the other, and trains on GPUs those that fit on the `gpus` there are.
+    Without `measures`, only what was measured before is in the rows.
 
     Raises UserError where this machine's memory would not hold what is to be measured.
     """
@@ -158,6 +159,8 @@ def make_rows(wanted: Sequence[Setting], *, measures: bool, gpus: int, say: Call
                 refuse_unless_available(need_bytes, setting)
 
             row = replace(row, measured=kept.measured(spec, resolved, before_measuring=check))
+        else:
+            row = replace(row, measured=kept.find(spec, resolved))
         if 0 < setting.num_gpus <= gpus:
             row = replace(row, device_peaks=train_on_gpus(request_of(setting), setting.num_gpus, SEQUENCE_LENGTH))
         rows.append(row)

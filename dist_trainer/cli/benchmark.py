@@ -16,7 +16,7 @@ def build_memory_parser() -> Parser:
     parser.add_argument("--configs", nargs="+", metavar="NAME|FILE", help="run files (default: small medium large)")
     parser.add_argument("--ds", nargs="+", metavar="NAME|FILE", help="DeepSpeed JSONs (default: the memory savers)")
     parser.add_argument("--gpus", nargs="+", type=positive, metavar="N", help="numbers of GPUs (default: 1 2 4 8)")
-    parser.add_argument("--no-measure", action="store_true", help="plan only")
+    parser.add_argument("--no-measure", action="store_true", help="plan, and show what was measured before")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the markers of this file")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser

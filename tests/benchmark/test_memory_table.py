@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from dist_trainer.benchmark import kept, memory_table
+from dist_trainer.benchmark.measure import Measurement, Spec
+from dist_trainer.benchmark.memory_table import MemoryRow, Setting, measured_spec, request_of, settings
+from dist_trainer.benchmark.memory_text import BEGIN, END, table_text, write_table
+from dist_trainer.benchmark.on_gpus import DevicePeaks
+from dist_trainer.cli.benchmark import main
+from dist_trainer.config.adapt import ANY_DEVICE
+from dist_trainer.config.resolve import resolve
+from dist_trainer.errors import UserError
+from dist_trainer.memory.plan import Figure, RankPlan
+
+GB = 10**9
+MITE = """\
+name: mite
+deepspeed: zero2
+seed: 7
+model: {num_layers: 1, hidden_size: 32, num_heads: 2, vocab_size: 512, context_length: 1024, dropout: 0.1}
+phases:
+  - {name: only, sequence_length: 1024, steps: 10}
+"""
+
+
+def rank_plan(allocated: int, used: int | None = None) -> RankPlan:
+    figures = [Figure(value, value, value) for value in (allocated, used or allocated)]
+    return RankPlan(0, figures[0], figures[0], figures[1] if used else None, "step", {}, (), 0)
+
+
+def row(setting: Setting, used_gb: float, measured_gb: float | None, *, offloaded: bool = False) -> MemoryRow:
+    measured = None if measured_gb is None else Measurement({}, round(measured_gb * GB), 0, 0, 0, 0.0)
+    return MemoryRow(
+        setting=setting,
+        micro_batch=1,
+        accumulation=8,
+        target_bytes=round(2.5 * GB),
+        is_offloaded=offloaded,
+        on_gpu=rank_plan(round(used_gb * GB), round(used_gb * GB)),
+        on_cpu=rank_plan(round(1.01 * (measured_gb or 1) * GB)),
+        measured=measured,
+        device_peaks=None,
+    )
+
+
+BASELINE = row(Setting("small", "baseline", 1), 5.0, 4.0)
+ZERO2 = row(Setting("small", "zero2", 2), 2.0, 1.0)
+
+
+def test_each_configuration_begins_with_its_baseline() -> None:
+    found = settings(["small", "medium"], ["zero2", "baseline"], [1, 2])
+    assert [(one.config, one.ds, one.num_gpus) for one in found] == [
+        ("small", "baseline", 1),
+        ("small", "zero2", 1),
+        ("small", "zero2", 2),
+        ("medium", "baseline", 1),
+        ("medium", "zero2", 1),
+        ("medium", "zero2", 2),
+    ]
+
+
+def test_every_row_takes_the_same_sequences_a_step() -> None:
+    for setting in settings(memory_table.CONFIGS, memory_table.DS, memory_table.NUM_GPUS):
+        resolved = resolve(request_of(setting), world_size=setting.num_gpus, device=ANY_DEVICE)
+        assert resolved.train_batch_size == memory_table.SEQUENCES_PER_STEP
+        # One micro batch for each that is measured: the peak of more is that of two.
+        assert resolved.accumulation >= memory_table.MEASURED_ACCUMULATION
+
+
+def test_a_batch_that_cannot_be_had_is_refused() -> None:
+    with pytest.raises(UserError, match="cannot be divided"):
+        request_of(Setting("small", "zero2", 3))
+
+
+def test_what_is_measured_has_no_dropout_and_is_not_compiled() -> None:
+    spec = measured_spec(Setting("small", "fast", 4))
+    resolved = resolve(spec.request, world_size=4, device=ANY_DEVICE)
+    assert resolved.run.model.dropout == 0
+    assert "compile" not in resolved.deepspeed
+    assert (spec.rank, spec.world_size, spec.sequence_length) == (0, 4, 1024)
+    assert resolved.accumulation == memory_table.MEASURED_ACCUMULATION
+
+
+def test_the_table_compares_with_the_baseline_and_the_target() -> None:
+    lines = table_text([BASELINE, ZERO2, row(Setting("small", "fast", 4), 3.0, None)]).splitlines()
+    assert lines[0] == "### Small (target 2.50 GB)"
+    assert lines[4] == "| baseline | 1 | 1 x 8 | 5.00 | 5.00 | 5.00 | – | – | 4.00 | +1.00% | – |"
+    assert lines[5] == "| zero2 | 2 | 1 x 8 | 2.00 | 2.00 | 2.00 | 60% | met | 1.00 | +1.00% | 75% |"
+    assert lines[6] == "| fast | 4 | 1 x 8 | 3.00 | 3.00 | 3.00 | 40% | missed | – | – | – |"
+
+
+def test_an_offloaded_measurement_holds_the_host_and_saves_nothing_to_speak_of() -> None:
+    text = table_text([BASELINE, row(Setting("small", "zero2_offload", 1), 1.0, 3.0, offloaded=True)])
+    assert text.splitlines()[-1].endswith("| 80% | met | 3.00* | +1.00% | – |")
+
+
+def test_where_gpus_ran_the_table_has_what_nvml_showed() -> None:
+    seen = [
+        replace(row, device_peaks=DevicePeaks(used_bytes, None, None))
+        for row, used_bytes in ((BASELINE, 6 * GB), (ZERO2, 3 * GB))
+    ]
+    lines = table_text(seen).splitlines()
+    assert lines[2].endswith("| NVML, measured | saved, NVML |")
+    assert lines[5].endswith("| 3.00 | 50% |")
+
+
+def test_the_table_goes_between_the_markers(tmp_path: Path) -> None:
+    path = tmp_path / "memory.md"
+    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    write_table("new\n", path)
+    write_table("newer\n", path)
+    assert path.read_text() == f"before\n{BEGIN}\nnewer\n{END}\nafter\n"
+
+
+def test_a_file_without_a_place_for_the_table_is_refused_before_anything_is_planned(tmp_path: Path) -> None:
+    path = tmp_path / "memory.md"
+    path.write_text(f"{END}\n{BEGIN}\n")
+    with pytest.raises(UserError, match="no place for the table"):
+        main(["memory", "--no-measure", "--write", str(path)])
+
+
+@pytest.fixture
+def free_bytes(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    def set_free(num_bytes: int) -> None:
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=num_bytes))
+
+    return set_free
+
+
+def test_rows_are_planned_and_measured_and_what_does_not_fit_here_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    free_bytes: Callable[[int], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    measured: list[Spec] = []
+
+    def measure(spec: Spec) -> Measurement:
+        measured.append(spec)
+        return Measurement({"step": 2 * GB}, 2 * GB, 0, 0, 0, 0.0)
+
+    monkeypatch.setattr(kept, "measure_apart", measure)
+    (tmp_path / "mite.yaml").write_text(MITE)
+    arguments = ["memory", "--configs", str(tmp_path / "mite.yaml"), "--ds", "zero2", "--gpus", "2"]
+    free_bytes(1 * GB)
+    with pytest.raises(UserError, match="too little memory"):
+        main(arguments)
+    assert not measured
+    free_bytes(100 * GB)
+    assert main(arguments) == 0
+    assert main(arguments) == 0
+    assert main([*arguments, "--ds", "zero2", "zero3", "--no-measure"]) == 0
+    assert len(measured) == 2, "the baseline and zero2, each once"
+    shown = capsys.readouterr().out.splitlines()
+    assert [line.count("| 2.00 |") for line in shown[-3:]] == [1, 1, 0]
+    assert "| zero2 | 2 | 1 x 32 |" in shown[-2]
