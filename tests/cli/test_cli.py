@@ -48,7 +48,7 @@ SURFACE = {
         *("--accumulation", "--precision", "--checkpointing", "--no-checkpointing", "--fused", "--no-fused"),
         *("--compile", "--no-compile", "--no-optimize", "--nproc-per-node", "--nproc_per_node", "--nnodes"),
         *("--hostfile", "--include", "--exclude", "--gpu", "--gpu-memory", "--host-memory", "--device", "--rank"),
-        *("--json", "--debug"),
+        *("--fit", "--global-batch", "--write", "--json", "--debug"),
     ),
     "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
     "data prepare": ("-h", "--help", "--input", "--output", "--tokenizer", "--vocab-size", "--debug"),
@@ -188,7 +188,7 @@ def test_the_switches_are_those_that_users_know(name: str, parser: argparse.Argu
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "plan", "data", "monitor")
+    assert tuple(COMMANDS) == ("train", "launch", "plan", "data", "benchmark", "monitor")
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
@@ -390,7 +390,7 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
     [
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
-        (("qqqq",), "train, launch, plan, data, monitor"),
+        (("qqqq",), "train, launch, plan, data, benchmark, monitor"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
         (("launch", "--dry-run", "--nproc-per-nod=2"), "did you mean --nproc-per-node?"),
         (("launch", "--hostfil", "hosts"), "did you mean --hostfile?"),
