@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser, not_negative, positive
-from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
-from dist_trainer.config.resolve import ResolvedRun, resolve
+from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.choose import choose_launcher
+from dist_trainer.launch.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
 from dist_trainer.launch.facts import read_host_facts
 from dist_trainer.launch.hosts import HostChoice, find_topology, parse_ranks_per_host
 from dist_trainer.launch.plan import HostFacts
 from dist_trainer.memory import outcome, show
-from dist_trainer.memory.plan import dump_plan
-from dist_trainer.memory.planner import PlannedDevice, make_plan
+from dist_trainer.memory.advice import MOST_RANKS_A_HOST, Setup
+from dist_trainer.memory.plan import Plan, dump_plan, needed
+from dist_trainer.memory.planner import PlannedDevice
+from dist_trainer.memory.preflight import Case, dearer_than_baseline, explain, suggest
 from dist_trainer.memory.settings import read_settings
-from dist_trainer.units import parse_bytes
+from dist_trainer.units import format_gb, parse_bytes
 
 
 @dataclass(frozen=True)
@@ -87,23 +88,75 @@ def main(argv: list[str]) -> int:
         raise UserError(
             "there is no such rank", where="--rank", found=args.rank, expected=f"0 to {world.num_ranks - 1}"
         )
-    resolved = resolve(train.request_from(args), world_size=world.num_ranks, device=device_facts(device.kind))
+    case = _case(args, world, device)
+    resolved = case.resolved()
     if args.fit:
         return _fit(args, resolved, world, device)
     for name, value in (("--global-batch", args.global_batch), ("--write", args.write)):
         if value is not None:
             raise UserError("goes with --fit", where="command line", found=name, hint="add --fit, or leave it out")
     ranks = None if args.rank is None else (args.rank,)
-    plan = make_plan(resolved, world_size=world.num_ranks, device=device, ranks=ranks)
-    host = _host(args, world)
-    status = EXIT_OK if outcome.is_good(plan, host) else EXIT_FAILURE
+    plan = case.plan(resolved, ranks)
+    status = EXIT_OK if outcome.is_good(plan, case.host) else EXIT_FAILURE
     if args.json:
         sys.stdout.write(dump_plan(plan))
         return status
     settings = read_settings(resolved.deepspeed, cuda=device.kind == "cuda")
     notices = [*filter(None, [world.assumption]), *resolved.notices]
-    sys.stdout.write(show.render(plan, host=host, is_pinned=settings.pin_memory, notices=notices))
+    text = show.render(
+        plan,
+        host=case.host,
+        is_pinned=settings.pin_memory,
+        notices=notices,
+        advice=[*_inversion(case, resolved, plan), *_advice(case, resolved, plan)],
+    )
+    sys.stdout.write(text)
     return status
+
+
+def _case(args: argparse.Namespace, world: World, device: PlannedDevice) -> Case:
+    may_grow = args.hostfile is None and device.kind == "cuda"
+    setup = Setup(
+        train.request_from(args),
+        world.num_ranks,
+        world.num_ranks_a_host,
+        max(MOST_RANKS_A_HOST, world.num_ranks_a_host) if may_grow else world.num_ranks_a_host,
+    )
+    return Case(setup, _facts(args, device), device, _host(args, world))
+
+
+def _facts(args: argparse.Namespace, device: PlannedDevice) -> DeviceFacts:
+    from dist_trainer.memory.gpus import has_bf16
+
+    facts = assumed_facts(device.kind)
+    if device.kind == "cuda" and not has_bf16(args.gpu):
+        return replace(facts, supports_bf16=False, name=args.gpu)
+    return facts
+
+
+def _inversion(case: Case, resolved: ResolvedRun, plan: Plan) -> list[str]:
+    line = dearer_than_baseline(case, resolved, plan)
+    return [f"baseline   {line}"] if line else []
+
+
+def _advice(case: Case, resolved: ResolvedRun, plan: Plan) -> list[str]:
+    """Why the plan is over the device's memory or the target, and the nearest change that is over neither."""
+    limits = {"the GPU's memory": outcome.device_standing(plan), "the target": outcome.target_standing(plan)}
+    over = {name: standing for name, standing in limits.items() if standing is not None and standing.state == "over"}
+    if not over:
+        return []
+    name, standing = min(over.items(), key=lambda item: item[1].limit_bytes)
+    why = explain(case, resolved, plan, limit_bytes=standing.limit_bytes, limit_name=name)
+    lines = [f"{'why' if number == 0 else '':<11}{line}" for number, line in enumerate(why)]
+    suggestion = suggest(case, resolved, plan, outcome.is_good)
+    if suggestion is None:
+        return [*lines, "nearest    none of the changes tried here is enough; --fit searches further"]
+    figure = needed(suggestion.plan.worst).num_bytes
+    told = [
+        f"{'nearest' if number == 0 else '    and':<11}{change.what} ({change.cost})"
+        for number, change in enumerate(suggestion.changes)
+    ]
+    return [*lines, *told, f"{'':<11}{format_gb(figure)} with: {suggestion.typed}"]
 
 
 def _fit(args: argparse.Namespace, resolved: ResolvedRun, world: World, device: PlannedDevice) -> int:
@@ -161,14 +214,6 @@ def find_world(args: argparse.Namespace, facts: HostFacts) -> World:
     return World(num_hosts * topology.num_ranks, most, num_hosts == 1 and topology.is_local(facts.hostname), assumption)
 
 
-def device_facts(kind: Literal["cpu", "cuda"]) -> DeviceFacts:
-    """What a device of this kind is taken to be able to do. fp16 takes the bytes of bf16, which every CPU can do."""
-    if kind == "cuda":
-        return ANY_DEVICE
-    has_compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
-    return DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=False, has_compiler=has_compiler, name="CPU")
-
-
 def _device(args: argparse.Namespace, world: World, facts: HostFacts) -> PlannedDevice:
     if args.gpu is not None and args.gpu_memory is not None:
         raise UserError(
@@ -187,8 +232,6 @@ def _device(args: argparse.Namespace, world: World, facts: HostFacts) -> Planned
     if args.gpu_memory is not None:
         return PlannedDevice("cuda", None, args.gpu_memory)
     if world.is_this_host and facts.num_gpus:
-        from dist_trainer.launch.gpus import smallest_visible_gpu
-
         found = smallest_visible_gpu(facts.environ)
         if found is not None:
             return PlannedDevice("cuda", found.name, found.num_bytes)
@@ -201,9 +244,7 @@ def _host(args: argparse.Namespace, world: World) -> outcome.HostMemory | None:
     if num_bytes is None:
         if not world.is_this_host or args.gpu is not None or args.gpu_memory is not None:
             return None
-        import psutil
-
-        num_bytes = psutil.virtual_memory().total
+        num_bytes = host_memory_bytes()
     return outcome.HostMemory(num_bytes, world.num_ranks_a_host)
 
 

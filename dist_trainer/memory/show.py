@@ -19,7 +19,14 @@ THOUSANDTH = GB // 1000
 LABEL_WIDTH = 24
 
 
-def render(plan: Plan, *, host: HostMemory | None = None, is_pinned: bool = False, notices: Sequence[str] = ()) -> str:
+def render(
+    plan: Plan,
+    *,
+    host: HostMemory | None = None,
+    is_pinned: bool = False,
+    notices: Sequence[str] = (),
+    advice: Sequence[str] = (),
+) -> str:
     """The whole plan: the rank that needs most in full, the others in a line each."""
     lines = [
         *_heading(plan),
@@ -29,6 +36,7 @@ def render(plan: Plan, *, host: HostMemory | None = None, is_pinned: bool = Fals
         "",
         *_host(plan, host, is_pinned=is_pinned),
         *_verdict(plan, host),
+        *advice,
     ]
     sections = {
         "assumed": plan.assumptions,

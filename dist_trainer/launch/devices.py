@@ -1,9 +1,14 @@
-"""The memory of this host's GPUs, by NVML."""
+"""What this host's devices have and are taken to be able to do, without torch."""
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 
 
 @dataclass(frozen=True)
@@ -38,3 +43,18 @@ def smallest_visible_gpu(environ: Mapping[str, str]) -> LocalGpu | None:
     finally:
         nvml.close()
     return min(found, key=lambda gpu: gpu.num_bytes, default=None)
+
+
+def host_memory_bytes() -> int:
+    """The memory of this host."""
+    import psutil
+
+    return int(psutil.virtual_memory().total)
+
+
+def assumed_facts(kind: Literal["cpu", "cuda"]) -> DeviceFacts:
+    """What a device of this kind is taken to be able to do. fp16 takes the bytes of bf16, which every CPU can do."""
+    if kind == "cuda":
+        return ANY_DEVICE
+    has_compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
+    return DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=False, has_compiler=has_compiler, name="CPU")
