@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +30,7 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.optimisations import Switches
 from dist_trainer.config.resolve import Request, ResolvedRun, resolve
 from dist_trainer.errors import RunError
+from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.model.size import num_parameters
 from dist_trainer.monitor.allocator import FORWARD, AllocatorProfile, MemoryEvent, mark_phases, peaks_of
 from dist_trainer.train import process, step
@@ -165,7 +167,7 @@ def _random_batches(resolved: ResolvedRun, sequence_length: int, num_steps: int)
 
 def resolve_spec(spec: Spec) -> ResolvedRun:
     """Against this machine's CPU, so that what is measured is what would run on it."""
-    with process.quiet_deepspeed():
+    with quiet_deepspeed():
         return resolve(spec.request, world_size=spec.world_size, device=process.device_facts())
 
 
@@ -194,7 +196,16 @@ def _measure_quietly(spec: Spec) -> Measurement:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
     return measure_spec(spec)[0]
+
+
+def _end_with_the_parent() -> None:
+    """A measurement that nobody waits for any more would go on for minutes, with all its memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def measure_spec(spec: Spec) -> tuple[Measurement, list[MemoryEvent]]:
@@ -204,7 +215,7 @@ def measure_spec(spec: Spec) -> tuple[Measurement, list[MemoryEvent]]:
     torch.set_flush_denormal(True)
     process.measure_on_the_cpu()
     resolved = resolve_spec(spec)
-    with process.quiet_deepspeed():
+    with quiet_deepspeed():
         return measure_with_events(
             resolved,
             rank=spec.rank,
