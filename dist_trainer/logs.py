@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LOGGER_NAME = "dist_trainer"
@@ -23,3 +25,14 @@ def open_rank_log(run_dir: Path, rank: int) -> logging.Handler:
     logger.propagate = False
     logger.addHandler(handler)
     return handler
+
+
+@contextmanager
+def quiet_deepspeed() -> Iterator[None]:
+    """DeepSpeed logs to stdout from its import on; until there is a log file, what is below an error is dropped."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(previous)

@@ -6,10 +6,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser
 from dist_trainer.cluster.environments import read_count
+from dist_trainer.cluster.topology import Topology
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.resolve import Request, names, resolve
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
@@ -17,9 +19,13 @@ from dist_trainer.errors import EXIT_OK
 from dist_trainer.launch.choose import PLANNERS, build_plan, choose_launcher
 from dist_trainer.launch.facts import read_host_facts
 from dist_trainer.launch.hosts import NUM_RANKS_WITHOUT_GPU, HostChoice, find_topology, parse_ranks_per_host
-from dist_trainer.launch.plan import LaunchRequest
+from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.ports import first_free_port, planned_port
 from dist_trainer.launch.run import require_launcher, run_plan
+from dist_trainer.logs import quiet_deepspeed
+
+if TYPE_CHECKING:
+    from dist_trainer.memory.preflight import Preflight
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,13 +57,15 @@ def run(
     ds_name: str,
     run_dir: Path | None,
     train_request: Request | None = None,
+    force: bool = False,
     module: str = "dist_trainer",
 ) -> int:
     """Prints the command (--dry-run), or runs it and returns its exit status. Raises UserError.
 
     `train_arguments` are passed on literally. `run_dir` is the folder that they name, None where they name none:
     then the next free one is taken, and named to `train`. `train_request` is what they ask for, and is checked for
-    the number of ranks before anything is made or started; None where `module` is not ours.
+    the number of ranks before anything is made or started; None where `module` is not ours. It is planned too: what
+    would not fit this host is not started, unless `force`.
     """
     environ = os.environ
     facts = read_host_facts(environ)
@@ -86,13 +94,52 @@ def run(
         sys.stdout.write(plan.shell())
         return EXIT_OK
     require_launcher(launcher)
+    planned = plan_here(train_request, topology, facts, force=force) if train_request is not None else None
     if run_dir:
         create_run_dir(run_dir)
         chosen_dir = run_dir
     else:
         chosen_dir = create_next_run_dir(config_name, ds_name)
+    if planned is not None:
+        _say(planned, chosen_dir)
     plan = build_plan(launcher, request(chosen_dir, first_free_port(planned_port(chosen_dir))))
     return run_plan(plan, chosen_dir, environ, hostname=facts.hostname)
+
+
+def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: bool) -> Preflight | None:
+    """Plans a run whose ranks are all on this host; None for others: there rank 0 plans, which sees its own device.
+
+    Raises UserError where the run would not fit, unless `force`.
+    """
+    if not topology.is_local(facts.hostname):
+        return None
+    # Only now: neither --help nor --dry-run plans.
+    from dist_trainer.launch.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
+    from dist_trainer.memory.advice import Setup
+    from dist_trainer.memory.outcome import HostMemory
+    from dist_trainer.memory.planner import PlannedDevice
+    from dist_trainer.memory.preflight import Case, preflight
+
+    on_cpu = facts.num_gpus == 0 or facts.environ.get("DS_ACCELERATOR") == "cpu"
+    device = PlannedDevice("cpu")
+    if not on_cpu:
+        gpu = smallest_visible_gpu(facts.environ)
+        device = PlannedDevice("cuda", gpu.name, gpu.num_bytes) if gpu else PlannedDevice("cuda")
+    num_ranks = topology.num_ranks
+    setup = Setup(request, num_ranks, num_ranks, max_ranks_a_host=num_ranks if on_cpu else facts.num_gpus)
+    host = HostMemory(host_memory_bytes(), num_ranks)
+    with quiet_deepspeed():
+        return preflight(Case(setup, assumed_facts(device.kind), device, host), force=force)
+
+
+def _say(planned: Preflight, run_dir: Path) -> None:
+    from dist_trainer.memory.plan import write_plan
+
+    if planned.plan is not None:
+        print(f"memory     {planned.line}")
+        write_plan(planned.plan, run_dir)
+        for notice in planned.notices:
+            print(f"notice     {notice}")
 
 
 def build_parser() -> Parser:
@@ -115,4 +162,5 @@ def main(argv: list[str]) -> int:
         ds_name=ds_name,
         run_dir=train_args.run_dir,
         train_request=request,
+        force=train_args.force,
     )

@@ -18,6 +18,7 @@ from dist_trainer.launch.devices import assumed_facts, host_memory_bytes, smalle
 from dist_trainer.launch.facts import read_host_facts
 from dist_trainer.launch.hosts import HostChoice, find_topology, parse_ranks_per_host
 from dist_trainer.launch.plan import HostFacts
+from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.memory import outcome, show
 from dist_trainer.memory.advice import MOST_RANKS_A_HOST, Setup
 from dist_trainer.memory.plan import Plan, dump_plan, needed
@@ -80,7 +81,12 @@ def build_parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Prints the plan. 0 when it fits and meets the target, as far as those are known; else 1. Raises UserError."""
-    args = build_parser().parse(argv)
+    # A new trace may import DeepSpeed, whose log lines go to stdout.
+    with quiet_deepspeed():
+        return _plan(build_parser().parse(argv))
+
+
+def _plan(args: argparse.Namespace) -> int:
     facts = read_host_facts(os.environ)
     world = find_world(args, facts)
     device = _device(args, world, facts)

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="on a CPU: record the allocator's exact peaks by phase over the first two steps (these are slower)",
     )
+    parser.add_argument("--force", action="store_true", help="start also where the plan does not fit the memory")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
@@ -117,5 +118,6 @@ def main(argv: list[str]) -> int:
         max_steps=args.max_steps,
         debug=args.debug,
         measure_allocator=args.measure_allocator,
+        force=args.force,
     )
     start(job)

@@ -228,8 +228,16 @@ def _buckets(settings: Settings) -> Iterator[Change]:
 
 def _stage(settings: Settings, setup: Setup, stage: int, cost: str) -> Iterator[Change]:
     if setup.num_ranks > 1 and settings.stage < stage:
-        chosen, typed = _set(f"zero_optimization.stage={stage}")
+        chosen, typed = _set(*_to_stage(settings, stage))
         yield Change("stage", f"ZeRO-{stage}", cost, typed, settings=chosen)
+
+
+def _to_stage(settings: Settings, stage: int) -> list[str]:
+    """The stage; from stage 0, where buckets played no part, with buckets that are no larger than they need be."""
+    wanted = [f"zero_optimization.stage={stage}"]
+    if settings.stage == 0 and settings.reduce_bucket_size > SMALL_BUCKET:
+        wanted.append("zero_optimization.reduce_bucket_size=5e7")
+    return wanted
 
 
 def _computation(settings: Settings, loss: str) -> Iterator[Change]:
@@ -262,7 +270,7 @@ def _offload(settings: Settings) -> Iterator[Change]:
         return
     wanted = ["zero_optimization.offload_optimizer.device=cpu"]
     if settings.stage == 0:
-        wanted.insert(0, "zero_optimization.stage=2")
+        wanted = [*_to_stage(settings, 2), *wanted]
     chosen, typed = _set(*wanted)
     yield Change("offload", "optimizer offload", "the update runs on the CPU", typed, settings=chosen)
 
@@ -272,7 +280,7 @@ def _low_precision_states(settings: Settings) -> Iterator[Change]:
         return
     wanted = ["bf16.bf16_master_weights_and_grads=true", "bf16.bf16_optimizer_states=true"]
     if settings.stage == 0:
-        wanted.insert(0, "zero_optimization.stage=2")
+        wanted = [*_to_stage(settings, 2), *wanted]
     chosen, typed = _set(*wanted)
     yield Change(
         "states",

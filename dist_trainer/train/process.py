@@ -6,8 +6,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -46,17 +45,6 @@ def set_threads(rank: RankInfo) -> int:
     )
     torch.set_num_threads(threads)
     return threads
-
-
-@contextmanager
-def quiet_deepspeed() -> Iterator[None]:
-    """DeepSpeed logs to stdout from its import on; until the rank has a log file, what is below an error is dropped."""
-    previous = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(previous)
 
 
 def quiet_profiler() -> None:

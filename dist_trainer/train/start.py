@@ -17,9 +17,11 @@ from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.resolve import Request, ResolvedRun, names, resolve
 from dist_trainer.config.run import MemoryConfig
 from dist_trainer.errors import EXIT_OK, UserError
+from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
 
 if TYPE_CHECKING:
+    from dist_trainer.memory.preflight import Preflight
     from dist_trainer.monitor.rank import RankSampler
     from dist_trainer.train.loop import PhaseData
 
@@ -35,6 +37,7 @@ class Job:
     max_steps: int | None
     debug: bool
     measure_allocator: bool = False
+    force: bool = False
 
 
 def start(job: Job) -> NoReturn:
@@ -46,13 +49,14 @@ def start(job: Job) -> NoReturn:
         choose_cuda_allocator(asked.run.memory)
         from dist_trainer.train import process
 
-        with process.quiet_deepspeed():
+        with quiet_deepspeed():
             device = process.device_facts()
             if job.measure_allocator:
                 _refuse_to_measure_on(device)
                 process.quiet_profiler()
             num_threads = process.set_threads(job.rank)
             resolved = resolve(job.request, world_size=job.rank.world_size, device=device)
+            planned = plan_run(job, resolved, device) if rank == 0 else None
             data = open_data(resolved, show_progress=rank == 0)
             process.join_process_group(job.rank, device)
         run_dir = _agreed_run_dir(job)
@@ -64,7 +68,9 @@ def start(job: Job) -> NoReturn:
     try:
         process.open_logs(run_dir, job.rank)
         with open_sampler(job.rank, resolved, run_dir, device) as sampler:
-            train(job, resolved, data, run_dir, device=device, num_threads=num_threads, sampler=sampler)
+            train(
+                job, resolved, data, run_dir, device=device, num_threads=num_threads, sampler=sampler, planned=planned
+            )
     except BaseException as error:  # noqa: BLE001
         fail_in_the_run(error, rank=rank, run_dir=run_dir, started_s=started_s, stderr_fd=stderr_fd, debug=job.debug)
     process.leave(EXIT_OK)
@@ -125,6 +131,7 @@ def train(
     device: DeviceFacts,
     num_threads: int,
     sampler: RankSampler,
+    planned: Preflight | None,
 ) -> None:
     import torch
     import torch.distributed as dist
@@ -134,7 +141,7 @@ def train(
     from dist_trainer.monitor.allocator import AllocatorWatch
     from dist_trainer.monitor.memory import MemoryProbe
     from dist_trainer.report import summary
-    from dist_trainer.train import checkpoint, op_builds, process
+    from dist_trainer.train import checkpoint, op_builds, planning, process
     from dist_trainer.train.display import Display
     from dist_trainer.train.engine import build_engine
     from dist_trainer.train.loop import Recorder, Run, train_phases
@@ -148,6 +155,9 @@ def train(
         _write_resolved(resolved, run_dir)
         for line in _opening(resolved, job.rank, run_dir, device, num_threads):
             display.note(line)
+        if planned is not None:
+            for line in planning.keep(planned, run_dir):
+                display.note(line)
         recorder.event("start", f"{resolved.run.name} on {job.rank.world_size} ranks", device=device.name)
         for notice in (*resolved.notices, *op_builds.notices()):
             display.note(f"notice     {notice}")
@@ -202,6 +212,13 @@ def train(
         width = max(100, shutil.get_terminal_size().columns)
         summary.show(result, run_dir, Console(highlight=False, width=width))
     engine.destroy()
+
+
+def plan_run(job: Job, resolved: ResolvedRun, device: DeviceFacts) -> Preflight:
+    """The bytes this run will need. Raises UserError where that is more than there is, unless the job says to force."""
+    from dist_trainer.train.planning import plan_first
+
+    return plan_first(job.request, resolved, job.rank, device, force=job.force)
 
 
 def _refuse_to_measure_on(device: DeviceFacts) -> None:

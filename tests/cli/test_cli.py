@@ -36,7 +36,7 @@ SURFACE = {
             "--checkpointing",
             "--no-checkpointing",
         ),
-        *("--fused", "--no-fused", "--compile", "--no-compile", "--no-optimize", "--measure-allocator"),
+        *("--fused", "--no-fused", "--compile", "--no-compile", "--no-optimize", "--measure-allocator", "--force"),
         *("--debug", "--deepspeed", "--local_rank", "--local-rank"),
     ),
     "launch": (

@@ -18,6 +18,7 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.optimisations import Switches
 from dist_trainer.config.resolve import Request, ResolvedRun, resolve
+from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.train import hygiene, process
 from dist_trainer.train.engine import build_engine
 from dist_trainer.train.step import train_step
@@ -32,7 +33,7 @@ STEPS = 20
 def process_group() -> Iterator[None]:
     """One rank, in this process, for all engines of this file."""
     before = dict(os.environ)
-    with process.quiet_deepspeed():
+    with quiet_deepspeed():
         process.join_process_group(ALONE, process.device_facts())
     yield
     dist.destroy_process_group()
