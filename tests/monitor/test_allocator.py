@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import ranks
 import torch
 
+from dist_trainer.config.adapt import ANY_DEVICE
+from dist_trainer.errors import UserError
 from dist_trainer.monitor.allocator import (
     OUTSIDE,
     AllocatorProfile,
@@ -13,7 +17,8 @@ from dist_trainer.monitor.allocator import (
     mark_phases,
     peaks_of,
 )
-from dist_trainer.train import process
+from dist_trainer.records import MemoryRecord, memory_file, read_records
+from dist_trainer.train import process, start
 
 KIB = 1024
 
@@ -152,3 +157,21 @@ def test_a_watch_can_end_after_one_step() -> None:
     engine.train_step()
     watch.after_step()
     assert watch.end()["step"] == 3040 * KIB
+
+
+def test_on_a_gpu_it_is_refused() -> None:
+    with pytest.raises(UserError, match="--measure-allocator"):
+        start._refuse_to_measure_on(ANY_DEVICE)
+
+
+@pytest.mark.integration
+def test_a_training_run_records_its_peaks_once(tmp_path: Path) -> None:
+    small = ("--set", "zero_optimization.reduce_bucket_size=100000", "--set", "zero_optimization.stage=1")
+    run_dir = ranks.train(tmp_path, "run", "--max-steps", "3", "--measure-allocator", *small, world_size=1)
+    records = list(read_records(run_dir / "records" / memory_file(0), MemoryRecord))
+    peaks = [record.allocator_peaks_bytes for record in records if record.allocator_peaks_bytes is not None]
+    assert len(peaks) == 1
+    assert list(peaks[0]) == ["init", "forward", "backward", "step"]
+    # Weights, master weights, both moments and the gradients: 93,056 parameters, of which 14 to 22 bytes each.
+    assert 14 * 93_056 < peaks[0]["step"] < 24 * 93_056
+    assert max(peaks[0].values()) < records[-1].rss_bytes
