@@ -2,7 +2,7 @@
 
 Steps run in alternate blocks with the sampler off and on, in one process, over the stand-in driver with a latency per
 call. Each pair of blocks gives the ratio of their mean step times; which of the two comes first is drawn by lot. As
-many pairs with the sampler off in both say how far such a ratio strays by itself on this machine.
+many pairs in between, with the sampler off in both, say how far such a ratio strays by itself on this machine.
 """
 
 from __future__ import annotations
@@ -84,19 +84,17 @@ def measure(args: argparse.Namespace) -> None:
         assert rank.peak_used_bytes is not None, "nothing was sampled"
         return taken
 
-    def ratios(*, is_on: bool) -> tuple[list[float], list[float]]:
-        walls, cpus = [], []
-        for _ in range(args.pairs):
-            if random.random() < 0.5:
-                off, other = block(False), block(is_on)
-            else:
-                other, off = block(is_on), block(False)
-            walls.append(other[0] / off[0])
-            cpus.append(other[1] / off[1])
-            off_steps_s.append(off[0])
-        return walls, cpus
+    def pair(is_on: bool) -> tuple[float, float]:
+        if random.random() < 0.5:
+            off, other = block(False), block(is_on)
+        else:
+            other, off = block(is_on), block(False)
+        off_steps_s.append(off[0])
+        return other[0] / off[0], other[1] / off[1]
 
-    on, off = ratios(is_on=True), ratios(is_on=False)
+    # In turn, so that whatever else the machine does meets both alike.
+    pairs = [(pair(True), pair(False)) for _ in range(args.pairs)]
+    on, off = ([list(column) for column in zip(*kind, strict=True)] for kind in zip(*pairs, strict=True))
     assert threading.active_count() == 1
     print(f"step {args.step}: {1000 * statistics.median(off_steps_s):.2f} ms, the median with the sampler off")
     print(f"sampler every {args.interval_s} s, {args.latency_us} us a call; {args.pairs} pairs of {args.block_s} s")
