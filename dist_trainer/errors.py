@@ -1,10 +1,12 @@
-"""The two ways a command ends badly, and the exit status of each."""
+"""The ways a command ends badly, and the exit status of each."""
 
 from __future__ import annotations
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
+# Of --strict alone: all went well, but the memory target was missed, or it is not known whether it was met.
+EXIT_TARGET_MISSED = 3
 EXIT_INTERRUPTED = 130
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 from dist_trainer.cli.parser import Parser, not_negative, positive
 from dist_trainer.config.optimisations import Switches
 from dist_trainer.config.resolve import DEFAULT_CONFIG, Request
+from dist_trainer.errors import EXIT_TARGET_MISSED
+
+STRICT = "when the memory target is missed, or when it is not known whether it was met"
+BASELINE = "a run of the same model whose measured peak is compared with (default: the run file's figure)"
 
 
 def build_parser() -> Parser:
@@ -34,6 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="on a CPU: record the allocator's exact peaks by phase over the first two steps (these are slower)",
     )
+    verdict = parser.add_argument_group("verdict")
+    verdict.add_argument("--strict", action="store_true", help=f"exit with {EXIT_TARGET_MISSED} {STRICT}")
+    verdict.add_argument("--baseline", type=Path, metavar="RUN_DIR", help=BASELINE)
     parser.add_argument("--force", action="store_true", help="start also where the plan does not fit the memory")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.add_argument("--deepspeed", action="store_true", help=argparse.SUPPRESS)
@@ -118,6 +125,8 @@ def main(argv: list[str]) -> int:
         max_steps=args.max_steps,
         debug=args.debug,
         measure_allocator=args.measure_allocator,
+        strict=args.strict,
+        baseline=args.baseline,
         force=args.force,
     )
     start(job)

@@ -1,4 +1,4 @@
-"""Is it good? What each GPU took, against what the run file says it may take."""
+"""Is it good? What each GPU took, against the target, the baseline, the plan, and the memory it has."""
 
 from __future__ import annotations
 
@@ -7,63 +7,210 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dist_trainer.config.run import TargetConfig
-from dist_trainer.records import MemoryRecord
+from dist_trainer.memory.plan import Figure, Plan
 
 Judgement = Literal["met", "missed", "not judged"]
+
+CPU = "cpu"
+NO_GPU = "no GPU"
+NO_READING = "NVML gave no reading"
+NO_TARGETS = "no targets are set"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The peaks of one GPU, or of one rank on a CPU, over a run. What was not measured is None.
+
+    `source` is "rank-N", or "gpu-N" or "host" of a watched program. `used_bytes` is the device's use by NVML,
+    `used_version` the version of the call that gave it. `allocator_bytes`: the CPU allocator's peak by phase.
+    `unknown` says since when, and why, `used_bytes` may not be all there was; None where it is.
+    """
+
+    source: str
+    rank: int | None
+    host: str
+    device: str
+    used_bytes: int | None = None
+    used_version: int | None = None
+    device_bytes: int | None = None
+    process_bytes: int | None = None
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    allocator_bytes: dict[str, int] | None = None
+    resident_bytes: int | None = None
+    is_sampled: bool = True
+    unknown: str | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What is compared with: a figure of the run file's, or the peak that was measured in `run_dir`. `notes` say what
+    else than the settings differs there.
+    """
+
+    num_bytes: int
+    run_dir: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> str:
+        return "the run file's figure" if self.run_dir is None else f"measured in {self.run_dir}"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A planned figure beside the measured one. `error_percent` is (planned - measured) / measured x 100: above 0 the
+    plan was too high.
+    """
+
+    quantity: str
+    planned_bytes: int
+    low_bytes: int
+    high_bytes: int
+    measured_bytes: int
+    error_percent: float
+    is_within_band: bool
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement on one rank's device. `peak_bytes` is the device's use by NVML; the RSS where `is_resident`."""
+    """The judgement on one GPU. `peak_bytes` is its use by NVML, everything on it; None where nobody could read it.
 
-    rank: int
+    `reduction` is the fraction of the baseline that was saved, negative where more was taken. Headroom is below 0
+    where there is none. `notes` qualify the figures.
+    """
+
+    source: str
+    rank: int | None
     host: str
     device: str
-    peak_bytes: int
-    is_resident: bool
-    baseline_bytes: int | None
-    target_bytes: int | None
     judgement: Judgement
     reason: str
+    peak_bytes: int | None
+    target_bytes: int | None
+    target_headroom_bytes: int | None
+    baseline_bytes: int | None
+    baseline_origin: str | None
+    reduction: float | None
+    device_bytes: int | None
+    device_headroom_bytes: int | None
+    allocated_bytes: int | None
+    reserved_bytes: int | None
+    process_bytes: int | None
+    allocator_bytes: dict[str, int] | None
+    resident_bytes: int | None
+    predictions: tuple[Prediction, ...]
+    notes: tuple[str, ...]
 
-    @property
-    def reduction(self) -> float | None:
-        """Fraction of the baseline saved, or None when there is nothing to compare."""
-        if self.judgement == "not judged" or not self.baseline_bytes:
-            return None
-        return 1 - self.peak_bytes / self.baseline_bytes
+
+def judge(
+    measured: Iterable[Measured],
+    targets: TargetConfig | None,
+    *,
+    baseline: Baseline | None = None,
+    plan: Plan | None = None,
+) -> list[Verdict]:
+    """One verdict for each GPU, or each rank on a CPU. Without `baseline` the run file's figure is compared with."""
+    if baseline is None and targets is not None:
+        baseline = Baseline(targets.baseline_bytes)
+    return [_judge(one, targets, baseline, plan) for one in measured]
 
 
-def judge(records: Iterable[MemoryRecord], targets: TargetConfig | None) -> list[Verdict]:
-    """One verdict a rank, from its highest reading."""
-    by_rank: dict[int, list[MemoryRecord]] = {}
-    for record in records:
-        by_rank.setdefault(record.rank, []).append(record)
-    return [_judge_rank(by_rank[rank], targets) for rank in sorted(by_rank)]
+def predictions(plan: Plan, measured: Measured) -> tuple[Prediction, ...]:
+    """The plan for this rank against what was measured of it; nothing where it was planned for another kind of device,
+    or where no rank is known.
+    """
+    if measured.rank is None or (plan.device == CPU) != (measured.device == CPU):
+        return ()
+    planned = plan.of(measured.rank)
+    if plan.device != CPU:
+        pairs = (
+            ("allocated", planned.allocated, measured.allocated_bytes),
+            ("reserved", planned.reserved, measured.reserved_bytes),
+            ("NVML used", planned.device_used, measured.used_bytes),
+        )
+        return tuple(_predict(name, figure, peak) for name, figure, peak in pairs if figure is not None and peak)
+    peaks = measured.allocator_bytes
+    if not peaks:
+        return ()
+    phases = {phase.phase: phase.allocated_bytes for phase in planned.phases}
+    return (
+        _predict("CPU allocator", planned.allocated, max(peaks.values())),
+        *(
+            _predict(f"CPU allocator, {name}", Figure(phases[name], phases[name], phases[name]), peak)
+            for name, peak in peaks.items()
+            if name in phases and peak
+        ),
+    )
 
 
-def _judge_rank(records: list[MemoryRecord], targets: TargetConfig | None) -> Verdict:
-    last = records[-1]
-    used = [record.device_used_bytes for record in records if record.device_used_bytes is not None]
-    peak_bytes = max(used) if used else max(record.rss_bytes for record in records)
-    judgement: Judgement = "not judged"
-    if last.device == "cpu":
-        reason = "no GPU"
-    elif not used:
-        reason = "NVML gave no reading"
-    elif targets is None:
-        reason = "the run file has no targets"
-    else:
-        judgement = "met" if peak_bytes <= targets.target_bytes else "missed"
-        reason = "peak device memory by NVML"
+def _predict(quantity: str, figure: Figure, measured_bytes: int) -> Prediction:
+    return Prediction(
+        quantity=quantity,
+        planned_bytes=figure.num_bytes,
+        low_bytes=figure.low_bytes,
+        high_bytes=figure.high_bytes,
+        measured_bytes=measured_bytes,
+        error_percent=100 * (figure.num_bytes - measured_bytes) / measured_bytes,
+        is_within_band=figure.low_bytes <= measured_bytes <= figure.high_bytes,
+    )
+
+
+def _judge(one: Measured, targets: TargetConfig | None, baseline: Baseline | None, plan: Plan | None) -> Verdict:
+    judgement, reason = _judgement(one, targets)
+    peak_bytes = one.used_bytes if one.device != CPU else None
+    is_known = peak_bytes is not None and one.unknown is None
+    target_bytes = targets.target_bytes if targets else None
     return Verdict(
-        rank=last.rank,
-        host=last.host,
-        device=last.device,
-        peak_bytes=peak_bytes,
-        is_resident=not used,
-        baseline_bytes=targets.baseline_bytes if targets else None,
-        target_bytes=targets.target_bytes if targets else None,
+        source=one.source,
+        rank=one.rank,
+        host=one.host,
+        device=one.device,
         judgement=judgement,
         reason=reason,
+        peak_bytes=peak_bytes,
+        target_bytes=target_bytes,
+        target_headroom_bytes=_headroom(target_bytes, peak_bytes),
+        baseline_bytes=baseline.num_bytes if baseline else None,
+        baseline_origin=baseline.origin if baseline else None,
+        reduction=1 - peak_bytes / baseline.num_bytes if is_known and peak_bytes and baseline else None,
+        device_bytes=one.device_bytes,
+        device_headroom_bytes=_headroom(one.device_bytes, peak_bytes),
+        allocated_bytes=one.allocated_bytes,
+        reserved_bytes=one.reserved_bytes,
+        process_bytes=one.process_bytes,
+        allocator_bytes=one.allocator_bytes,
+        resident_bytes=one.resident_bytes,
+        predictions=predictions(plan, one) if plan else (),
+        notes=tuple(_notes(one, judgement)),
     )
+
+
+def _judgement(one: Measured, targets: TargetConfig | None) -> tuple[Judgement, str]:
+    if one.device == CPU:
+        return "not judged", NO_GPU
+    if one.used_bytes is None:
+        return "not judged", NO_READING + (f": {one.unknown}" if one.unknown else "")
+    if targets is None:
+        return "not judged", NO_TARGETS
+    # What was seen is enough to miss a target, whatever came after.
+    if one.used_bytes > targets.target_bytes:
+        return "missed", "peak device memory by NVML"
+    if one.unknown is not None:
+        return "not judged", one.unknown
+    return "met", "peak device memory by NVML"
+
+
+def _notes(one: Measured, judgement: Judgement) -> Iterable[str]:
+    if one.used_bytes is None:
+        return
+    if one.unknown is not None and judgement == "missed":
+        yield one.unknown
+    if not one.is_sampled:
+        yield "the GPU was looked at when steps ended, not in between: sampling was off"
+    if one.used_version == 1:
+        yield "the figure has in it what the driver reserves for itself: this driver cannot tell the two apart"
+
+
+def _headroom(limit_bytes: int | None, peak_bytes: int | None) -> int | None:
+    return None if limit_bytes is None or peak_bytes is None else limit_bytes - peak_bytes

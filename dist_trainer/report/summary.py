@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +13,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dist_trainer.config.run import TargetConfig
-from dist_trainer.memory.targets import Verdict, judge
-from dist_trainer.records import EVENTS_FILE, Event, MemoryRecord, StepRecord, read_records, read_steps
-from dist_trainer.units import format_count, format_duration, format_gb
+from dist_trainer.memory.targets import Baseline, Verdict, judge
+from dist_trainer.report.findings import Findings, read_findings
+from dist_trainer.report.progress import State
+from dist_trainer.report.remedies import remedies
+from dist_trainer.report.steps import total
+from dist_trainer.report.verdict import RunVerdict, describe, fullest, label, run_verdict
+from dist_trainer.units import format_count, format_duration
 
 SUMMARY_FILE = "summary.json"
+MAX_NUM_ROWS = 8
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`unigram_entropy_nats`: the loss of a model that knows how often each token occurs and nothing else."""
+    """`unigram_entropy_nats`: the loss of a model that knows how often each token occurs and nothing else.
+
+    `verdict` is on the run as a whole, `verdicts` on each GPU.
+    """
 
     name: str
+    state: State
+    state_text: str
     num_steps: int
     num_tokens: int
     first_loss: float | None
@@ -34,39 +44,49 @@ class Summary:
     median_tokens_per_s: float | None
     data_wait_fraction: float | None
     train_s: float
+    verdict: RunVerdict
     verdicts: tuple[Verdict, ...]
 
 
-def summarise(run_dir: Path, *, name: str, targets: TargetConfig | None, unigram_entropy_nats: float | None) -> Summary:
-    records_dir = run_dir / "records"
-    steps = read_steps(records_dir)
-    memory = [
-        record
-        for path in sorted(records_dir.glob("memory-rank-*.jsonl"))
-        for record in read_records(path, MemoryRecord)
-    ]
-    evaluations = [event for event in read_records(records_dir / EVENTS_FILE, Event) if event.kind == "evaluation"]
-    train_s = sum(step.step_s for step in steps)
+def summarise(run_dir: Path, *, baseline: Baseline | None = None) -> Summary:
+    """Reads the folder. `baseline` is a run's measured peak; without it the run file's figure is compared with."""
+    return summary_of(read_findings(run_dir), baseline=baseline)
+
+
+def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summary:
+    asked, steps = findings.asked, findings.steps
+    columns = steps.columns
+    evaluations = [event for event in findings.events if event.kind == "evaluation"]
+    entropies = [event.facts.get("unigram_entropy_nats") for event in findings.events if event.kind == "start"]
+    train_s = total(columns["step_s"])
     # The first step warms up; it counts where it is the only one.
-    speeds = [step.tokens_per_s for step in steps[1:] or steps]
+    speeds = [speed for speed in columns["tokens_per_s"][1:] or columns["tokens_per_s"] if math.isfinite(speed)]
+    measured = [history.measured for history in findings.histories]
+    if findings.is_without_steps:
+        measured = [dataclasses.replace(one, unknown=one.unknown or "no step was taken") for one in measured]
+    verdicts = judge(measured, asked.targets, baseline=baseline, plan=asked.plan)
+    worst = fullest(verdicts)
+    advice = remedies(asked, worst) if worst is not None and worst.judgement == "missed" else []
     return Summary(
-        name=name,
+        name=asked.name,
+        state=findings.progress.state,
+        state_text=findings.progress.text,
         num_steps=len(steps),
-        num_tokens=sum(step.num_tokens for step in steps),
-        first_loss=steps[0].loss if steps else None,
-        last_loss=mean_of_last_losses(steps),
+        num_tokens=int(total(columns["num_tokens"])),
+        first_loss=columns["loss"][0] if len(steps) else None,
+        last_loss=mean_of_last(list(columns["loss"][-10:])),
         validation_loss=evaluations[-1].facts["loss"] if evaluations else None,
-        unigram_entropy_nats=unigram_entropy_nats,
+        unigram_entropy_nats=entropies[-1] if entropies else None,
         median_tokens_per_s=statistics.median(speeds) if speeds else None,
-        data_wait_fraction=sum(step.data_wait_s for step in steps) / train_s if train_s else None,
+        data_wait_fraction=total(columns["data_wait_s"]) / train_s if train_s else None,
         train_s=train_s,
-        verdicts=tuple(judge(memory, targets)),
+        verdict=run_verdict(verdicts, findings.progress, advice=advice, baseline=baseline),
+        verdicts=tuple(verdicts),
     )
 
 
-def mean_of_last_losses(steps: list[StepRecord], count: int = 10) -> float | None:
-    """The mean over the last `count` steps: one step's loss is mostly its batch."""
-    losses = [step.loss for step in steps[-count:]]
+def mean_of_last(losses: list[float]) -> float | None:
+    """One step's loss is mostly its batch."""
     return sum(losses) / len(losses) if losses else None
 
 
@@ -81,40 +101,39 @@ def show(summary: Summary, run_dir: Path, console: Console) -> None:
     table = Table(title=Text(f"{summary.name}: {run_dir}"), title_justify="left", show_header=False)
     table.add_column()
     table.add_column()
-    for label, value in _rows(summary):
-        table.add_row(label, value)
+    for name, value in rows(summary):
+        table.add_row(Text(name), Text(value))
     console.print(table)
 
 
-def _rows(summary: Summary) -> list[tuple[str, str]]:
-    rows = [
-        (
-            "steps",
-            f"{summary.num_steps} ({format_count(summary.num_tokens)} tokens, {format_duration(summary.train_s)})",
-        )
-    ]
+def rows(summary: Summary) -> list[tuple[str, str]]:
+    """The summary as labels and values."""
+    found = [("run", summary.state_text)] if summary.state != "finished" else []
+    if summary.num_steps or not summary.verdicts or summary.verdicts[0].rank is not None:
+        tokens = f"{format_count(summary.num_tokens)} tokens, {format_duration(summary.train_s)}"
+        found.append(("steps", f"{summary.num_steps} ({tokens})"))
+    found += _training_rows(summary)
+    shown = list(summary.verdicts)
+    if len(shown) > MAX_NUM_ROWS:
+        shown.sort(key=lambda verdict: verdict.peak_bytes or verdict.resident_bytes or 0, reverse=True)
+    found += [(f"memory, {label(verdict)}", describe(verdict)) for verdict in shown[:MAX_NUM_ROWS]]
+    if len(shown) > MAX_NUM_ROWS:
+        found.append(("memory, others", f"{len(shown) - MAX_NUM_ROWS} more, none of them higher"))
+    found.append(("verdict", summary.verdict.sentence))
+    found += [("to change", line) for line in summary.verdict.advice]
+    return found
+
+
+def _training_rows(summary: Summary) -> list[tuple[str, str]]:
+    found = []
     if summary.first_loss is not None and summary.last_loss is not None:
-        rows.append(("loss", f"{summary.first_loss:.4f} -> {summary.last_loss:.4f} (mean of the last 10 steps)"))
+        found.append(("loss", f"{summary.first_loss:.4f} -> {summary.last_loss:.4f} (mean of the last 10 steps)"))
     if summary.validation_loss is not None:
-        rows.append(("validation loss", f"{summary.validation_loss:.4f}"))
+        found.append(("validation loss", f"{summary.validation_loss:.4f}"))
     if summary.unigram_entropy_nats is not None:
-        rows.append(("unigram entropy", f"{summary.unigram_entropy_nats:.4f} (the loss of token frequencies alone)"))
+        found.append(("unigram entropy", f"{summary.unigram_entropy_nats:.4f} (the loss of token frequencies alone)"))
     if summary.median_tokens_per_s is not None:
-        rows.append(("speed", f"{format_count(summary.median_tokens_per_s)} tokens/s (median)"))
+        found.append(("speed", f"{format_count(summary.median_tokens_per_s)} tokens/s (median)"))
     if summary.data_wait_fraction is not None:
-        rows.append(("waiting for data", f"{100 * summary.data_wait_fraction:.1f}% of the time"))
-    rows += [(f"memory, rank {verdict.rank}", describe(verdict)) for verdict in summary.verdicts]
-    return rows
-
-
-def describe(verdict: Verdict) -> str:
-    """'2.31 GB of 2.50 GB: met (42% below 4.00 GB)', or why it is not judged and the CPU's own figure."""
-    peak = format_gb(verdict.peak_bytes)
-    if verdict.judgement == "not judged" or verdict.target_bytes is None:
-        kind = "resident" if verdict.is_resident else "used"
-        return f"{peak} {kind}; not judged: {verdict.reason}"
-    text = f"{peak} of {format_gb(verdict.target_bytes)}: {verdict.judgement}"
-    if verdict.reduction is not None and verdict.baseline_bytes is not None:
-        side = "above" if verdict.reduction < 0 else "below"
-        text += f" ({100 * abs(verdict.reduction):.0f}% {side} {format_gb(verdict.baseline_bytes)})"
-    return text
+        found.append(("waiting for data", f"{100 * summary.data_wait_fraction:.1f}% of the time"))
+    return found

@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts
-from dist_trainer.errors import EXIT_OK, UserError
+from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
 
 
@@ -184,7 +184,7 @@ def open_logs(run_dir: Path, rank: RankInfo) -> None:
 
 def leave(status: int) -> NoReturn:
     """Ends the process. Not by returning: gloo's threads can abort a Python that shuts down while they still run."""
-    if status == EXIT_OK and dist.is_initialized():
+    if status in (EXIT_OK, EXIT_TARGET_MISSED) and dist.is_initialized():
         dist.destroy_process_group()
     logging.shutdown()
     sys.stdout.flush()

@@ -11,18 +11,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from dist_trainer import __version__
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config import run_dir as run_dirs
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.resolve import Request, ResolvedRun, names, resolve
 from dist_trainer.config.run import MemoryConfig
-from dist_trainer.errors import EXIT_OK, UserError
+from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
 
 if TYPE_CHECKING:
     from dist_trainer.memory.preflight import Preflight
+    from dist_trainer.memory.targets import Baseline
     from dist_trainer.monitor.rank import RankSampler
+    from dist_trainer.report.summary import Summary
     from dist_trainer.train.loop import PhaseData
 
 
@@ -37,6 +40,8 @@ class Job:
     max_steps: int | None
     debug: bool
     measure_allocator: bool = False
+    strict: bool = False
+    baseline: Path | None = None
     force: bool = False
 
 
@@ -46,6 +51,7 @@ def start(job: Job) -> NoReturn:
     try:
         # The mistakes in the files, before torch is imported; the real device is asked afterwards.
         asked = resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE)
+        baseline = read_baseline(job, asked)
         choose_cuda_allocator(asked.run.memory)
         from dist_trainer.train import process
 
@@ -68,12 +74,42 @@ def start(job: Job) -> NoReturn:
     try:
         process.open_logs(run_dir, job.rank)
         with open_sampler(job.rank, resolved, run_dir, device) as sampler:
-            train(
-                job, resolved, data, run_dir, device=device, num_threads=num_threads, sampler=sampler, planned=planned
+            result = train(
+                job,
+                resolved,
+                data,
+                run_dir,
+                device=device,
+                num_threads=num_threads,
+                sampler=sampler,
+                planned=planned,
+                baseline=baseline,
             )
     except BaseException as error:  # noqa: BLE001
         fail_in_the_run(error, rank=rank, run_dir=run_dir, started_s=started_s, stderr_fd=stderr_fd, debug=job.debug)
-    process.leave(EXIT_OK)
+    process.leave(end_status(job, result, stderr_fd=stderr_fd))
+
+
+def read_baseline(job: Job, asked: ResolvedRun) -> Baseline | None:
+    """The measured peak of the run that this one is compared with. Raises UserError where it cannot be."""
+    if job.baseline is None:
+        return None
+    from dist_trainer.report import baseline
+
+    return baseline.read_baseline(job.baseline, asked.run.model, asked.deepspeed)
+
+
+def end_status(job: Job, result: Summary | None, *, stderr_fd: int) -> int:
+    """The status of a run that came to its end: under --strict rank 0, which alone has a summary, says more than 0."""
+    if not job.strict or result is None:
+        return EXIT_OK
+    from dist_trainer.report.verdict import strict_problem
+
+    problem = strict_problem(result.verdict)
+    if problem is None:
+        return EXIT_OK
+    os.write(stderr_fd, f"dist_trainer: strict: {problem}\n".encode())
+    return EXIT_TARGET_MISSED
 
 
 def choose_cuda_allocator(memory: MemoryConfig) -> None:
@@ -132,7 +168,9 @@ def train(
     num_threads: int,
     sampler: RankSampler,
     planned: Preflight | None,
-) -> None:
+    baseline: Baseline | None,
+) -> Summary | None:
+    """Trains, and on rank 0 sums up."""
     import torch
     import torch.distributed as dist
     from rich.console import Console
@@ -158,7 +196,18 @@ def train(
         if planned is not None:
             for line in planning.keep(planned, run_dir):
                 display.note(line)
-        recorder.event("start", f"{resolved.run.name} on {job.rank.world_size} ranks", device=device.name)
+        recorder.event(
+            "start",
+            f"{resolved.run.name} on {job.rank.world_size} ranks",
+            device=device.name,
+            world_size=job.rank.world_size,
+            argv=[sys.executable, "-m", "dist_trainer", *sys.argv[1:]],
+            versions={
+                "dist_trainer": __version__,
+                **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
+            },
+            unigram_entropy_nats=data[-1].train.unigram_entropy_nats,
+        )
         for notice in (*resolved.notices, *op_builds.notices()):
             display.note(f"notice     {notice}")
             recorder.event("notice", notice)
@@ -200,18 +249,15 @@ def train(
     # Before the ranks meet, so that every sample is there when the summary is made.
     sampler.stop()
     dist.barrier()
+    result = None
     if is_first:
         recorder.event("end", f"step {run.position.step}", step=run.position.step)
-        result = summary.summarise(
-            run_dir,
-            name=resolved.run.name,
-            targets=resolved.run.targets,
-            unigram_entropy_nats=data[-1].train.unigram_entropy_nats,
-        )
+        result = summary.summarise(run_dir, baseline=baseline)
         summary.write(result, run_dir)
         width = max(100, shutil.get_terminal_size().columns)
         summary.show(result, run_dir, Console(highlight=False, width=width))
     engine.destroy()
+    return result
 
 
 def plan_run(job: Job, resolved: ResolvedRun, device: DeviceFacts) -> Preflight:

@@ -36,7 +36,17 @@ SURFACE = {
             "--checkpointing",
             "--no-checkpointing",
         ),
-        *("--fused", "--no-fused", "--compile", "--no-compile", "--no-optimize", "--measure-allocator", "--force"),
+        *(
+            "--fused",
+            "--no-fused",
+            "--compile",
+            "--no-compile",
+            "--no-optimize",
+            "--measure-allocator",
+            "--strict",
+            "--baseline",
+            "--force",
+        ),
         *("--debug", "--deepspeed", "--local_rank", "--local-rank"),
     ),
     "launch": (

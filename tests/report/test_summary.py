@@ -6,66 +6,28 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from plans import make_plan
 from rich.console import Console
+from run_folders import (
+    START_S,
+    append,
+    event,
+    make_cpu_run,
+    make_gpu_run,
+    make_monitor_run,
+    memory,
+    sample,
+    step,
+    write_lines,
+)
 
-from dist_trainer.config.run import TargetConfig
-from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file
-from dist_trainer.report.summary import Summary, describe, show, summarise, write
-
-TARGETS = TargetConfig(baseline_bytes=4_000_000_000, target_bytes=2_500_000_000)
-
-STEPS = [
-    {"step": step, "phase": "short", "loss": 12.0 - step, "grad_norm": 1.0, "learning_rate": 1e-3, "loss_scale": None}
-    | {"num_tokens": 1000, "tokens_per_s": speed, "data_wait_s": 0.1, "step_s": 0.5, "time_s": 100.0 + step}
-    for step, speed in enumerate((10.0, 2000.0, 1000.0, 4000.0, 3000.0, *([2500.0] * 7)), start=1)
-]
-EVENTS = [
-    {"kind": "start", "message": "tiny on 2 ranks", "rank": 0, "time_s": 100.0, "facts": {"device": "cpu"}},
-    {"kind": "evaluation", "message": "", "rank": 0, "time_s": 106.0, "facts": {"loss": 5.5, "phase": "short"}},
-    {"kind": "evaluation", "message": "", "rank": 0, "time_s": 112.0, "facts": {"loss": 4.25, "phase": "long"}},
-    {"kind": "end", "message": "step 12", "rank": 0, "time_s": 112.0, "facts": {}},
-]
-
-
-def reading(rank: int, step: int, used: int | None, device: str = "GPU-x", rss: int = 600_000_000) -> dict[str, object]:
-    return {
-        "step": step,
-        "rank": rank,
-        "host": "h1",
-        "device": device,
-        "allocated_peak_bytes": used,
-        "reserved_peak_bytes": used,
-        "device_used_bytes": used,
-        "rss_bytes": rss,
-        "time_s": 100.0 + step,
-    }
+from dist_trainer.memory.targets import Baseline
+from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
+from dist_trainer.report.summary import Summary, show, summarise, write
+from dist_trainer.report.verdict import describe, strict_problem
 
 
-GPU_READINGS = [reading(0, 1, 2_310_000_000), reading(0, 2, 1_000_000_000)], [reading(1, 1, 2_600_000_000)]
-CPU_READINGS = [reading(0, 1, None, "cpu"), reading(0, 2, None, "cpu", 650_000_000)], [reading(1, 1, None, "cpu")]
-
-
-def write_lines(path: Path, objects: list[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(item) + "\n" for item in objects), encoding="utf-8")
-
-
-def make_run(
-    folder: Path, memory: tuple[list[dict[str, object]], ...] = GPU_READINGS, *, steps: int = len(STEPS)
-) -> Path:
-    records = folder / "records"
-    write_lines(records / STEPS_FILE, STEPS[:steps])
-    write_lines(records / EVENTS_FILE, EVENTS)
-    for rank, readings in enumerate(memory):
-        write_lines(records / memory_file(rank), readings)
-    return folder
-
-
-def summary_of(run_dir: Path, targets: TargetConfig | None = TARGETS, entropy: float | None = 6.125) -> Summary:
-    return summarise(run_dir, name="tiny", targets=targets, unigram_entropy_nats=entropy)
-
-
-def shown(summary: Summary, run_dir: Path, width: int = 160) -> str:
+def shown(summary: Summary, run_dir: Path, width: int = 200) -> str:
     stream = StringIO()
     show(summary, run_dir, Console(file=stream, width=width, highlight=False))
     return stream.getvalue()
@@ -83,81 +45,217 @@ def heading(text: str) -> str:
 
 
 def test_the_values_follow_from_the_records(tmp_path: Path) -> None:
-    summary = summary_of(make_run(tmp_path))
-    assert summary.num_steps == 12
-    assert summary.num_tokens == 12_000
-    assert summary.first_loss == 11.0
-    assert summary.last_loss == pytest.approx(sum(12.0 - step for step in range(3, 13)) / 10)
-    assert summary.validation_loss == 4.25
-    assert summary.unigram_entropy_nats == 6.125
-    assert summary.train_s == 6.0
-    assert summary.data_wait_fraction == pytest.approx(0.2)
+    summary = summarise(make_gpu_run(tmp_path, (2_310_000_000, 2_600_000_000)))
+    assert (summary.name, summary.state, summary.state_text) == ("tiny", "finished", "finished at step 12")
+    assert (summary.num_steps, summary.num_tokens) == (12, 12_000)
+    assert summary.first_loss == pytest.approx(12 - 8 / 12)
+    assert summary.last_loss == pytest.approx(sum(12 - 8 * number / 12 for number in range(3, 13)) / 10)
+    assert (summary.validation_loss, summary.unigram_entropy_nats) == (4.25, 6.125)
+    assert (summary.train_s, summary.data_wait_fraction) == (6.0, pytest.approx(0.2))
     assert [(verdict.rank, verdict.peak_bytes, verdict.judgement) for verdict in summary.verdicts] == [
         (0, 2_310_000_000, "met"),
         (1, 2_600_000_000, "missed"),
     ]
+    assert summary.verdict.judgement == "missed"
 
 
 def test_the_speed_is_the_median_without_the_first_step_which_warms_up(tmp_path: Path) -> None:
-    assert summary_of(make_run(tmp_path / "four", steps=4)).median_tokens_per_s == 2000.0
-    assert summary_of(make_run(tmp_path / "five", steps=5)).median_tokens_per_s == 2500.0
-    assert summary_of(make_run(tmp_path / "one", steps=1)).median_tokens_per_s == 10.0
+    for speeds, median in (((10.0, 2000.0, 1000.0, 4000.0), 2000.0), ((10.0,), 10.0)):
+        steps = [step(number, tokens_per_s=speed) for number, speed in enumerate(speeds, 1)]
+        write_lines(tmp_path / "records" / STEPS_FILE, steps)
+        assert summarise(tmp_path).median_tokens_per_s == median
 
 
-def test_a_run_that_took_no_step_has_no_figures_rather_than_zeros(tmp_path: Path) -> None:
-    summary = summarise(tmp_path, name="tiny", targets=None, unigram_entropy_nats=None)
-    assert summary == Summary("tiny", 0, 0, None, None, None, None, None, None, 0, ())
+def test_a_folder_with_no_step_has_no_figures_rather_than_zeros(tmp_path: Path) -> None:
+    summary = summarise(tmp_path)
+    assert (summary.num_steps, summary.first_loss, summary.median_tokens_per_s, summary.verdicts) == (0, None, None, ())
     text = shown(summary, tmp_path)
     assert row(text, "steps") == "0 (0 tokens, 0.0s)"
-    assert "loss" not in text.replace(str(tmp_path), "")
+    assert row(text, "verdict") == "Running; nothing is recorded yet. So far: not judged: there are no memory records."
+
+
+def test_peaks_before_any_step_say_nothing_of_training(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path)
+    (run_dir / "records" / STEPS_FILE).write_text("")
+    summary = summarise(run_dir)
+    assert [verdict.reason for verdict in summary.verdicts] == ["no step was taken"] * 2
 
 
 def test_summary_json_holds_the_same_values(tmp_path: Path) -> None:
-    summary = summary_of(make_run(tmp_path))
+    plan = make_plan(allocated=1_600_000_000, reserved=1_800_000_000, used=2_300_000_000)
+    summary = summarise(make_gpu_run(tmp_path, (2_310_000_000, 2_600_000_000), plan=plan))
     path = write(summary, tmp_path)
     assert path == tmp_path / "summary.json"
     text = path.read_text(encoding="utf-8")
     assert text.endswith("}\n")
-    assert json.loads(text) == json.loads(json.dumps(dataclasses.asdict(summary)))
-    assert json.loads(text)["verdicts"][1]["judgement"] == "missed"
-    assert json.loads(text)["last_loss"] == summary.last_loss
+    values = json.loads(text)
+    assert values == json.loads(json.dumps(dataclasses.asdict(summary)))
+    assert values["verdict"]["judgement"] == "missed"
+    verdict = values["verdicts"][1]
+    assert (verdict["judgement"], verdict["target_headroom_bytes"]) == ("missed", -100_000_000)
+    assert [one["quantity"] for one in verdict["predictions"]] == ["allocated", "reserved", "NVML used"]
 
 
 def test_the_table_says_each_ranks_peak_target_and_judgement(tmp_path: Path) -> None:
-    text = shown(summary_of(make_run(tmp_path)), tmp_path)
+    text = shown(summarise(make_gpu_run(tmp_path, (2_310_000_000, 2_600_000_000))), tmp_path)
     assert row(text, "memory, rank 0") == "2.31 GB of 2.50 GB: met (42% below 4.00 GB)"
     assert row(text, "memory, rank 1") == "2.60 GB of 2.50 GB: missed (35% below 4.00 GB)"
     assert row(text, "steps") == "12 (12.0K tokens, 6.0s)"
-    assert row(text, "loss") == "11.0000 -> 4.5000 (mean of the last 10 steps)"
+    assert row(text, "loss") == "11.3333 -> 7.0000 (mean of the last 10 steps)"
     assert row(text, "validation loss") == "4.2500"
     assert row(text, "unigram entropy") == "6.1250 (the loss of token frequencies alone)"
-    assert row(text, "speed") == "2.5K tokens/s (median)"
+    assert row(text, "speed") == "2.2K tokens/s (median)"
     assert row(text, "waiting for data") == "20.0% of the time"
+    assert row(text, "verdict").startswith("Target missed on 1 of 2 GPUs: rank 1 peaked at 2.60 GB, 0.10 GB over the")
     assert heading(text) == f"tiny:{tmp_path}"
 
 
-def test_the_table_says_that_a_cpu_is_not_judged_and_its_own_figure(tmp_path: Path) -> None:
-    text = shown(summary_of(make_run(tmp_path, CPU_READINGS)), tmp_path)
-    assert row(text, "memory, rank 0") == "0.65 GB resident; not judged: no GPU"
-    assert row(text, "memory, rank 1") == "0.60 GB resident; not judged: no GPU"
-    assert "of 2.50 GB" not in text
+def test_met_is_said_of_the_fullest_gpu_with_reduction_and_plan(tmp_path: Path) -> None:
+    plan = make_plan(allocated=1_600_000_000, reserved=1_800_000_000, used=2_300_000_000)
+    assert summarise(make_gpu_run(tmp_path, plan=plan)).verdict.sentence == (
+        "Target met on both GPUs: the fullest, rank 0, peaked at 2.31 GB of 2.50 GB, 42.2% below the baseline of "
+        "4.00 GB (the run file's figure); planned 2.30 GB (-0.4%)."
+    )
 
 
-def test_a_gpu_that_gave_no_reading_is_not_said_to_use_what_the_process_holds(tmp_path: Path) -> None:
-    (verdict,) = summary_of(make_run(tmp_path, ([reading(0, 1, None)],))).verdicts
-    assert describe(verdict) == "0.60 GB resident; not judged: NVML gave no reading"
+def test_a_cpu_is_not_judged_and_its_own_figures_are_given(tmp_path: Path) -> None:
+    plan = make_plan(allocated=510_000_000, device="cpu", phases={"forward": 400_000_000, "backward": 510_000_000})
+    summary = summarise(make_cpu_run(tmp_path, plan=plan))
+    first, second = summary.verdicts
+    assert (
+        describe(first) == "0.50 GB by the CPU allocator, 1.01 GB resident; not judged: no GPU; planned 0.51 GB (+2.0%)"
+    )
+    assert describe(second) == "1.01 GB resident; not judged: no GPU"
+    assert summary.verdict.judgement == "not judged"
+    assert summary.verdict.sentence == (
+        "Not judged: no GPU. Rank 0 peaked at 0.50 GB by the CPU allocator, 1.01 GB resident; planned 0.51 GB (+2.0%)."
+    )
+    assert "of 2.50 GB" not in shown(summary, tmp_path)
 
 
-def test_without_targets_the_use_is_shown(tmp_path: Path) -> None:
-    first, _ = summary_of(make_run(tmp_path), targets=None).verdicts
-    assert describe(first) == "2.31 GB used; not judged: the run file has no targets"
+def test_the_higher_of_samples_and_records_at_step_edges_counts(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path, (2_000_000_000, 2_000_000_000))
+    write_lines(run_dir / "records" / memory_file(0), [memory(1, 0, 2_400_000_000)])
+    append(run_dir / "records" / samples_file("rank-1"), json.dumps(sample(23.9, 2_450_000_000)) + "\n")
+    assert [verdict.peak_bytes for verdict in summarise(run_dir).verdicts] == [2_400_000_000, 2_450_000_000]
 
 
-def test_more_than_the_baseline_is_said_to_be_above_it(tmp_path: Path) -> None:
-    (verdict,) = summary_of(make_run(tmp_path, ([reading(0, 1, 5_000_000_000)],))).verdicts
-    assert describe(verdict) == "5.00 GB of 2.50 GB: missed (25% above 4.00 GB)"
+def test_without_samples_the_records_at_step_edges_are_judged_and_said_to_be_those(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path)
+    (run_dir / "records" / samples_file("rank-0")).unlink()
+    first, second = summarise(run_dir).verdicts
+    assert (first.judgement, first.peak_bytes) == ("met", 2_310_000_000)
+    assert "sampling was off" in first.notes[0]
+    assert second.notes == ()
+
+
+def test_a_gpu_lost_part_way_is_not_known_from_then_on(tmp_path: Path) -> None:
+    facts = {"trouble": "gpu lost", "source": "rank-1", "unknown": ["used_bytes", "process_bytes"]}
+    run_dir = make_gpu_run(tmp_path, events=[event("monitor", "GPU-1 is lost", 15.0, rank=1, **facts)])
+    path = run_dir / "records" / samples_file("rank-1")
+    write_lines(path, [sample(float(at), 2_200_000_000 if at < 15 else None, device="GPU-1") for at in range(24)])
+    summary = summarise(run_dir)
+    first, second = summary.verdicts
+    assert first.judgement == "met"
+    assert second.judgement == "not judged"
+    assert second.reason.startswith("not known after ") and second.reason.endswith(" (gpu lost)")
+    assert summary.verdict.judgement == "not judged"
+    assert summary.verdict.sentence.startswith("Not judged: rank 1: not known after ")
+
+
+def test_a_trouble_that_passed_does_not_keep_the_judgement_back(tmp_path: Path) -> None:
+    facts = {"trouble": "unknown error", "source": "rank-1", "unknown": ["used_bytes", "process_bytes"]}
+    run_dir = make_gpu_run(tmp_path, events=[event("monitor", "unknown error", 15.0, rank=1, **facts)])
+    assert summarise(run_dir).verdict.judgement == "met"
+
+
+def test_samples_that_end_long_before_the_run_leave_the_rest_unknown(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path, num_steps=100)
+    write_lines(run_dir / "records" / samples_file("rank-0"), [sample(5.0, 2_000_000_000)])
+    assert summarise(run_dir).verdicts[0].reason.endswith("(the samples end there)")
+
+
+def test_a_driver_that_was_never_there_is_named(tmp_path: Path) -> None:
+    facts = {"trouble": "driver not loaded", "source": "rank-0", "unknown": ["used_bytes", "process_bytes"]}
+    run_dir = make_gpu_run(tmp_path, (0,), events=[event("monitor", "the driver is not loaded", 0.5, **facts)])
+    write_lines(run_dir / "records" / samples_file("rank-0"), [sample(1.0, None)])
+    write_lines(run_dir / "records" / memory_file(0), [memory(1, 0, None)])
+    (verdict,) = summarise(run_dir).verdicts
+    assert verdict.reason == "NVML gave no reading: driver not loaded"
+
+
+def test_a_watched_programs_gpus_are_measured_and_not_judged(tmp_path: Path) -> None:
+    summary = summarise(make_monitor_run(tmp_path / "watched", status=5))
+    assert (summary.name, summary.state_text) == ("watched", "the command ended with status 5")
+    assert [(verdict.source, verdict.peak_bytes) for verdict in summary.verdicts] == [
+        ("gpu-0", 3_000_000_000),
+        ("gpu-1", 1_000_000_000),
+    ]
+    assert summary.verdict.sentence == "Not judged: no targets are set. GPU 0 peaked at 3.00 GB used."
+    assert "memory, GPU 1" in shown(summary, tmp_path)
+    assert "steps" not in shown(summary, tmp_path)
+
+
+def test_a_baseline_runs_peak_is_compared_with_and_named(tmp_path: Path) -> None:
+    summary = summarise(make_gpu_run(tmp_path), baseline=Baseline(3_300_000_000, "runs/before", ("other batch",)))
+    assert summary.verdicts[0].reduction == pytest.approx(0.3)
+    assert "30.0% below the baseline of 3.30 GB (measured in runs/before)" in summary.verdict.sentence
+    assert summary.verdict.notes == ("other batch",)
+
+
+def test_many_ranks_are_told_by_the_fullest(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path, [2_000_000_000 + 1_000_000 * rank for rank in range(64)], num_samples=3)
+    text = shown(summarise(run_dir), run_dir)
+    assert "memory, rank 63" in text and "memory, rank 55" not in text
+    assert row(text, "memory, others") == "56 more, none of them higher"
+
+
+def test_strict_passes_a_met_target_at_the_end_and_nothing_else(tmp_path: Path) -> None:
+    def problem(run_dir: Path) -> str | None:
+        return strict_problem(summarise(run_dir).verdict)
+
+    assert problem(make_gpu_run(tmp_path / "met")) is None
+    missed = problem(make_gpu_run(tmp_path / "missed", (2_600_000_000,)))
+    assert missed is not None and missed.startswith("the memory target was missed. Target missed: rank 0 peaked")
+    unknown = problem(make_cpu_run(tmp_path / "cpu"))
+    assert unknown is not None and "does not pass what is not known" in unknown
+    running = problem(make_gpu_run(tmp_path / "running", ends=False))
+    assert running is not None and "has not come to its end" in running
+
+
+def test_a_failed_run_says_so_first(tmp_path: Path) -> None:
+    error = event("error", "the loss of step 7 is not finite\n  do: lower the rate", 18.0)
+    summary = summarise(make_gpu_run(tmp_path, ends=False, num_steps=7, events=[error]))
+    assert (summary.state, summary.verdict.is_final) == ("failed", False)
+    assert summary.verdict.sentence.startswith(
+        "The run failed at step 7: the loss of step 7 is not finite. Up to then: t"
+    )
+
+
+def test_a_run_that_was_resumed_after_a_failure_is_no_failure(tmp_path: Path) -> None:
+    failed = event("error", "a peer was lost", 5.0)
+    assert summarise(make_gpu_run(tmp_path, events=[failed, event("start", "again", 6.0)])).state == "finished"
+
+
+def test_half_written_lines_are_left_out(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path, ends=False)
+    for name in (STEPS_FILE, EVENTS_FILE, memory_file(0), samples_file("rank-0")):
+        append(run_dir / "records" / name, '{"step":13,"loss":1.0,"time_s":')
+    summary = summarise(run_dir)
+    assert summary.num_steps == 12
+    assert summary.verdicts[0].peak_bytes == 2_310_000_000
 
 
 def test_brackets_in_a_folders_name_are_no_markup(tmp_path: Path) -> None:
-    run_dir = make_run(tmp_path / "a[b]" / "c[/d]")
-    assert heading(shown(summary_of(run_dir), run_dir)) == f"tiny:{run_dir}"
+    run_dir = make_gpu_run(tmp_path / "a[b]" / "c[/d]")
+    assert heading(shown(summarise(run_dir), run_dir)) == f"tiny:{run_dir}"
+
+
+def test_what_is_recorded_now_is_running_and_what_is_long_silent_is_said_to_be(tmp_path: Path) -> None:
+    from dist_trainer.report.findings import read_findings
+
+    run_dir = make_gpu_run(tmp_path, ends=False)
+    assert read_findings(run_dir, now_s=START_S + 30).progress.text == "running, step 12"
+    silent = read_findings(run_dir, now_s=START_S + 3624).progress
+    assert silent.state == "silent"
+    assert silent.text.startswith("no end is recorded at step 12, and nothing for 1h 00m")

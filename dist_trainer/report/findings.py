@@ -1,0 +1,79 @@
+"""All that is known of one run, read once from its folder."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_trainer.errors import UserError
+from dist_trainer.records import EVENTS_FILE, Event, read_records
+from dist_trainer.report.asked import Asked, read_asked
+from dist_trainer.report.measured import History, read_histories
+from dist_trainer.report.progress import Progress, progress
+from dist_trainer.report.steps import Steps, read_steps
+
+
+@dataclass(frozen=True)
+class Findings:
+    """`marks` are the moments at which training phases began, as (seconds since the epoch, name), in order."""
+
+    run_dir: Path
+    asked: Asked
+    events: tuple[Event, ...]
+    steps: Steps
+    histories: tuple[History, ...]
+    marks: tuple[tuple[float, str], ...]
+    progress: Progress
+
+    @property
+    def is_without_steps(self) -> bool:
+        """A training run that took no step: its peaks say nothing of training."""
+        return self.asked.is_training and not len(self.steps)
+
+
+def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
+    """Reads whatever there is; a run may still be going on. Raises UserError where there are no records at all."""
+    records_dir = run_dir / "records"
+    events = sorted(read_records(records_dir / EVENTS_FILE, Event), key=lambda event: event.time_s)
+    steps = read_steps(records_dir)
+    marks = tuple(_marks(events))
+    edges = [event for event in events if event.kind in ("start", "end")]
+    ended_s = edges[-1].time_s if edges and edges[-1].kind == "end" else None
+    histories = read_histories(records_dir, events, marks_s=[time_s for time_s, _ in marks], ended_s=ended_s)
+    lasts = [history.last_s for history in histories if history.last_s is not None]
+    lasts += steps.columns["time_s"][-1:]
+    return Findings(
+        run_dir=run_dir,
+        asked=read_asked(run_dir, events),
+        events=tuple(events),
+        steps=steps,
+        histories=tuple(histories),
+        marks=marks,
+        progress=progress(
+            events,
+            step=steps.numbers[-1] if len(steps) else None,
+            step_s=statistics.median(steps.columns["step_s"][-50:]) if len(steps) else None,
+            last_record_s=max(lasts, default=None),
+            now_s=now_s,
+        ),
+    )
+
+
+def require_records(run_dir: Path, *, where: str) -> None:
+    """Raises UserError for what is no run's folder."""
+    if (run_dir / "records").is_dir():
+        return
+    raise UserError(
+        "no records of a run there" if run_dir.is_dir() else "no such folder",
+        where=where,
+        found=str(run_dir),
+        expected="a run's folder, with records/ in it",
+        hint="name the folder that `train`, `launch` or `monitor` said",
+    )
+
+
+def _marks(events: list[Event]) -> list[tuple[float, str]]:
+    return [
+        (event.time_s, event.message.partition(": ")[2] or event.message) for event in events if event.kind == "phase"
+    ]

@@ -1,0 +1,193 @@
+"""The verdict on a run as a whole, and verdicts in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dist_trainer.memory.targets import CPU, Baseline, Judgement, Prediction, Verdict
+from dist_trainer.report.progress import Progress
+from dist_trainer.units import format_gb
+
+
+@dataclass(frozen=True)
+class RunVerdict:
+    """`judgement` is 'met' where every GPU met the target, 'missed' where one did not. `is_final` is False for a run
+    that has not come to its end. `advice` is what to change where the target was missed, the most promising first.
+    """
+
+    judgement: Judgement
+    is_final: bool
+    sentence: str
+    advice: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def run_verdict(
+    verdicts: Sequence[Verdict], progress: Progress, *, advice: Sequence[str] = (), baseline: Baseline | None = None
+) -> RunVerdict:
+    notes = list(baseline.notes) if baseline else []
+    notes += dict.fromkeys(
+        f"{label(verdict)}: {note}" if len(verdicts) > 1 else note for verdict in verdicts for note in verdict.notes
+    )
+    return RunVerdict(
+        judgement=_overall(verdicts),
+        is_final=progress.is_final,
+        sentence=_sentence(verdicts, progress),
+        advice=tuple(advice),
+        notes=tuple(notes),
+    )
+
+
+def strict_problem(verdict: RunVerdict) -> str | None:
+    """Why `--strict` does not pass, in one line; None where it does. What is not known does not pass."""
+    if verdict.judgement == "missed":
+        return f"the memory target was missed. {verdict.sentence}"
+    if verdict.judgement == "not judged":
+        return f"the memory target was not judged, and --strict does not pass what is not known. {verdict.sentence}"
+    if not verdict.is_final:
+        return f"the run has not come to its end, so the target may still be missed. {verdict.sentence}"
+    return None
+
+
+def fullest(verdicts: Sequence[Verdict]) -> Verdict | None:
+    """The GPU with the highest peak; the rank on a CPU with the highest figure there is."""
+    return max(verdicts, key=_order, default=None)
+
+
+def label(verdict: Verdict) -> str:
+    """'rank 3', 'GPU 0' of a watched program, 'host'."""
+    kind, _, number = verdict.source.partition("-")
+    return f"{'GPU' if kind == 'gpu' else kind} {number}".strip()
+
+
+def describe(verdict: Verdict) -> str:
+    """'2.31 GB of 2.50 GB: met (42% below 4.00 GB); planned 2.20 GB (-4.8%)', or why it is not judged and what is
+    known all the same.
+    """
+    if verdict.judgement == "not judged" or verdict.target_bytes is None or verdict.peak_bytes is None:
+        text = f"{_known(verdict)}; not judged: {verdict.reason}"
+    else:
+        text = f"{format_gb(verdict.peak_bytes)} of {format_gb(verdict.target_bytes)}: {verdict.judgement}"
+    if verdict.reduction is not None and verdict.baseline_bytes is not None:
+        text += f" ({_side(verdict.reduction, digits=0)} {format_gb(verdict.baseline_bytes)})"
+    planned = main_prediction(verdict)
+    if planned is not None:
+        text += f"; {_planned(planned)}"
+    return text
+
+
+def main_prediction(verdict: Verdict) -> Prediction | None:
+    """NVML's figure on a GPU, the CPU allocator's peak without one; None where there is no plan for it."""
+    wanted = "CPU allocator" if verdict.device == CPU else "NVML used"
+    return next((found for found in verdict.predictions if found.quantity == wanted), None)
+
+
+def format_error(prediction: Prediction) -> str:
+    return f"{prediction.error_percent:+.1f}%"
+
+
+def _overall(verdicts: Sequence[Verdict]) -> Judgement:
+    found = {verdict.judgement for verdict in verdicts}
+    if "missed" in found:
+        return "missed"
+    return "met" if found == {"met"} else "not judged"
+
+
+def _order(verdict: Verdict) -> tuple[int, int]:
+    if verdict.peak_bytes is not None:
+        return 2, verdict.peak_bytes
+    if verdict.allocator_bytes:
+        return 1, max(verdict.allocator_bytes.values())
+    return 0, verdict.resident_bytes or 0
+
+
+def _sentence(verdicts: Sequence[Verdict], progress: Progress) -> str:
+    text = _judged(verdicts)
+    if progress.state == "finished":
+        return text
+    lead = {
+        "running": f"{_capital(progress.text)}. So far: ",
+        "failed": f"The run {progress.text}. Up to then: ",
+        "silent": f"{_capital(progress.text)}. Up to then: ",
+    }[progress.state]
+    return lead + text[:1].lower() + text[1:]
+
+
+def _judged(verdicts: Sequence[Verdict]) -> str:
+    worst = fullest(verdicts)
+    if worst is None:
+        return "Not judged: there are no memory records."
+    if _overall(verdicts) == "not judged":
+        return _not_judged(verdicts, worst)
+    if worst.peak_bytes is None or worst.target_bytes is None:
+        raise AssertionError("what was judged has a peak and a target")
+    missed = [verdict for verdict in verdicts if verdict.judgement == "missed"]
+    count = len(verdicts)
+    if missed:
+        where = (
+            "" if count == 1 else f" on {len(missed)} of {count} GPUs" if len(missed) < count else f" on {_all(count)}"
+        )
+        text = f"Target missed{where}: {label(worst)} peaked at {format_gb(worst.peak_bytes)}, "
+        text += f"{format_gb(worst.peak_bytes - worst.target_bytes)} over the target of {format_gb(worst.target_bytes)}"
+    else:
+        where = "" if count == 1 else f" on {_all(count)}"
+        which = label(worst) if count == 1 else f"the fullest, {label(worst)},"
+        text = f"Target met{where}: {which} peaked at {format_gb(worst.peak_bytes)} of {format_gb(worst.target_bytes)}"
+    if worst.reduction is not None and worst.baseline_bytes is not None:
+        text += (
+            f", {_side(worst.reduction, digits=1)} the baseline of {format_gb(worst.baseline_bytes)} "
+            f"({worst.baseline_origin})"
+        )
+    planned = main_prediction(worst)
+    return text + (f"; {_planned(planned)}." if planned else ".")
+
+
+def _all(count: int) -> str:
+    return "both GPUs" if count == 2 else f"all {count} GPUs"
+
+
+def _not_judged(verdicts: Sequence[Verdict], worst: Verdict) -> str:
+    open_ones = [verdict for verdict in verdicts if verdict.judgement == "not judged"]
+    reasons: dict[str, list[Verdict]] = {}
+    for verdict in open_ones:
+        reasons.setdefault(verdict.reason, []).append(verdict)
+    said = []
+    for reason, those in list(reasons.items())[:3]:
+        where = (
+            "" if len(those) == len(verdicts) else f"{label(those[0])}: " if len(those) == 1 else f"{len(those)} GPUs: "
+        )
+        said.append(f"{where}{reason}")
+    more = ", and others" if len(reasons) > 3 else ""
+    text = f"Not judged: {'; '.join(said)}{more}. {_capital(label(worst))} peaked at {_known(worst)}"
+    if worst.reduction is not None and worst.baseline_bytes is not None:
+        side = _side(worst.reduction, digits=1)
+        text += f", {side} the baseline of {format_gb(worst.baseline_bytes)} ({worst.baseline_origin})"
+    planned = main_prediction(worst)
+    return text + (f"; {_planned(planned)}." if planned else ".")
+
+
+def _known(verdict: Verdict) -> str:
+    if verdict.peak_bytes is not None:
+        text = f"{format_gb(verdict.peak_bytes)} used"
+        if verdict.target_bytes is not None:
+            text += f" of {format_gb(verdict.target_bytes)}"
+        return text
+    found = []
+    if verdict.allocator_bytes:
+        found.append(f"{format_gb(max(verdict.allocator_bytes.values()))} by the CPU allocator")
+    if verdict.resident_bytes is not None:
+        found.append(f"{format_gb(verdict.resident_bytes)} resident")
+    return ", ".join(found) or "an amount that is not known"
+
+
+def _planned(prediction: Prediction) -> str:
+    return f"planned {format_gb(prediction.planned_bytes)} ({format_error(prediction)})"
+
+
+def _side(reduction: float, *, digits: int) -> str:
+    return f"{100 * abs(reduction):.{digits}f}% {'above' if reduction < 0 else 'below'}"
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
