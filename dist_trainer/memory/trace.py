@@ -6,6 +6,7 @@ shape seen before needs no torch.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -101,7 +102,8 @@ def save(spec: TraceSpec, trace: Trace) -> None:
         aside.write_text(json.dumps(values, separators=(",", ":")), encoding="utf-8")
         aside.replace(path)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
 
 
 def get(spec: TraceSpec) -> Trace:
