@@ -17,7 +17,7 @@ from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.deepspeed_rules import offload_device
 from dist_trainer.config.optimisations import Switches
 from dist_trainer.config.resolve import BASELINE, Request, ResolvedRun, resolve
-from dist_trainer.errors import UserError
+from dist_trainer.errors import RunError, UserError
 from dist_trainer.memory.plan import RankPlan
 from dist_trainer.memory.planner import PlannedDevice, make_plan
 from dist_trainer.units import GB, format_gb
@@ -161,8 +161,8 @@ def make_rows(wanted: Sequence[Setting], *, measures: bool, gpus: int, say: Call
             row = replace(row, measured=kept.measured(spec, resolved, before_measuring=check))
         else:
             row = replace(row, measured=kept.find(spec, resolved))
-        if 0 < setting.num_gpus <= gpus:
-            row = replace(row, device_peaks=train_on_gpus(request_of(setting), setting.num_gpus, SEQUENCE_LENGTH))
+        if setting.num_gpus <= gpus:
+            row = replace(row, device_peaks=_trained(setting, say))
         rows.append(row)
         seen = f", measured {row.measured.peak_bytes / GB:.3f} GB, plan {row.error:+.2%}" if row.measured else ""
         say(
@@ -170,6 +170,15 @@ def make_rows(wanted: Sequence[Setting], *, measures: bool, gpus: int, say: Call
             f"NVML planned {format_gb(row.planned_used_bytes)}{seen}"
         )
     return rows
+
+
+def _trained(setting: Setting, say: Callable[[str], None]) -> DevicePeaks | None:
+    """None where the run failed, most likely because it does not fit: the other rows are still worth having."""
+    try:
+        return train_on_gpus(request_of(setting), setting.num_gpus, SEQUENCE_LENGTH)
+    except RunError as error:
+        say(str(error))
+        return None
 
 
 def refuse_unless_available(need_bytes: int, setting: Setting) -> None:

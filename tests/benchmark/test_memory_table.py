@@ -15,8 +15,8 @@ from dist_trainer.benchmark.memory_text import BEGIN, END, table_text, write_tab
 from dist_trainer.benchmark.on_gpus import DevicePeaks
 from dist_trainer.cli.benchmark import main
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.resolve import resolve
-from dist_trainer.errors import UserError
+from dist_trainer.config.resolve import Request, resolve
+from dist_trainer.errors import RunError, UserError
 from dist_trainer.memory.plan import Figure, RankPlan
 
 GB = 10**9
@@ -124,6 +124,20 @@ def test_a_file_without_a_place_for_the_table_is_refused_before_anything_is_plan
     path.write_text(f"{END}\n{BEGIN}\n")
     with pytest.raises(UserError, match="no place for the table"):
         main(["memory", "--no-measure", "--write", str(path)])
+
+
+def test_a_run_that_does_not_fit_on_the_gpus_leaves_the_other_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(request: Request, num_gpus: int, sequence_length: int) -> DevicePeaks:
+        if num_gpus == 1:
+            raise RunError("out of memory")
+        return DevicePeaks(7, 5, 6)
+
+    monkeypatch.setattr(memory_table, "train_on_gpus", train)
+    wanted = [Setting("tiny", "zero2", number) for number in (1, 2, 4)]
+    said: list[str] = []
+    rows = memory_table.make_rows(wanted, measures=False, gpus=2, say=said.append)
+    assert [row.device_peaks for row in rows] == [None, DevicePeaks(7, 5, 6), None]
+    assert any("out of memory" in line for line in said)
 
 
 @pytest.fixture
