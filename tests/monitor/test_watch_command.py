@@ -200,7 +200,7 @@ def test_without_a_gpu_the_resident_set_of_the_whole_tree_is_recorded_and_nothin
 # A command that makes the driver list one of its own children, and holds still until that was seen.
 ON_THE_GPU = """
 import os, subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1.5)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(5)"])
 with open(os.environ["NVML_STUB_SCRIPT"], "a") as script:
     script.write(f"process 1 0 {child.pid} 700 compute\\nprocess 1 0 {os.getpid()} 50 both\\nused 1 0 4000\\n")
 child.wait()
