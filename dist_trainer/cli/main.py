@@ -17,6 +17,7 @@ COMMANDS = {
     "plan": "say how many bytes each rank will need",
     "data": "make token files from text",
     "benchmark": "measure what settings take, and how far plans lie from it",
+    "report": "judge a run's memory, and show the run as a page",
     "monitor": "record the memory of any program while it runs",
 }
 DEFAULT_COMMAND = "train"

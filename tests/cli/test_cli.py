@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import dist_trainer
-from dist_trainer.cli import data, launch, main, monitor, plan, train
+from dist_trainer.cli import data, launch, main, monitor, plan, report, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.launch.plan import LaunchPlan
 
@@ -60,6 +60,7 @@ SURFACE = {
         *("--hostfile", "--include", "--exclude", "--gpu", "--gpu-memory", "--host-memory", "--device", "--rank"),
         *("--fit", "--global-batch", "--write", "--json", "--debug"),
     ),
+    "report": ("-h", "--help", "--compare", "--baseline", "--strict", "--debug"),
     "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
     "data prepare": ("-h", "--help", "--input", "--output", "--tokenizer", "--vocab-size", "--debug"),
 }
@@ -187,6 +188,7 @@ def write_ds(path: Path, **keys: object) -> Path:
         ("train", train.build_parser()),
         ("launch", launch.build_parser()),
         ("plan", plan.build_parser()),
+        ("report", report.build_parser()),
         ("monitor", monitor.build_parser()),
         ("data prepare", data.build_parser()),
     ],
@@ -194,11 +196,12 @@ def write_ds(path: Path, **keys: object) -> Path:
 )
 def test_the_switches_are_those_that_users_know(name: str, parser: argparse.ArgumentParser) -> None:
     assert tuple(option for action in parser._actions for option in action.option_strings) == SURFACE[name]
-    assert not [action.dest for action in parser._actions if not action.option_strings]
+    named = [action.dest for action in parser._actions if not action.option_strings]
+    assert named == (["run_dir"] if name == "report" else [])
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "plan", "data", "benchmark", "monitor")
+    assert tuple(COMMANDS) == ("train", "launch", "plan", "data", "benchmark", "report", "monitor")
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
@@ -219,6 +222,7 @@ def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixtu
         ("train", "--help"),
         ("launch", "--help"),
         ("plan", "--help"),
+        ("report", "--help"),
         ("launch", "--dry-run"),
         ("launch", "--dry-run", "--launcher", "deepspeed", "--config", "small", "--ds", "zero3"),
         ("data", "--help"),
@@ -400,7 +404,7 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
     [
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
-        (("qqqq",), "train, launch, plan, data, benchmark, monitor"),
+        (("qqqq",), "train, launch, plan, data, benchmark, report, monitor"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
         (("launch", "--dry-run", "--nproc-per-nod=2"), "did you mean --nproc-per-node?"),
         (("launch", "--hostfil", "hosts"), "did you mean --hostfile?"),

@@ -1,0 +1,177 @@
+"""Which charts a report has: memory over time, and what training did over its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dist_trainer.memory.targets import CPU, Verdict
+from dist_trainer.report.chart import Chart, Mark, Rule, Series
+from dist_trainer.report.envelope import Bucket, joined
+from dist_trainer.report.findings import Findings
+from dist_trainer.report.measured import History
+from dist_trainer.report.summary import Summary
+from dist_trainer.report.verdict import fullest, label, main_prediction
+from dist_trainer.units import GB, format_gb
+
+MAX_NUM_CURVES = 8
+STEP_CURVES = (
+    ("loss", "Loss", False),
+    ("learning_rate", "Learning rate", True),
+    ("grad_norm", "Gradient norm", True),
+    ("tokens_per_s", "Tokens/s", True),
+)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A run beside others. `name` tells it from them."""
+
+    name: str
+    findings: Findings
+    summary: Summary
+
+
+def memory_chart(findings: Findings, summary: Summary) -> Chart:
+    """Every GPU over time, or, of more than eight, the range over all and the fullest."""
+    histories = findings.histories
+    is_resident = all(history.is_resident for history in histories)
+    shown = [history for history in histories if history.is_resident == is_resident]
+    names = {verdict.source: label(verdict) for verdict in summary.verdicts}
+    if len(shown) <= MAX_NUM_CURVES:
+        series = [
+            Series(names[history.measured.source], in_gb(history.curve.buckets()), number)
+            for number, history in enumerate(shown)
+        ]
+    else:
+        top = _fullest_history(shown)
+        series = [
+            Series(f"all {len(shown)}", in_gb(joined(history.curve for history in shown)), 0, is_band=True),
+            Series(f"{names[top.measured.source]}, the fullest", in_gb(top.curve.buckets()), 5),
+        ]
+    what = "Resident set of each process" if is_resident else "Memory in use on each GPU, by NVML"
+    return Chart(
+        key="memory",
+        title=f"{what}, over time",
+        x_kind="time",
+        series=since_start(series, findings),
+        unit="GB",
+        rules=() if is_resident else rules(summary),
+        marks=[Mark(time_s - _origin(findings), name) for time_s, name in findings.marks],
+        breaks=restarts(findings),
+        caption=_memory_caption(is_resident, histories),
+    )
+
+
+def step_charts(findings: Findings) -> list[Chart]:
+    steps = findings.steps
+    marks = [Mark(float(number), name) for number, name in steps.phase_starts()]
+    return [
+        Chart(
+            key=column,
+            title=title,
+            x_kind="step",
+            series=[Series(title.lower(), steps.curve(column), 0, line="mean")],
+            marks=marks if len(marks) > 1 else (),
+            from_zero=from_zero,
+        )
+        for column, title, from_zero in STEP_CURVES
+    ]
+
+
+def compare_charts(runs: Sequence[Compared]) -> list[Chart]:
+    """One curve for each run: its fullest GPU over time, and what training did over the steps."""
+    memory = []
+    for number, run in enumerate(runs):
+        if run.findings.histories:
+            history = _fullest_history(run.findings.histories)
+            curve = Series(run.name, in_gb(history.curve.buckets()), number % 8)
+            memory += since_start([curve], run.findings)
+    is_resident = any(_fullest_history(run.findings.histories).is_resident for run in runs if run.findings.histories)
+    charts = [
+        Chart(
+            key="compare-memory",
+            title="The fullest process of each run, over time" if is_resident else "The fullest GPU of each run",
+            x_kind="time",
+            series=memory,
+            unit="GB",
+            rules=() if is_resident else rules(runs[0].summary, plan=False),
+            caption="Resident sets where there was no GPU." if is_resident else "Memory in use by NVML, over time.",
+        )
+    ]
+    for column, title, from_zero in STEP_CURVES:
+        series = [
+            Series(run.name, buckets, number % 8, line="mean")
+            for number, run in enumerate(runs)
+            if (buckets := run.findings.steps.curve(column))
+        ]
+        charts.append(Chart(f"compare-{column}", title, "step", series, from_zero=from_zero))
+    return charts
+
+
+def rules(summary: Summary, *, plan: bool = True) -> list[Rule]:
+    """Target, baseline and plan as levels in GB, as far as they are known."""
+    worst = fullest(summary.verdicts)
+    if worst is None:
+        return []
+    found = []
+    if worst.baseline_bytes is not None:
+        found.append(Rule("baseline", f"baseline {format_gb(worst.baseline_bytes)}", worst.baseline_bytes / GB))
+    if worst.target_bytes is not None:
+        found.append(Rule("target", f"target {format_gb(worst.target_bytes)}", worst.target_bytes / GB))
+    planned = _planned_bytes(worst)
+    if plan and planned is not None:
+        found.append(Rule("plan", f"planned {format_gb(planned)}", planned / GB))
+    return found
+
+
+def in_gb(buckets: Sequence[Bucket]) -> list[Bucket]:
+    return [Bucket(one.start, one.low / GB, one.high / GB, one.mean / GB, one.last / GB) for one in buckets]
+
+
+def since_start(series: Sequence[Series], findings: Findings) -> list[Series]:
+    """The curves with seconds since the run's start for seconds since the epoch."""
+    origin = _origin(findings)
+    return [
+        Series(
+            one.name,
+            [Bucket(max(0.0, b.start - origin), b.low, b.high, b.mean, b.last) for b in one.buckets],
+            one.colour,
+            one.line,
+            one.is_band,
+        )
+        for one in series
+    ]
+
+
+def restarts(findings: Findings) -> list[float]:
+    """Seconds since the first start at which the run was started again."""
+    starts = [event.time_s for event in findings.events if event.kind == "start"]
+    return [time_s - _origin(findings) for time_s in starts[1:]]
+
+
+def _origin(findings: Findings) -> float:
+    return findings.histories[0].curve.origin if findings.histories else 0.0
+
+
+def _fullest_history(histories: Sequence[History]) -> History:
+    def peak(history: History) -> tuple[bool, int]:
+        measured = history.measured
+        return not history.is_resident, (measured.resident_bytes if history.is_resident else measured.used_bytes) or 0
+
+    return max(histories, key=peak)
+
+
+def _planned_bytes(verdict: Verdict) -> int | None:
+    if verdict.device == CPU:
+        return None
+    planned = main_prediction(verdict)
+    return planned.planned_bytes if planned else None
+
+
+def _memory_caption(is_resident: bool, histories: Sequence[History]) -> str:
+    if not histories:
+        return "There are no memory records."
+    if is_resident:
+        return "No GPU was read: this is the memory of the process on the host, which the target is not about."
+    return "Everything on the GPU counts. Each stretch shows its highest value as a line and its range as an area."

@@ -1,0 +1,162 @@
+"""The report of a run as one page, and as Markdown: the same verdict, tables and facts in both."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from dist_trainer.report import charts, tables
+from dist_trainer.report.chart import Chart, Drawn, draw
+from dist_trainer.report.charts import Compared
+from dist_trainer.report.makeup import Makeup, makeup
+from dist_trainer.report.summary import Summary
+from dist_trainer.report.tables import Table
+from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
+from dist_trainer.units import format_count, format_gb
+
+HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One figure that is seen at a glance."""
+
+    name: str
+    value: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that a report shows; the templates only lay it out."""
+
+    summary: Summary
+    error: str | None
+    tiles: tuple[Tile, ...]
+    gpus: Table
+    memory: Drawn | None
+    phases: Table | None
+    makeup: Makeup | None
+    predictions: Table | None
+    steps: tuple[Drawn, ...]
+    step_rows: Table | None
+    compared: Table | None
+    compare_charts: tuple[Drawn, ...]
+    run: Table
+    notices: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    events: Table | None
+    deepspeed: str | None
+
+
+def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
+    findings, summary = run.findings, run.summary
+    plan = findings.asked.plan
+    notices = [event.message for event in findings.events if event.kind == "notice"]
+    all_runs = [run, *others]
+    return Page(
+        summary=summary,
+        error=findings.progress.error,
+        tiles=tuple(_tiles(summary)),
+        gpus=tables.gpu_table(summary),
+        memory=draw(charts.memory_chart(findings, summary)),
+        phases=tables.phase_table(findings, summary),
+        makeup=makeup(findings, summary),
+        predictions=tables.prediction_table(summary),
+        steps=_drawn(charts.step_charts(findings)),
+        step_rows=tables.step_table(findings),
+        compared=tables.compare_table(all_runs) if others else None,
+        compare_charts=_drawn(charts.compare_charts(all_runs)) if others else (),
+        run=tables.run_table(findings, summary),
+        notices=tuple(dict.fromkeys(notices)),
+        assumptions=(*plan.assumptions, *plan.upper_bounds, *plan.unmodelled) if plan else (),
+        events=tables.event_table(findings),
+        deepspeed=tables.deepspeed_text(findings.asked),
+    )
+
+
+def render_html(page: Page) -> str:
+    """One file that needs no other: style and script are in it, and its policy lets it load nothing."""
+    return _environment(autoescape=True).get_template("report.html.j2").render(page=page, read=_read)
+
+
+def render_markdown(page: Page) -> str:
+    return _environment(autoescape=False).get_template("report.md.j2").render(page=page)
+
+
+def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:
+    """Writes both files, each whole or not at all: someone may be reading the ones before."""
+    paths = (run_dir / HTML_FILE, run_dir / MARKDOWN_FILE)
+    for path, text in zip(paths, (render_html(page), render_markdown(page)), strict=True):
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    return paths
+
+
+def _tiles(summary: Summary) -> list[Tile]:
+    worst = fullest(summary.verdicts)
+    found = []
+    if worst is not None:
+        found += _memory_tiles(summary, len(summary.verdicts))
+    if summary.last_loss is not None:
+        detail = "" if summary.validation_loss is None else f"validation {summary.validation_loss:.4f}"
+        found.append(Tile("loss", f"{summary.last_loss:.4f}", detail or "mean of the last 10 steps"))
+    if summary.median_tokens_per_s is not None:
+        found.append(Tile("tokens/s", format_count(summary.median_tokens_per_s), "median"))
+    return found
+
+
+def _memory_tiles(summary: Summary, count: int) -> list[Tile]:
+    worst = fullest(summary.verdicts)
+    assert worst is not None
+    found = []
+    of_all = f"{label(worst)}, fullest of {count}" if count > 1 else label(worst)
+    if worst.peak_bytes is not None:
+        found.append(Tile("peak", format_gb(worst.peak_bytes), of_all))
+        if worst.target_bytes is not None and worst.target_headroom_bytes is not None:
+            left = worst.target_headroom_bytes
+            words = f"{format_gb(abs(left))} {'left' if left >= 0 else 'over'}"
+            found.append(Tile("target", format_gb(worst.target_bytes), words))
+    elif worst.allocator_bytes:
+        found.append(Tile("CPU allocator's peak", format_gb(max(worst.allocator_bytes.values())), of_all))
+    elif worst.resident_bytes is not None:
+        found.append(Tile("resident set", format_gb(worst.resident_bytes), of_all))
+    if worst.reduction is not None and worst.baseline_bytes is not None:
+        side = "less" if worst.reduction >= 0 else "more"
+        detail = f"{side} than {format_gb(worst.baseline_bytes)}, {worst.baseline_origin}"
+        found.append(Tile("against the baseline", f"{100 * abs(worst.reduction):.1f}%", detail))
+    planned = main_prediction(worst)
+    if planned is not None:
+        found.append(Tile("planned", format_gb(planned.planned_bytes), f"{format_error(planned)} against measured"))
+    return found
+
+
+def _drawn(found: Sequence[Chart]) -> tuple[Drawn, ...]:
+    return tuple(drawn for chart in found if (drawn := draw(chart)) is not None)
+
+
+def _environment(*, autoescape: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("dist_trainer.report"),
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["cell"] = _cell
+    return environment
+
+
+def _cell(text: str) -> str:
+    """Text within a cell of a Markdown table."""
+    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def _read(name: str) -> str:
+    return (importlib.resources.files("dist_trainer.report") / "templates" / name).read_text(encoding="utf-8")

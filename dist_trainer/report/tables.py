@@ -1,0 +1,305 @@
+"""The tables of a report, as text: the page and the Markdown show the same ones."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dist_trainer.config.optimisations import describe as describe_deepspeed
+from dist_trainer.memory.targets import CPU, Verdict
+from dist_trainer.model.size import num_parameters
+from dist_trainer.records import Event
+from dist_trainer.report.asked import Asked
+from dist_trainer.report.charts import Compared
+from dist_trainer.report.findings import Findings
+from dist_trainer.report.measured import clock
+from dist_trainer.report.summary import Summary
+from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
+from dist_trainer.units import format_count, format_duration, format_gb
+
+UNKNOWN = "not known"
+MAX_NUM_GPUS = 64
+NUM_STEP_ROWS = 12
+MAX_NUM_EVENTS = 40
+
+
+@dataclass(frozen=True)
+class Table:
+    """`kinds` holds a word for each row that says how it looks: a judgement, or nothing. The first column is text."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    kinds: tuple[str, ...] = ()
+    note: str = ""
+
+
+def gpu_table(summary: Summary) -> Table:
+    """The verdict on each GPU; the fullest first where there are more than can be listed."""
+    verdicts = list(summary.verdicts)
+    note = ""
+    if len(verdicts) > MAX_NUM_GPUS:
+        verdicts.sort(key=lambda one: one.peak_bytes or one.resident_bytes or 0, reverse=True)
+        note = f"{len(verdicts) - MAX_NUM_GPUS} more, none of them higher, are in summary.json."
+        verdicts = verdicts[:MAX_NUM_GPUS]
+    on_cpu = all(one.device == CPU for one in verdicts)
+    header: tuple[str, ...]
+    if on_cpu:
+        header = ("", "host", "CPU allocator's peak", "planned", "error", "resident set", "verdict")
+    else:
+        header = ("", "host and device", "peak", "target", "left", "reduction", "planned", "error", "of", "verdict")
+    return Table(
+        "Each GPU" if not on_cpu else "Each rank",
+        header,
+        tuple(_cpu_row(one) if on_cpu else _gpu_row(one) for one in verdicts),
+        tuple(one.judgement for one in verdicts),
+        note,
+    )
+
+
+def prediction_table(summary: Summary) -> Table | None:
+    """Planned against measured for the fullest GPU."""
+    worst = fullest(summary.verdicts)
+    if worst is None or not worst.predictions:
+        return None
+    rows = tuple(
+        (
+            one.quantity,
+            format_gb(one.planned_bytes),
+            _band(one.low_bytes, one.high_bytes),
+            format_gb(one.measured_bytes),
+            format_error(one),
+        )
+        for one in worst.predictions
+    )
+    header = ("", "planned", "expected between", "measured", "error")
+    return Table(f"Planned against measured, {label(worst)}", header, rows)
+
+
+def phase_table(findings: Findings, summary: Summary) -> Table | None:
+    """The highest value within each training phase, of the fullest GPU in it."""
+    if not findings.marks or not findings.histories:
+        return None
+    names = ["before training", *(name for _, name in findings.marks)]
+    labels = {verdict.source: label(verdict) for verdict in summary.verdicts}
+    rows = []
+    for index, name in enumerate(names):
+        peaks = [
+            (history.phase_peaks[index] or 0, labels[history.measured.source])
+            for history in findings.histories
+            if history.phase_peaks[index] is not None
+        ]
+        if peaks:
+            highest, whose = max(peaks)
+            lowest = min(peaks)[0]
+            rows.append((name, format_gb(highest), whose, format_gb(lowest)))
+    if not rows:
+        return None
+    return Table("Peak in each phase", ("", "highest", "of", "lowest of all"), tuple(rows))
+
+
+def step_table(findings: Findings) -> Table | None:
+    """A dozen of the steps, evenly taken, the first and the last among them."""
+    steps = findings.steps
+    count = len(steps)
+    if not count:
+        return None
+    places = sorted({round(index * (count - 1) / max(1, NUM_STEP_ROWS - 1)) for index in range(NUM_STEP_ROWS)})
+    columns = steps.columns
+    rows = tuple(
+        (
+            str(steps.numbers[place]),
+            steps.phases[place],
+            _number(columns["loss"][place], ".4f"),
+            _number(columns["learning_rate"][place], ".3g"),
+            _number(columns["grad_norm"][place], ".3g"),
+            _number(columns["tokens_per_s"][place], ",.0f"),
+        )
+        for place in places
+    )
+    return Table("Steps", ("step", "phase", "loss", "learning rate", "gradient norm", "tokens/s"), rows)
+
+
+def run_table(findings: Findings, summary: Summary) -> Table:
+    """What was run."""
+    asked, progress = findings.asked, findings.progress
+    start = next((event for event in reversed(findings.events) if event.kind == "start"), None)
+    facts = start.facts if start else {}
+    rows = [("folder", str(findings.run_dir)), ("state", progress.text)]
+    if progress.started_s is not None:
+        rows.append(("started", _date(progress.started_s)))
+    last_s = progress.ended_s or progress.last_record_s
+    if progress.started_s is not None and last_s is not None:
+        name = "took" if progress.ended_s is not None else "so far"
+        rows.append((name, format_duration(max(0.0, last_s - progress.started_s))))
+    rows += _model_rows(asked)
+    if asked.world_size is not None:
+        device = facts.get("device")
+        rows.append(("world", f"{asked.world_size} ranks" + (f" on {device}" if device else "")))
+    hosts = list(dict.fromkeys(history.measured.host for history in findings.histories if history.measured.host))
+    if hosts:
+        more = f" and {len(hosts) - 4} more" if len(hosts) > 4 else ""
+        rows.append(("hosts", ", ".join(hosts[:4]) + more))
+    rows += _batch_rows(asked)
+    if asked.command:
+        rows.append(("command", shlex.join(asked.command)))
+    versions = facts.get("versions")
+    if isinstance(versions, dict):
+        rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    if summary.num_steps:
+        rows.append(("tokens", f"{format_count(summary.num_tokens)} in {summary.num_steps} steps"))
+    if summary.unigram_entropy_nats is not None:
+        rows.append(("unigram entropy", f"{summary.unigram_entropy_nats:.4f} (the loss of token frequencies alone)"))
+    if summary.data_wait_fraction is not None:
+        rows.append(("waiting for data", f"{100 * summary.data_wait_fraction:.1f}% of the time"))
+    rows += [("not readable", problem) for problem in asked.problems]
+    return Table("What was run", ("", ""), tuple(rows))
+
+
+def event_table(findings: Findings) -> Table | None:
+    """What happened; of very many, errors and what came last."""
+    events = list(findings.events)
+    note = ""
+    if len(events) > MAX_NUM_EVENTS:
+        kept = [event for event in events if event.kind in ("error", "monitor")][:MAX_NUM_EVENTS]
+        kept += [event for event in events[-MAX_NUM_EVENTS:] if event not in kept]
+        note = f"{len(events) - len(kept)} more are in records/events.jsonl."
+        events = sorted(kept, key=lambda event: event.time_s)
+    if not events:
+        return None
+    rows = tuple((clock(event.time_s), event.kind, event.message) for event in events)
+    return Table("Events", ("time", "kind", "what"), rows, tuple(_event_kind(event) for event in events), note)
+
+
+def compare_table(runs: Sequence[Compared]) -> Table:
+    """The runs side by side, one column each."""
+    columns = [_compare_column(run) for run in runs]
+    rows = tuple(
+        (name, *(column.get(name, "") for column in columns)) for name in dict.fromkeys(n for c in columns for n in c)
+    )
+    return Table("Side by side", ("", *(run.name for run in runs)), rows)
+
+
+def deepspeed_text(asked: Asked) -> str | None:
+    return None if asked.deepspeed is None else json.dumps(asked.deepspeed, indent=2)
+
+
+def _gpu_row(one: Verdict) -> tuple[str, ...]:
+    planned = main_prediction(one)
+    return (
+        label(one),
+        f"{one.host} {short_device(one.device)}",
+        _gb(one.peak_bytes),
+        _gb(one.target_bytes, unknown="none"),
+        _gb(one.target_headroom_bytes, unknown=""),
+        "" if one.reduction is None else f"{100 * one.reduction:.1f}%",
+        format_gb(planned.planned_bytes) if planned else "",
+        format_error(planned) if planned else "",
+        _gb(one.device_bytes),
+        one.judgement if one.judgement != "not judged" else f"not judged: {one.reason}",
+    )
+
+
+def _cpu_row(one: Verdict) -> tuple[str, ...]:
+    planned = main_prediction(one)
+    peak = max((one.allocator_bytes or {}).values(), default=None)
+    return (
+        label(one),
+        one.host,
+        _gb(peak, unknown="not measured"),
+        format_gb(planned.planned_bytes) if planned else "",
+        format_error(planned) if planned else "",
+        _gb(one.resident_bytes),
+        f"not judged: {one.reason}",
+    )
+
+
+def short_device(device: str) -> str:
+    """'GPU-3f1c2a90' for a whole UUID: enough to tell GPUs apart."""
+    return device if device == CPU else "-".join(device.split("-")[:2])
+
+
+def _model_rows(asked: Asked) -> list[tuple[str, str]]:
+    if asked.run is None:
+        return []
+    model = asked.run.model
+    return [
+        (
+            "model",
+            f"{asked.run.name}: {format_count(num_parameters(model))} parameters, {model.num_layers} layers x "
+            f"{model.hidden_size}, vocabulary {model.vocab_size}, context {model.context_length}, {model.loss} loss",
+        )
+    ]
+
+
+def _batch_rows(asked: Asked) -> list[tuple[str, str]]:
+    if asked.deepspeed is None:
+        return []
+    return [
+        ("batch", _batch(asked)),
+        ("deepspeed", ", ".join(f"{key} {value}" for key, value in describe_deepspeed(asked.deepspeed).items())),
+    ]
+
+
+def _batch(asked: Asked) -> str:
+    settings = asked.deepspeed or {}
+    micro, accumulation = settings.get("train_micro_batch_size_per_gpu"), settings.get("gradient_accumulation_steps")
+    return f"{settings.get('train_batch_size')} sequences a step: micro batch {micro} x accumulation {accumulation}"
+
+
+def _compare_column(run: Compared) -> dict[str, str]:
+    summary, asked = run.summary, run.findings.asked
+    worst = fullest(summary.verdicts)
+    column = {"state": summary.state_text, "verdict": summary.verdict.judgement}
+    if worst is not None:
+        planned = main_prediction(worst)
+        column |= {
+            "peak of the fullest": f"{_gb(worst.peak_bytes)} ({label(worst)})" if worst.peak_bytes else UNKNOWN,
+            "resident set": _gb(worst.resident_bytes),
+            "target": _gb(worst.target_bytes, unknown="none"),
+            "reduction": "" if worst.reduction is None else f"{100 * worst.reduction:.1f}%",
+            "planned": f"{format_gb(planned.planned_bytes)} ({format_error(planned)})" if planned else "",
+        }
+    column |= {
+        "steps": str(summary.num_steps),
+        "tokens": format_count(summary.num_tokens),
+        "last loss": _optional(summary.last_loss, ".4f"),
+        "validation loss": _optional(summary.validation_loss, ".4f"),
+        "tokens/s": _optional(summary.median_tokens_per_s, ",.0f"),
+        "waiting for data": "" if summary.data_wait_fraction is None else f"{100 * summary.data_wait_fraction:.1f}%",
+        "training time": format_duration(summary.train_s),
+        "ranks": str(asked.world_size or ""),
+    }
+    column |= dict(_model_rows(asked))
+    if asked.deepspeed is not None:
+        column["batch"] = _batch(asked)
+        column |= describe_deepspeed(asked.deepspeed)
+    return {name: value for name, value in column.items() if value}
+
+
+def _event_kind(event: Event) -> str:
+    return {"error": "missed", "monitor": "not judged"}.get(event.kind, "")
+
+
+def _gb(num_bytes: int | None, *, unknown: str = UNKNOWN) -> str:
+    return unknown if num_bytes is None else format_gb(num_bytes)
+
+
+def _band(low_bytes: int, high_bytes: int) -> str:
+    return f"{format_gb(low_bytes)} and {format_gb(high_bytes)}" if low_bytes != high_bytes else ""
+
+
+def _number(value: float, form: str) -> str:
+    return f"{value:{form}}" if math.isfinite(value) else ""
+
+
+def _optional(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _date(time_s: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S %z", time.localtime(time_s))
