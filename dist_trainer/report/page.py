@@ -39,6 +39,7 @@ class Page:
     error: str | None
     tiles: tuple[Tile, ...]
     gpus: Table
+    all_gpus: Table | None
     memory: Drawn | None
     phases: Table | None
     makeup: Makeup | None
@@ -64,6 +65,7 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
         error=findings.progress.error,
         tiles=tuple(_tiles(summary)),
         gpus=tables.gpu_table(summary),
+        all_gpus=tables.all_gpus_table(summary),
         memory=draw(charts.memory_chart(findings, summary)),
         phases=tables.phase_table(findings, summary),
         makeup=makeup(findings, summary),

@@ -7,7 +7,7 @@ import math
 import shlex
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dist_trainer.config.optimisations import describe as describe_deepspeed
 from dist_trainer.memory.targets import CPU, Verdict
@@ -22,7 +22,8 @@ from dist_trainer.report.verdict import format_error, fullest, label, main_predi
 from dist_trainer.units import format_count, format_duration, format_gb
 
 UNKNOWN = "not known"
-MAX_NUM_GPUS = 64
+NUM_GPUS_AT_ONCE = 8
+MAX_NUM_GPUS = 256
 NUM_STEP_ROWS = 12
 MAX_NUM_EVENTS = 40
 
@@ -39,26 +40,23 @@ class Table:
 
 
 def gpu_table(summary: Summary) -> Table:
-    """The verdict on each GPU; the fullest first where there are more than can be listed."""
+    """The verdict on each GPU; of more than eight those that missed the target, then the fullest."""
     verdicts = list(summary.verdicts)
-    note = ""
+    if len(verdicts) <= NUM_GPUS_AT_ONCE:
+        return _gpus(verdicts, "Each GPU")
+    verdicts.sort(key=lambda one: (one.judgement != "missed", -(one.peak_bytes or one.resident_bytes or 0)))
+    return _gpus(verdicts[:NUM_GPUS_AT_ONCE], f"{NUM_GPUS_AT_ONCE} of {len(verdicts)} GPUs, the fullest first")
+
+
+def all_gpus_table(summary: Summary) -> Table | None:
+    """Every GPU, where `gpu_table` does not show them all."""
+    verdicts = summary.verdicts
+    if len(verdicts) <= NUM_GPUS_AT_ONCE:
+        return None
+    table = _gpus(verdicts[:MAX_NUM_GPUS], f"All {len(verdicts)} GPUs")
     if len(verdicts) > MAX_NUM_GPUS:
-        verdicts.sort(key=lambda one: one.peak_bytes or one.resident_bytes or 0, reverse=True)
-        note = f"{len(verdicts) - MAX_NUM_GPUS} more, none of them higher, are in summary.json."
-        verdicts = verdicts[:MAX_NUM_GPUS]
-    on_cpu = all(one.device == CPU for one in verdicts)
-    header: tuple[str, ...]
-    if on_cpu:
-        header = ("", "host", "CPU allocator's peak", "planned", "error", "resident set", "verdict")
-    else:
-        header = ("", "host and device", "peak", "target", "left", "reduction", "planned", "error", "of", "verdict")
-    return Table(
-        "Each GPU" if not on_cpu else "Each rank",
-        header,
-        tuple(_cpu_row(one) if on_cpu else _gpu_row(one) for one in verdicts),
-        tuple(one.judgement for one in verdicts),
-        note,
-    )
+        table = replace(table, note=f"{len(verdicts) - MAX_NUM_GPUS} more are in summary.json.")
+    return table
 
 
 def prediction_table(summary: Summary) -> Table | None:
@@ -188,13 +186,35 @@ def deepspeed_text(asked: Asked) -> str | None:
     return None if asked.deepspeed is None else json.dumps(asked.deepspeed, indent=2)
 
 
+def _gpus(verdicts: Sequence[Verdict], title: str) -> Table:
+    header: tuple[str, ...]
+    on_cpu = all(one.device == CPU for one in verdicts)
+    if on_cpu:
+        title = title.replace("GPU", "rank")
+        header = ("", "host", "CPU allocator's peak", "planned", "error", "resident set", "verdict")
+    else:
+        header = ("", "host and device", "peak", "target", "left", "reduction")
+        header += ("planned", "error", "GPU has", "verdict")
+    rows = tuple(_cpu_row(one) if on_cpu else _gpu_row(one) for one in verdicts)
+    return _without_empty_columns(Table(title, header, rows, tuple(one.judgement for one in verdicts)))
+
+
+def _without_empty_columns(table: Table) -> Table:
+    kept = [place for place in range(len(table.header)) if any(row[place] for row in table.rows)]
+    return replace(
+        table,
+        header=tuple(table.header[place] for place in kept),
+        rows=tuple(tuple(row[place] for place in kept) for row in table.rows),
+    )
+
+
 def _gpu_row(one: Verdict) -> tuple[str, ...]:
     planned = main_prediction(one)
     return (
         label(one),
         f"{one.host} {short_device(one.device)}",
         _gb(one.peak_bytes),
-        _gb(one.target_bytes, unknown="none"),
+        _gb(one.target_bytes, unknown=""),
         _gb(one.target_headroom_bytes, unknown=""),
         "" if one.reduction is None else f"{100 * one.reduction:.1f}%",
         format_gb(planned.planned_bytes) if planned else "",
@@ -254,7 +274,8 @@ def _batch(asked: Asked) -> str:
 def _compare_column(run: Compared) -> dict[str, str]:
     summary, asked = run.summary, run.findings.asked
     worst = fullest(summary.verdicts)
-    column = {"state": summary.state_text, "verdict": summary.verdict.judgement}
+    so_far = "" if summary.verdict.is_final else ", so far"
+    column = {"state": summary.state_text, "verdict": summary.verdict.judgement + so_far}
     if worst is not None:
         planned = main_prediction(worst)
         column |= {
