@@ -88,7 +88,7 @@ def _rank(rank: RankPlan) -> Iterator[str]:
     yield _row("allocated by phase", "peak", "most of it")
     for phase in rank.phases:
         largest = sorted(phase.parts, key=lambda name: phase.parts[name], reverse=True)[:3]
-        made_of = ", ".join(f"{name} {phase.parts[name] / GB:.2f}" for name in largest)
+        made_of = ", ".join(f"{name} {phase.parts[name] / GB:.3f}" for name in largest)
         yield _row(f"  {phase.phase}", _gb(phase.allocated_bytes), made_of)
 
 
