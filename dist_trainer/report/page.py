@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,7 +89,8 @@ def render_html(page: Page) -> str:
 
 
 def render_markdown(page: Page) -> str:
-    return _environment(autoescape=False).get_template("report.md.j2").render(page=page)
+    text = _environment(autoescape=False).get_template("report.md.j2").render(page=page)
+    return re.sub(r"\n{3,}", "\n\n", text)
 
 
 def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:

@@ -42,11 +42,11 @@ def run_verdict(
 def strict_problem(verdict: RunVerdict) -> str | None:
     """Why `--strict` does not pass, in one line; None where it does. What is not known does not pass."""
     if verdict.judgement == "missed":
-        return f"the memory target was missed. {verdict.sentence}"
+        return verdict.sentence
     if verdict.judgement == "not judged":
-        return f"the memory target was not judged, and --strict does not pass what is not known. {verdict.sentence}"
+        return f"what is not known does not pass. {verdict.sentence}"
     if not verdict.is_final:
-        return f"the run has not come to its end, so the target may still be missed. {verdict.sentence}"
+        return f"the run has not come to its end. {verdict.sentence}"
     return None
 
 
