@@ -97,7 +97,7 @@ def _plan(args: argparse.Namespace) -> int:
     case = _case(args, world, device)
     resolved = case.resolved()
     if args.fit:
-        return _fit(args, resolved, world, device)
+        return _fit(args, case, resolved)
     for name, value in (("--global-batch", args.global_batch), ("--write", args.write)):
         if value is not None:
             raise UserError("goes with --fit", where="command line", found=name, hint="add --fit, or leave it out")
@@ -165,24 +165,26 @@ def _advice(case: Case, resolved: ResolvedRun, plan: Plan) -> list[str]:
     return [*lines, *told, f"{'':<11}{format_gb(figure)} with: {suggestion.typed}"]
 
 
-def _fit(args: argparse.Namespace, resolved: ResolvedRun, world: World, device: PlannedDevice) -> int:
+def _fit(args: argparse.Namespace, case: Case, resolved: ResolvedRun) -> int:
     """Prints the search. 0 when something fits, else 1."""
-    from dist_trainer.memory import fit
+    from dist_trainer.memory import fit, fit_show
     from dist_trainer.memory.gpus import has_bf16
 
-    if device.kind == "cpu":
+    if case.device.kind == "cpu":
         raise UserError("--fit searches for a GPU", where="--device", found="cpu", hint="leave --device out")
-    host = _host(args, world)
+    setup, global_batch = case.setup, args.global_batch or resolved.train_batch_size
+    request = fit.at_batch(setup.request, global_batch, setup.num_ranks)
     found = fit.search(
-        resolved,
-        world_size=world.num_ranks,
-        device=device,
-        global_batch=args.global_batch or resolved.train_batch_size,
-        host_bytes=host.num_bytes if host else None,
-        ranks_a_host=world.num_ranks_a_host,
+        replace(case, setup=replace(setup, request=request)).resolved(),
+        world_size=setup.num_ranks,
+        device=case.device,
+        global_batch=global_batch,
+        host_bytes=case.host.num_bytes if case.host else None,
+        ranks_a_host=setup.num_ranks_a_host,
         has_bf16=has_bf16(args.gpu),
+        switches=setup.request.switches,
     )
-    sys.stdout.write(fit.render(found))
+    sys.stdout.write(fit_show.render(found))
     if found.winner is None:
         return EXIT_FAILURE
     if args.write is not None:

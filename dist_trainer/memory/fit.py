@@ -1,62 +1,71 @@
-"""Searches the settings for those that fit a card and a target, and ranks them by what they cost.
+"""Searches the settings for those that fit a card and a target, cheapest first.
 
-The choices: ZeRO stage, offload, precision, activation checkpointing and micro batch; accumulation follows from the
-global batch. Memory never falls as the micro batch grows, so for each of the other choices the largest micro batch that
-fits is found by bisection, and speaks for all below and above it.
+The choices: ZeRO stage, offload, precision, the precision of gradient sums, activation checkpointing and micro batch;
+accumulation follows from the global batch. Three things keep the number of plans small:
+
+- Memory never falls as the micro batch grows, so for each of the other choices the largest micro batch that fits is
+  found by bisection.
+- A larger micro batch never costs more, so choices are looked at in the order of what their largest would cost, until
+  nothing that is left can be among the cheapest.
+- What the trace and the states hold, and then what is allocated, are lower bounds of what NVML shows: the rest is
+  worked out only where they fit.
 """
 
 from __future__ import annotations
 
-import copy
+import heapq
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.config.deepspeed_rules import block
-from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.config.optimisations import Switches
+from dist_trainer.config.resolve import Request, ResolvedRun
 from dist_trainer.errors import UserError
+from dist_trainer.memory import gpus
 from dist_trainer.memory import trace as traces
-from dist_trainer.memory.cost import ASSUMED, Cost, estimate
+from dist_trainer.memory.advice import held_states
+from dist_trainer.memory.choices import COARSE_WEIGHTS, NEUTRAL, Choice, choices, configure, micro_batches, neighbours
+from dist_trainer.memory.cost import Cost, assumptions, estimate
 from dist_trainer.memory.plan import RankPlan, needed
 from dist_trainer.memory.planner import PlannedDevice, plan_rank, trace_spec
-from dist_trainer.memory.settings import Settings, read_settings
-from dist_trainer.memory.trace import ALLOC, Trace
+from dist_trainer.memory.scaling import ScaledTraces, peak_bytes
+from dist_trainer.memory.settings import Settings, read_settings, unmodelled
+from dist_trainer.memory.trace import Trace, TraceSpec
+from dist_trainer.model.size import num_parameters
 from dist_trainer.units import format_gb
 
-# A micro batch no one asks for: a prime that divides no shape, so that the sizes it divides are those that grow with
-# the micro batch.
-PROBE = 1009
-NUM_SHOWN = 5
-LARGEST_MICRO_BATCH = 256
+NUM_RANKED = 6
+# Of the card: what the context and the allocator may take beyond the plan. A target is compared as the verdict will.
+CARD_HEADROOM = 0.05
+MORE_RANKS = (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One setting. `offload`: 'none', 'optimizer' or 'all'; `precision`: 'fp32', 'bf16', 'fp16' or 'bf16 states'."""
+class Limits:
+    """What has to hold. `host_bytes` is for all ranks of a host together, None where it is not known."""
 
-    stage: int
-    offload: str
-    precision: str
-    checkpointing: bool
-    micro_batch: int
+    num_bytes: int
+    name: str
+    host_bytes: int | None
+    ranks_a_host: int
 
-    def __str__(self) -> str:
-        parts = [f"ZeRO-{self.stage}", self.precision, f"micro batch {self.micro_batch}"]
-        parts.append("checkpointing" if self.checkpointing else "no checkpointing")
-        if self.offload != "none":
-            parts.append("optimizer offload" if self.offload == "optimizer" else "optimizer and parameter offload")
-        return ", ".join(parts)
+    def hold(self, rank: RankPlan) -> bool:
+        return needed(rank).num_bytes <= self.num_bytes and self.hold_on_host(rank)
+
+    def hold_on_host(self, rank: RankPlan) -> bool:
+        return self.host_bytes is None or rank.host_bytes * self.ranks_a_host <= self.host_bytes
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A choice with its memory (of the rank that needs most) and its estimated cost."""
+    """A choice with its memory (of the first or the last rank, whichever needs more) and its estimated cost."""
 
     choice: Choice
+    accumulation: int
     rank: RankPlan
     cost: Cost
     config: dict[str, Any]
@@ -65,20 +74,29 @@ class Candidate:
     def needed_bytes(self) -> int:
         return needed(self.rank).num_bytes
 
+    @property
+    def risk(self) -> int:
+        return self.choice.risk(self.accumulation)
+
 
 @dataclass(frozen=True)
 class Fit:
-    """`ranking`: what fits, cheapest first. `rejected`: what stands one step from the winner, with why not.
+    """`ranking`: the cheapest that fit, those that may change what is learned after all others. `rejected`: what is
+    one step from the winner, with why it is not chosen.
 
-    `nearest`: where nothing fits, what comes nearest.
+    Where nothing fits, `nearest` misses by least, and `helps` are lines on what would fit. `num_planned` of the
+    `num_candidates` were planned; the others follow from them.
     """
 
-    limit_bytes: int
-    limit_name: str
+    world_size: int
+    limits: Limits
     ranking: tuple[Candidate, ...]
     rejected: tuple[tuple[str, str], ...]
     nearest: Candidate | None
+    helps: tuple[str, ...]
+    assumptions: tuple[str, ...]
     num_candidates: int
+    num_planned: int
     seconds: float
 
     @property
@@ -86,80 +104,125 @@ class Fit:
         return self.ranking[0] if self.ranking else None
 
 
-class _Search:
-    """Plans choices of one run, each once."""
+class _Planner:
+    """Plans choices of one run on so many ranks."""
 
-    def __init__(self, resolved: ResolvedRun, world_size: int, limit_bytes: int, device: PlannedDevice) -> None:
+    def __init__(
+        self, resolved: ResolvedRun, device: PlannedDevice, limits: Limits, world_size: int, global_batch: int
+    ) -> None:
         self.resolved = resolved
-        self.world_size = world_size
-        self.limit_bytes = limit_bytes
         self.device = device
+        self.limits = limits
+        self.world_size = world_size
+        self.global_batch = global_batch
+        self.speeds = gpus.speeds(device.name)
         self.sequence_length = max(phase.sequence_length for phase in resolved.phases)
-        self._known: dict[Choice, Candidate] = {}
-        self._traces: dict[traces.TraceSpec, Trace] = {}
+        self.num_parameters = num_parameters(resolved.run.model)
+        self.traces = ScaledTraces()
+        self.planned: set[Choice] = set()
+        # By the trace's identity; `traces` keeps each alive.
+        self._pass_bytes: dict[int, int] = {}
+        self._candidates: dict[Choice, Candidate] = {}
 
-    def plan(self, choice: Choice, accumulation: int) -> Candidate:
-        known = self._known.get(choice)
-        if known is not None:
-            return known
-        config = configure(self.resolved.deepspeed, choice, accumulation, self.world_size)
-        settings = read_settings(config, cuda=True)
-        spec = trace_spec(self.resolved, settings, sequence_length=self.sequence_length, cuda=True)
-        trace = self._trace(spec)
-        found = Candidate(choice, self._worst(trace, settings), self._cost(trace, settings), config)
-        self._known[choice] = found
+    def accumulation(self, choice: Choice) -> int:
+        return self.global_batch // (self.world_size * choice.micro_batch)
+
+    def config(self, choice: Choice) -> dict[str, Any]:
+        return configure(self.resolved.deepspeed, choice, self.accumulation(choice), self.world_size)
+
+    def settings(self, choice: Choice) -> Settings:
+        return read_settings(self.config(choice), cuda=True)
+
+    def cost(self, choice: Choice) -> Cost:
+        return estimate(
+            self.settings(choice),
+            num_parameters=self.num_parameters,
+            num_layers=self.resolved.run.model.num_layers,
+            sequence_length=self.sequence_length,
+            world_size=self.world_size,
+            speeds=self.speeds,
+        )
+
+    def rank_key(self, choice: Choice) -> tuple[int, float]:
+        """In this order choices are preferred; a larger micro batch never comes later."""
+        return choice.risk(self.accumulation(choice)), self.cost(choice).total_s
+
+    def may_fit(self, choice: Choice) -> bool:
+        """Whether lower bounds of what the first rank needs are within the limits."""
+        settings = self.settings(choice)
+        trace = self._trace(settings)
+        if self._least_bytes(trace, settings) > self.limits.num_bytes:
+            return False
+        self.planned.add(choice)
+        return self.limits.hold(self._rank(trace, settings, 0, is_quick=True, enough_bytes=0))
+
+    def plan(self, choice: Choice) -> Candidate:
+        """The choice in full, from a trace scaled to its micro batch."""
+        if choice not in self._candidates:
+            self.planned.add(choice)
+            settings = self.settings(choice)
+            trace = self._trace(settings)
+            worst = self._rank(trace, settings, 0, is_quick=True)
+            if self.world_size > 1 and settings.stage and self.limits.hold(worst):
+                last = self._rank(trace, settings, self.world_size - 1, is_quick=True, enough_bytes=0)
+                if last.allocated.num_bytes > worst.allocated.num_bytes:
+                    worst = self._rank(trace, settings, self.world_size - 1, is_quick=True)
+            self._candidates[choice] = self._candidate(choice, worst)
+        return self._candidates[choice]
+
+    def plan_exactly(self, choice: Choice) -> Candidate:
+        """The choice as the `plan` command plans it, from a trace of its own."""
+        settings = self.settings(choice)
+        trace = traces.get(self._spec(settings))
+        ranks = [self._rank(trace, settings, rank, is_quick=False) for rank in sorted({0, self.world_size - 1})]
+        found = self._candidate(choice, max(ranks, key=lambda rank: needed(rank).num_bytes))
+        self._candidates[choice] = found
         return found
 
-    def _worst(self, trace: Trace, settings: Settings) -> RankPlan:
-        """The first and the last rank need most; the last is looked at only if the first fits."""
-        first = self._rank(trace, settings, 0)
-        if self.world_size == 1 or needed(first).num_bytes > self.limit_bytes:
-            return first
-        last = self._rank(trace, settings, self.world_size - 1)
-        return max(first, last, key=lambda rank: needed(rank).num_bytes)
+    def fits(self, choice: Choice) -> bool:
+        return self.limits.hold(self.plan(choice).rank)
 
-    def _rank(self, trace: Trace, settings: Settings, rank: int) -> RankPlan:
-        expandable = self.resolved.run.memory.expandable_segments
+    def _candidate(self, choice: Choice, rank: RankPlan) -> Candidate:
+        return Candidate(choice, self.accumulation(choice), rank, self.cost(choice), self.config(choice))
+
+    def _trace(self, settings: Settings) -> Trace:
+        return self.traces.get(self._spec(settings))
+
+    def _least_bytes(self, trace: Trace, settings: Settings) -> int:
+        """What the model's own pass holds at its peak, beside weights, masters and states."""
+        if id(trace) not in self._pass_bytes:
+            self._pass_bytes[id(trace)] = peak_bytes(trace)
+        held = held_states(settings, self.world_size, with_gradients=False).per_parameter * self.num_parameters
+        return self._pass_bytes[id(trace)] + round(held)
+
+    def _spec(self, settings: Settings) -> TraceSpec:
+        return trace_spec(self.resolved, settings, sequence_length=self.sequence_length, cuda=True)
+
+    def _rank(
+        self, trace: Trace, settings: Settings, rank: int, *, is_quick: bool, enough_bytes: int | None = None
+    ) -> RankPlan:
         return plan_rank(
             trace,
             settings,
             rank,
             self.world_size,
             self.device,
-            expandable=expandable,
-            is_quick=True,
-            enough_bytes=self.limit_bytes,
+            expandable=self.resolved.run.memory.expandable_segments,
+            is_quick=is_quick,
+            enough_bytes=self.limits.num_bytes if enough_bytes is None and is_quick else enough_bytes,
         )
 
-    def _cost(self, trace: Trace, settings: Settings) -> Cost:
-        return estimate(
-            settings,
-            num_parameters=sum(parameter.numel for parameter in trace.parameters),
-            num_layers=self.resolved.run.model.num_layers,
-            sequence_length=self.sequence_length,
-            world_size=self.world_size,
-        )
 
-    def _trace(self, spec: traces.TraceSpec) -> Trace:
-        if spec not in self._traces:
-            kept = traces.load(spec)
-            if kept is None and spec.loss == "full":
-                # The chunks of a chunked loss depend on the micro batch: that one is traced as it is.
-                probe_spec = replace(spec, micro_batch=PROBE)
-                probe = self._traces.setdefault(probe_spec, traces.get(probe_spec))
-                kept = scaled(probe, spec.micro_batch)
-            self._traces[spec] = kept or traces.get(spec)
-        return self._traces[spec]
-
-
-def scaled(probe: Trace, micro_batch: int) -> Trace:
-    """The trace at another micro batch, from one at PROBE: what PROBE divides grows with it, the rest stays."""
-    events = tuple(
-        (kind, first, size // PROBE * micro_batch, part) if kind == ALLOC and size % PROBE == 0 else event
-        for event in probe.events
-        for kind, first, size, part in (event,)
-    )
-    return replace(probe, events=events, saved_on_host_bytes=probe.saved_on_host_bytes // PROBE * micro_batch)
+def at_batch(request: Request, global_batch: int, world_size: int) -> Request:
+    """The request at this global batch, so that what follows from it (steps of phases given in tokens, schedules) is
+    resolved for it. The micro batch that was asked for stays; a batch that does not divide is left to `search`.
+    """
+    micro_batch = request.switches.micro_batch or 1
+    accumulation = global_batch // (world_size * micro_batch)
+    if not accumulation:
+        return request
+    switches = replace(request.switches, micro_batch=micro_batch, accumulation=accumulation)
+    return replace(request, switches=switches)
 
 
 def search(
@@ -171,235 +234,185 @@ def search(
     host_bytes: int | None = None,
     ranks_a_host: int = 1,
     has_bf16: bool = True,
+    switches: Switches | None = None,
 ) -> Fit:
-    """Finds what fits the device and the run file's target. `global_batch` is in sequences for each optimizer step.
+    """Finds what fits the device and the run file's target. `global_batch` is in sequences for each optimizer step;
+    `switches` are what the user has fixed.
 
-    Raises UserError for a global batch that the ranks do not divide, and a device whose memory is not known.
+    Raises UserError for a global batch that the ranks do not divide, a device whose memory is not known, and switches
+    that leave no choice.
     """
     started_s = time.perf_counter()
-    limit_bytes, limit_name = _limit(resolved, device)
-    micro_batches = _micro_batches(global_batch, world_size)
-    engine = _Search(resolved, world_size, limit_bytes, device)
-
-    def plan(choice: Choice) -> Candidate:
-        return engine.plan(choice, global_batch // (world_size * choice.micro_batch))
-
-    def fits(candidate: Candidate) -> bool:
-        on_host = candidate.rank.host_bytes * ranks_a_host
-        return candidate.needed_bytes <= limit_bytes and (host_bytes is None or on_host <= host_bytes)
-
-    fitting: list[Candidate] = []
-    smallest: list[Candidate] = []
-    num_candidates = 0
-    for choice in _choices(resolved, "bf16" if has_bf16 else "fp16"):
-        num_candidates += len(micro_batches)
-        low, high = 0, len(micro_batches)
-        while low < high:
-            middle = (low + high) // 2
-            if fits(plan(replace(choice, micro_batch=micro_batches[middle]))):
-                low = middle + 1
-            else:
-                high = middle
-        if low == 0:
-            smallest.append(plan(replace(choice, micro_batch=micro_batches[0])))
-        fitting += [plan(replace(choice, micro_batch=size)) for size in micro_batches[max(0, low - 2) : low]]
-    ranking = tuple(sorted(fitting, key=_rank_key))
-    nearest = min(smallest, key=lambda candidate: candidate.needed_bytes, default=None) if not ranking else None
-    rejected = tuple(_neighbours(ranking[0], plan, fits, limit_bytes, limit_name, micro_batches)) if ranking else ()
+    fixed = switches or Switches()
+    limits = _limits(resolved, device, host_bytes, ranks_a_host)
+    sizes = micro_batches(global_batch, world_size, fixed.micro_batch)
+    half: Any = "bf16" if has_bf16 and gpus.has_bf16(device.name) else "fp16"
+    found = list(choices(resolved.deepspeed, half, fixed))
+    if not found:
+        raise UserError(
+            "nothing is left to search",
+            where="--precision",
+            found=fixed.precision,
+            hint="leave the switch out, or name a card that computes in it",
+        )
+    planner = _Planner(resolved, device, limits, world_size, global_batch)
+    ranking = _ranking(planner, found, sizes)
+    nearest = None
+    if not ranking:
+        smallest = [planner.plan(replace(choice, micro_batch=sizes[0])) for choice in found]
+        nearest = min(smallest, key=lambda one: (not limits.hold_on_host(one.rank), one.needed_bytes))
     return Fit(
-        limit_bytes,
-        limit_name,
-        ranking,
-        rejected,
-        nearest,
-        num_candidates,
-        time.perf_counter() - started_s,
+        world_size=world_size,
+        limits=limits,
+        ranking=tuple(ranking),
+        rejected=tuple(_rejected(planner, ranking[0], found, sizes)) if ranking else (),
+        nearest=nearest,
+        helps=() if nearest is None else tuple(_helps(planner, nearest)),
+        assumptions=(assumptions(planner.speeds, device.name), *unmodelled(resolved.deepspeed)),
+        num_candidates=len(found) * len(sizes),
+        num_planned=len(planner.planned),
+        seconds=time.perf_counter() - started_s,
     )
 
 
-def _rank_key(candidate: Candidate) -> tuple[bool, float, int]:
-    """16-bit masters change what is learned: they come after all that do not, however cheap they are."""
-    return candidate.choice.precision == "bf16 states", candidate.cost.total_s, candidate.needed_bytes
-
-
-def _limit(resolved: ResolvedRun, device: PlannedDevice) -> tuple[int, str]:
+def _limits(resolved: ResolvedRun, device: PlannedDevice, host_bytes: int | None, ranks_a_host: int) -> Limits:
     if device.num_bytes is None:
         raise UserError(
             "the memory of the GPU is not known",
             where="--fit",
             hint="say --gpu NAME, or --gpu-memory 24GiB",
         )
+    usable_bytes = round(device.num_bytes * (1 - CARD_HEADROOM))
     targets = resolved.run.targets
-    if targets is not None and targets.target_bytes < device.num_bytes:
-        return targets.target_bytes, "the target"
-    return device.num_bytes, "the card"
+    if targets is not None and targets.target_bytes < usable_bytes:
+        return Limits(targets.target_bytes, "the target", host_bytes, ranks_a_host)
+    return Limits(usable_bytes, f"{1 - CARD_HEADROOM:.0%} of the card", host_bytes, ranks_a_host)
 
 
-def _micro_batches(global_batch: int, world_size: int) -> list[int]:
-    if global_batch % world_size:
-        raise UserError(
-            "the ranks do not divide the global batch",
-            where="--global-batch",
-            found=global_batch,
-            expected=f"a multiple of {world_size}",
-            hint=f"say --global-batch {-(-global_batch // world_size) * world_size}",
-        )
-    share = global_batch // world_size
-    return [size for size in (2**power for power in range(9)) if share % size == 0 and size <= LARGEST_MICRO_BATCH]
-
-
-def _choices(resolved: ResolvedRun, half: str) -> Iterator[Choice]:
-    """Every choice but the micro batch. Optimizer offload and 16-bit states need ZeRO, parameter offload stage 3."""
-    offloads = {0: ("none",), 1: ("none", "optimizer"), 2: ("none", "optimizer"), 3: ("none", "optimizer", "all")}
-    for stage in range(4):
-        for offload, checkpointing in itertools.product(offloads[stage], (False, True)):
-            precisions = ["fp32", half]
-            if half == "bf16" and stage and offload == "none":
-                precisions.append("bf16 states")
-            for precision in precisions:
-                yield Choice(stage, offload, precision, checkpointing, micro_batch=1)
-
-
-def configure(base: Mapping[str, Any], choice: Choice, accumulation: int, world_size: int) -> dict[str, Any]:
-    """A complete DeepSpeed JSON of the choice: optimizer, schedule and clipping are the base's."""
-    config = copy.deepcopy(dict(base))
-    config["train_micro_batch_size_per_gpu"] = choice.micro_batch
-    config["gradient_accumulation_steps"] = accumulation
-    config["train_batch_size"] = choice.micro_batch * accumulation * world_size
-    for name in ("fp16", "bf16", "data_types", "torch_autocast", "activation_checkpointing", "communication_data_type"):
-        config.pop(name, None)
-    if choice.precision == "fp16":
-        config["fp16"] = {"enabled": True}
-    else:
-        config["bf16"] = {"enabled": choice.precision != "fp32"}
-    if choice.precision == "bf16 states":
-        config["bf16"] |= {"bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}
-    if choice.stage == 2 and choice.precision in ("bf16", "fp16"):
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    if choice.checkpointing:
-        config["activation_checkpointing"] = {"number_checkpoints": None, "cpu_checkpointing": False}
-    config["zero_optimization"] = _zero_block(choice)
-    params = dict(block(block(config, "optimizer"), "params"))
-    if choice.offload == "none":
-        if str(block(config, "optimizer").get("type", "")).lower() in ("adam", "adamw"):
-            params |= {"torch_adam": True, "fused": True}
-    else:
-        for name in ("torch_adam", "fused", "foreach"):
-            params.pop(name, None)
-    if "optimizer" in config:
-        config["optimizer"] = {**config["optimizer"], "params": params}
-    return config
-
-
-def _zero_block(choice: Choice) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": choice.stage}
-    if choice.stage:
-        zero |= {"reduce_bucket_size": 20_000_000, "overlap_comm": False, "contiguous_gradients": True}
-    if choice.stage in (1, 2):
-        zero["allgather_bucket_size"] = 50_000_000
-    if choice.stage == 3:
-        zero |= {
-            "stage3_prefetch_bucket_size": 5_000_000,
-            "stage3_param_persistence_threshold": 100_000,
-            "stage3_max_live_parameters": 50_000_000,
-            "stage3_max_reuse_distance": 50_000_000,
-        }
-    if choice.offload != "none":
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True}
-    if choice.offload == "all":
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
-    return zero
-
-
-def _neighbours(
-    winner: Candidate,
-    plan: Any,
-    fits: Any,
-    limit_bytes: int,
-    limit_name: str,
-    micro_batches: list[int],
-) -> Iterator[tuple[str, str]]:
-    """Each choice one step from the winner, and why it is not the winner."""
-    choice = winner.choice
-    steps: list[tuple[str, Choice]] = []
-    place = micro_batches.index(choice.micro_batch)
-    for size in micro_batches[max(0, place - 1) : place] + micro_batches[place + 1 : place + 2]:
-        steps.append((f"micro batch {size}", replace(choice, micro_batch=size)))
-    checkpointing = "no checkpointing" if choice.checkpointing else "checkpointing"
-    steps.append((checkpointing, replace(choice, checkpointing=not choice.checkpointing)))
-    lowest = 1 if choice.offload == "optimizer" else 0
-    stages = (
-        () if choice.offload == "all" or choice.precision == "bf16 states" else (choice.stage - 1, choice.stage + 1)
-    )
-    steps += [(f"ZeRO-{stage}", replace(choice, stage=stage)) for stage in stages if lowest <= stage <= 3]
-    if choice.offload != "none":
-        steps.append(("no offload", replace(choice, offload="none")))
-    elif choice.stage:
-        steps.append(("optimizer offload", replace(choice, offload="optimizer")))
-    if choice.precision == "bf16":
-        steps.append(("fp32", replace(choice, precision="fp32")))
-        if choice.stage and choice.offload == "none":
-            steps.append(("bf16 states", replace(choice, precision="bf16 states")))
-    for label, other in steps:
-        candidate = plan(other)
-        if not fits(candidate):
-            over = candidate.needed_bytes - limit_bytes
-            if over <= 0:
-                yield label, f"the host's memory does not hold {format_gb(candidate.rank.host_bytes)} a rank"
-                continue
-            part, num_bytes = max(candidate.rank.parts.items(), key=lambda item: item[1])
-            yield (
-                label,
-                f"{format_gb(candidate.needed_bytes)}, over {limit_name}'s {format_gb(limit_bytes)} by "
-                f"{format_gb(over)}; peak in {candidate.rank.peak_phase}, most of it {part} ({format_gb(num_bytes)})",
-            )
-        elif other.precision == "bf16 states":
-            yield label, "fits, but 16-bit masters may learn less well"
+def _ranking(planner: _Planner, found: Sequence[Choice], sizes: Sequence[int]) -> list[Candidate]:
+    """The most preferred that fit, in their order; the first of them planned exactly."""
+    order = itertools.count()
+    # What is not yet bounded stands with the best that it could be.
+    queue = [
+        (planner.rank_key(replace(choice, micro_batch=sizes[-1])), next(order), choice, len(sizes), False)
+        for choice in found
+    ]
+    heapq.heapify(queue)
+    ranking: list[Candidate] = []
+    while queue and len(ranking) < NUM_RANKED:
+        _, _, choice, num_sizes, is_known = heapq.heappop(queue)
+        if not is_known:
+            place = _largest(planner, choice, sizes[:num_sizes])
+        elif not ranking and not planner.limits.hold(planner.plan_exactly(choice).rank):
+            place = _largest(planner, choice, sizes[: num_sizes - 1])
         else:
-            slower = candidate.cost.total_s / winner.cost.total_s - 1
-            yield label, f"fits in {format_gb(candidate.needed_bytes)}, but costs {100 * slower:.0f}% more time"
+            ranking.append(planner.plan(choice))
+            continue
+        if place is not None:
+            choice = replace(choice, micro_batch=sizes[place])
+            heapq.heappush(queue, (planner.rank_key(choice), next(order), choice, place + 1, True))
+    return ranking
+
+
+def _largest(planner: _Planner, choice: Choice, sizes: Sequence[int]) -> int | None:
+    """The place of the largest micro batch that fits."""
+    low, high = 0, len(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        if planner.may_fit(replace(choice, micro_batch=sizes[middle])):
+            low = middle + 1
+        else:
+            high = middle
+    places = reversed(range(low))
+    return next((place for place in places if planner.fits(replace(choice, micro_batch=sizes[place]))), None)
+
+
+def _rejected(
+    planner: _Planner, winner: Candidate, found: Collection[Choice], sizes: Sequence[int]
+) -> Iterator[tuple[str, str]]:
+    for label, choice in neighbours(winner.choice, found, sizes):
+        yield label, _why_not(planner, winner, planner.plan(choice))
+
+
+def _why_not(planner: _Planner, winner: Candidate, other: Candidate) -> str:
+    limits = planner.limits
+    if other.needed_bytes > limits.num_bytes:
+        part, num_bytes = max(other.rank.parts.items(), key=lambda item: item[1])
+        return (
+            f"{format_gb(other.needed_bytes)}, over {limits.name} ({format_gb(limits.num_bytes)}) by "
+            f"{format_gb(other.needed_bytes - limits.num_bytes)}; peak in {other.rank.peak_phase}, "
+            f"most of it {part} ({format_gb(num_bytes)})"
+        )
+    figure = format_gb(other.needed_bytes)
+    if not limits.hold_on_host(other.rank):
+        return f"{figure} would fit, but {_host_miss(limits, other.rank)}"
+    ratio = other.cost.total_s / winner.cost.total_s
+    cost = f"{ratio:.2f} x the cost"
+    if other.risk > winner.risk:
+        return f"fits in {figure} at {cost}, but {risk_line(other)}"
+    more = {name: seconds - winner.cost.parts[name] for name, seconds in other.cost.parts.items()}
+    return f"fits in {figure}, but {cost}: {max(more, key=lambda name: more[name])}"
+
+
+def _host_miss(limits: Limits, rank: RankPlan) -> str:
+    assert limits.host_bytes is not None
+    wanted = rank.host_bytes * limits.ranks_a_host
+    ranks = "1 rank" if limits.ranks_a_host == 1 else f"{limits.ranks_a_host} ranks"
+    return f"{ranks} need {format_gb(wanted)} of the host, which has {format_gb(limits.host_bytes)}"
+
+
+def risk_line(candidate: Candidate) -> str:
+    """What the candidate may cost beyond time; empty where that is nothing."""
+    if candidate.risk == NEUTRAL:
+        return ""
+    precision = candidate.choice.precision
+    if candidate.risk == COARSE_WEIGHTS:
+        return "16-bit master weights lose what is small beside them: the loss may end higher"
+    return f"it sums the gradients of {candidate.accumulation} micro batches in {precision}, which loses small ones"
+
+
+def _helps(planner: _Planner, nearest: Candidate) -> list[str]:
+    """What would fit where nothing does: more ranks, and the other loss."""
+    lines = []
+    if not planner.limits.hold_on_host(nearest.rank):
+        lines.append(_host_miss(planner.limits, nearest.rank))
+    best = replace(nearest.choice, offload="none", checkpointing=True)
+    if best.precision == "bf16 states":
+        best = replace(best, precision="bf16", sums_in_fp32=True)
+    for times in MORE_RANKS:
+        world_size = planner.world_size * times
+        if planner.global_batch % world_size:
+            break
+        larger = _Planner(planner.resolved, planner.device, planner.limits, world_size, planner.global_batch)
+        tried = [replace(best, stage=stage, micro_batch=1) for stage in (2, 3)]
+        fitting = [choice for choice in tried if larger.fits(choice)]
+        if fitting:
+            found = larger.plan(min(fitting, key=larger.rank_key))
+            lines.append(f"{world_size} ranks: {found.choice} takes {format_gb(found.needed_bytes)}")
+            break
+    else:
+        lines.append(f"{planner.world_size * MORE_RANKS[-1]} ranks are not enough either")
+    run = planner.resolved.run
+    if run.model.loss == "full":
+        chunked = run.model_copy(update={"model": run.model.model_copy(update={"loss": "chunked"})})
+        other = _Planner(
+            replace(planner.resolved, run=chunked),
+            planner.device,
+            planner.limits,
+            planner.world_size,
+            planner.global_batch,
+        )
+        found = other.plan(nearest.choice)
+        verdict = "which fits" if planner.limits.hold(found.rank) else "not enough by itself"
+        lines.append(f"--set model.loss=chunked: {format_gb(found.needed_bytes)}, {verdict}")
+    if planner.sequence_length > 1:
+        lines.append("a shorter sequence length, or a card with more memory")
+    return lines
 
 
 def write_config(candidate: Candidate, path: Path) -> None:
-    """The winner as a complete DeepSpeed JSON. Raises UserError when the file cannot be written."""
+    """The candidate as a complete DeepSpeed JSON. Raises UserError when the file cannot be written."""
     try:
         path.write_text(json.dumps(candidate.config, indent=2) + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError("cannot write the DeepSpeed JSON", where=str(path), found=error.strerror) from error
-
-
-def render(fit: Fit) -> str:
-    """The search as a person reads it."""
-    limit = f"{fit.limit_name}: {format_gb(fit.limit_bytes)}"
-    lines = [f"{fit.num_candidates} candidates in {fit.seconds:.1f} s, against {limit}"]
-    if fit.winner is None:
-        lines.append("nothing fits")
-        if fit.nearest is not None:
-            over = fit.nearest.needed_bytes - fit.limit_bytes
-            lines.append(
-                f"nearest    {fit.nearest.choice}: {format_gb(fit.nearest.needed_bytes)}, over by {format_gb(over)}"
-            )
-            parts = sorted(fit.nearest.rank.parts.items(), key=lambda item: -item[1])[:4]
-            lines.append("made of    " + ", ".join(f"{name} {format_gb(size)}" for name, size in parts))
-            lines.append("try        more ranks, a shorter sequence length, --set model.loss=chunked, or a larger card")
-        return "\n".join(lines) + "\n"
-    lines += [
-        "",
-        f"winner     {fit.winner.choice}, {format_gb(fit.winner.needed_bytes)}",
-        "",
-        "ranking (cost of a step)",
-    ]
-    seen: set[Choice] = set()
-    for candidate in fit.ranking:
-        key = replace(candidate.choice, micro_batch=0)
-        if key in seen:
-            continue
-        seen.add(key)
-        ratio = candidate.cost.total_s / fit.winner.cost.total_s
-        lines.append(f"  {ratio:5.2f} x  {format_gb(candidate.needed_bytes):>9}  {candidate.choice}")
-        if len(seen) == NUM_SHOWN:
-            break
-    lines += ["", "why not"]
-    lines += [f"  {label}: {reason}" for label, reason in fit.rejected]
-    lines += ["", "assumed", f"  {ASSUMED}"]
-    return "\n".join(lines) + "\n"

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# fp32 logits of one block of rows, where no Triton kernel does without them: 16 MiB.
-CHUNK_ELEMENTS = 2**22
+from dist_trainer.model.size import CHUNK_ELEMENTS
 
 LossFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
