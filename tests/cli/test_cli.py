@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from plans import make_plan
+from run_folders import make_gpu_run
 
 import dist_trainer
 from dist_trainer.cli import data, launch, main, monitor, plan, report, train
@@ -241,6 +243,17 @@ def test_what_answers_at_once_imports_nothing_heavy_and_starts_and_makes_nothing
     assert "dist_trainer" in answer.packages
     assert answer.acts == ()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_report_imports_nothing_heavy_and_writes_in_the_runs_folder_alone(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path / "run", (2_600_000_000,), plan=make_plan(allocated=1, used=2_600_000_000))
+    answer = probe("report", "run", "--baseline", "run", "--compare", "run", cwd=tmp_path)
+    assert answer.status == 0
+    assert not answer.packages & HEAVY
+    assert set(answer.acts) <= {"os.rename", "os.mkdir", *(act for act in answer.acts if act.startswith("open "))}
+    written = {act.removeprefix("open ") for act in answer.acts if act.startswith("open ")}
+    assert {Path(path).parent.name for path in written if not path.startswith("/dev")} == {"run"}
+    assert (run_dir / "report.html").exists()
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",)], ids=" ".join)
