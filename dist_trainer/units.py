@@ -34,6 +34,11 @@ def format_gb(num_bytes: float) -> str:
     return f"{num_bytes / GB:.2f} GB"
 
 
+def format_bytes(num_bytes: float) -> str:
+    """'2.31 GB', and below a tenth of a GB '57.9 MB'."""
+    return format_gb(num_bytes) if abs(num_bytes) >= GB / 10 else f"{num_bytes / 10**6:.1f} MB"
+
+
 def format_gib(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.2f} GiB"
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_trainer.units import GB, GIB, format_count, format_duration, format_gb, format_gib, parse_bytes
+from dist_trainer.units import GB, GIB, format_bytes, format_count, format_duration, format_gb, format_gib, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,11 @@ def test_bytes_are_read_with_their_unit(text: str, num_bytes: int) -> None:
 def test_what_has_no_known_unit_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not an amount of memory; write one like '2\.5 GB'"):
         parse_bytes(text)
+
+
+def test_below_a_tenth_of_a_gb_bytes_are_shown_in_mb() -> None:
+    texts = [format_bytes(number) for number in (2_310_000_000, 100_000_000, 57_936_436, -5_000_000, 0)]
+    assert texts == ["2.31 GB", "0.10 GB", "57.9 MB", "-5.0 MB", "0.0 MB"]
 
 
 def test_gb_and_gib_are_never_mixed_up() -> None:

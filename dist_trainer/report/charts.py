@@ -12,7 +12,7 @@ from dist_trainer.report.findings import Findings
 from dist_trainer.report.measured import History
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import fullest, label, main_prediction
-from dist_trainer.units import GB, format_gb
+from dist_trainer.units import GB, format_bytes
 
 MAX_NUM_CURVES = 8
 STEP_CURVES = (
@@ -116,12 +116,12 @@ def rules(summary: Summary, *, plan: bool = True) -> list[Rule]:
         return []
     found = []
     if worst.baseline_bytes is not None:
-        found.append(Rule("baseline", f"baseline {format_gb(worst.baseline_bytes)}", worst.baseline_bytes / GB))
+        found.append(Rule("baseline", f"baseline {format_bytes(worst.baseline_bytes)}", worst.baseline_bytes / GB))
     if worst.target_bytes is not None:
-        found.append(Rule("target", f"target {format_gb(worst.target_bytes)}", worst.target_bytes / GB))
+        found.append(Rule("target", f"target {format_bytes(worst.target_bytes)}", worst.target_bytes / GB))
     planned = _planned_bytes(worst)
     if plan and planned is not None:
-        found.append(Rule("plan", f"planned {format_gb(planned)}", planned / GB))
+        found.append(Rule("plan", f"planned {format_bytes(planned)}", planned / GB))
     return found
 
 

@@ -9,7 +9,7 @@ from dist_trainer.memory.targets import CPU, Verdict
 from dist_trainer.report.findings import Findings
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import fullest, label
-from dist_trainer.units import format_gb
+from dist_trainer.units import format_bytes
 
 # Each part keeps its colour from report to report; what is no tensor is grey.
 COLOURS = {
@@ -41,7 +41,7 @@ class Segment:
 
     @property
     def text(self) -> str:
-        return f"{self.name} {format_gb(self.num_bytes)}"
+        return f"{self.name} {format_bytes(self.num_bytes)}"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def makeup(findings: Findings, summary: Summary) -> Makeup | None:
         title=f"What the memory is made of, {label(worst)}",
         bars=tuple(bars),
         target_percent=100 * target_bytes / scale if target_bytes is not None else None,
-        target_text=f"target {format_gb(target_bytes)}" if target_bytes is not None else "",
+        target_text=f"target {format_bytes(target_bytes)}" if target_bytes is not None else "",
         parts=bars[0].segments,
         phase=rank.peak_phase,
     )
@@ -110,4 +110,4 @@ def _bar(name: str, parts: Mapping[str, int], scale: float) -> Bar:
         for part, num_bytes in parts.items()
         if num_bytes > 0
     )
-    return Bar(name, format_gb(sum(parts.values())), segments)
+    return Bar(name, format_bytes(sum(parts.values())), segments)

@@ -18,7 +18,7 @@ from dist_trainer.report.makeup import Makeup, makeup
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.tables import Table
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
-from dist_trainer.units import format_count, format_gb
+from dist_trainer.units import format_bytes, format_count
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
@@ -122,22 +122,22 @@ def _memory_tiles(summary: Summary, count: int) -> list[Tile]:
     found = []
     of_all = f"{label(worst)}, fullest of {count}" if count > 1 else label(worst)
     if worst.peak_bytes is not None:
-        found.append(Tile("peak", format_gb(worst.peak_bytes), of_all))
+        found.append(Tile("peak", format_bytes(worst.peak_bytes), of_all))
         if worst.target_bytes is not None and worst.target_headroom_bytes is not None:
             left = worst.target_headroom_bytes
-            words = f"{format_gb(abs(left))} {'left' if left >= 0 else 'over'}"
-            found.append(Tile("target", format_gb(worst.target_bytes), words))
+            words = f"{format_bytes(abs(left))} {'left' if left >= 0 else 'over'}"
+            found.append(Tile("target", format_bytes(worst.target_bytes), words))
     elif worst.allocator_bytes:
-        found.append(Tile("CPU allocator's peak", format_gb(max(worst.allocator_bytes.values())), of_all))
+        found.append(Tile("CPU allocator's peak", format_bytes(max(worst.allocator_bytes.values())), of_all))
     elif worst.resident_bytes is not None:
-        found.append(Tile("resident set", format_gb(worst.resident_bytes), of_all))
+        found.append(Tile("resident set", format_bytes(worst.resident_bytes), of_all))
     if worst.reduction is not None and worst.baseline_bytes is not None:
         side = "less" if worst.reduction >= 0 else "more"
-        detail = f"{side} than {format_gb(worst.baseline_bytes)}, {worst.baseline_origin}"
+        detail = f"{side} than {format_bytes(worst.baseline_bytes)}, {worst.baseline_origin}"
         found.append(Tile("against the baseline", f"{100 * abs(worst.reduction):.1f}%", detail))
     planned = main_prediction(worst)
     if planned is not None:
-        found.append(Tile("planned", format_gb(planned.planned_bytes), f"{format_error(planned)} against measured"))
+        found.append(Tile("planned", format_bytes(planned.planned_bytes), f"{format_error(planned)} against measured"))
     return found
 
 

@@ -9,7 +9,7 @@ from dist_trainer.memory.plan import RankPlan
 from dist_trainer.memory.settings import Settings, read_settings
 from dist_trainer.memory.targets import CPU, Verdict
 from dist_trainer.report.asked import Asked
-from dist_trainer.units import format_gb
+from dist_trainer.units import format_bytes
 
 MAX_NUM_REMEDIES = 4
 WORTH_SAYING = 0.02
@@ -34,11 +34,11 @@ def _not_ours(asked: Asked, verdict: Verdict) -> list[str]:
         foreign_bytes = verdict.peak_bytes - verdict.process_bytes
         if foreign_bytes > FOREIGN_FRACTION * verdict.peak_bytes:
             whose = "this rank" if asked.is_training else "the command"
-            return [f"about {format_gb(foreign_bytes)} on the GPU is not of {whose}: see what else runs there"]
+            return [f"about {format_bytes(foreign_bytes)} on the GPU is not of {whose}: see what else runs there"]
     for prediction in verdict.predictions:
         more_bytes = verdict.peak_bytes - prediction.high_bytes
         if prediction.quantity == "NVML used" and more_bytes > 0:
-            return [f"{format_gb(more_bytes)} was in use above the plan's upper bound: the plan does not explain it"]
+            return [f"{format_bytes(more_bytes)} was in use above the plan's upper bound: the plan does not explain it"]
     return []
 
 
@@ -58,7 +58,7 @@ def _changes(asked: Asked, verdict: Verdict) -> list[str]:
     ]
     slack_bytes = plan.parts.get("allocator slack", 0)
     if not asked.run.memory.expandable_segments:
-        line = f"allocator slack holds {format_gb(slack_bytes)}: --set memory.expandable_segments=true"
+        line = f"allocator slack holds {format_bytes(slack_bytes)}: --set memory.expandable_segments=true"
         found.append((slack_bytes, line))
     worth = [(held, line) for held, line in found if held >= WORTH_SAYING * sum(plan.parts.values())]
     worth.sort(key=lambda one: one[0], reverse=True)
@@ -101,4 +101,4 @@ def _line(change: Change, plan: RankPlan, parts: tuple[str, ...]) -> str:
     present = [part for part in parts if plan.parts.get(part)]
     names = " and ".join(filter(None, (", ".join(present[:-1]), present[-1]))) if present else ""
     verb = "hold" if len(present) > 1 or names.endswith("s") else "holds"
-    return f"{names} {verb} {format_gb(_held(plan, parts))}: {change.what} ({change.cost}), {change.typed}"
+    return f"{names} {verb} {format_bytes(_held(plan, parts))}: {change.what} ({change.cost}), {change.typed}"

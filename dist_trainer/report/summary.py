@@ -80,9 +80,31 @@ def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summa
         median_tokens_per_s=statistics.median(speeds) if speeds else None,
         data_wait_fraction=total(columns["data_wait_s"]) / train_s if train_s else None,
         train_s=train_s,
-        verdict=run_verdict(verdicts, findings.progress, advice=advice, baseline=baseline),
+        verdict=run_verdict(
+            verdicts,
+            findings.progress,
+            advice=advice,
+            notes=[*(baseline.notes if baseline else ()), *_length_notes(findings)],
+        ),
         verdicts=tuple(verdicts),
     )
+
+
+def _length_notes(findings: Findings) -> list[str]:
+    """A plan is for the longest sequences of the run file; a run may have come, or have been measured, no further than
+    shorter ones.
+    """
+    asked, steps = findings.asked, findings.steps
+    if asked.plan is None or asked.run is None or not len(steps):
+        return []
+    lengths = {phase.name: phase.sequence_length for phase in asked.run.phases}
+    # The CPU allocator is measured in the first steps.
+    on_allocator = any(history.measured.allocator_bytes for history in findings.histories)
+    trained = {lengths.get(name) for name in (steps.phases[:1] if on_allocator else set(steps.phases))}
+    known = [length for length in trained if length is not None]
+    if not known or max(known) == asked.plan.sequence_length:
+        return []
+    return [f"the plan is for {asked.plan.sequence_length} tokens a sequence, what was measured had {max(known)}"]
 
 
 def mean_of_last(losses: list[float]) -> float | None:

@@ -19,7 +19,7 @@ from dist_trainer.report.findings import Findings
 from dist_trainer.report.measured import clock
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
-from dist_trainer.units import format_count, format_duration, format_gb
+from dist_trainer.units import format_bytes, format_count, format_duration
 
 UNKNOWN = "not known"
 NUM_GPUS_AT_ONCE = 8
@@ -67,9 +67,9 @@ def prediction_table(summary: Summary) -> Table | None:
     rows = tuple(
         (
             one.quantity,
-            format_gb(one.planned_bytes),
+            format_bytes(one.planned_bytes),
             _band(one.low_bytes, one.high_bytes),
-            format_gb(one.measured_bytes),
+            format_bytes(one.measured_bytes),
             format_error(one),
         )
         for one in worst.predictions
@@ -94,7 +94,7 @@ def phase_table(findings: Findings, summary: Summary) -> Table | None:
         if peaks:
             highest, whose = max(peaks)
             lowest = min(peaks)[0]
-            rows.append((name, format_gb(highest), whose, format_gb(lowest)))
+            rows.append((name, format_bytes(highest), whose, format_bytes(lowest)))
     if not rows:
         return None
     return Table("Peak in each phase", ("", "highest", "of", "lowest of all"), tuple(rows))
@@ -217,7 +217,7 @@ def _gpu_row(one: Verdict) -> tuple[str, ...]:
         _gb(one.target_bytes, unknown=""),
         _gb(one.target_headroom_bytes, unknown=""),
         "" if one.reduction is None else f"{100 * one.reduction:.1f}%",
-        format_gb(planned.planned_bytes) if planned else "",
+        format_bytes(planned.planned_bytes) if planned else "",
         format_error(planned) if planned else "",
         _gb(one.device_bytes),
         one.judgement if one.judgement != "not judged" else f"not judged: {one.reason}",
@@ -231,7 +231,7 @@ def _cpu_row(one: Verdict) -> tuple[str, ...]:
         label(one),
         one.host,
         _gb(peak, unknown="not measured"),
-        format_gb(planned.planned_bytes) if planned else "",
+        format_bytes(planned.planned_bytes) if planned else "",
         format_error(planned) if planned else "",
         _gb(one.resident_bytes),
         f"not judged: {one.reason}",
@@ -279,11 +279,12 @@ def _compare_column(run: Compared) -> dict[str, str]:
     if worst is not None:
         planned = main_prediction(worst)
         column |= {
-            "peak of the fullest": f"{_gb(worst.peak_bytes)} ({label(worst)})" if worst.peak_bytes else UNKNOWN,
+            "peak of the fullest": f"{_gb(worst.peak_bytes)} ({label(worst)})" if worst.device != CPU else "",
+            "CPU allocator's peak": _gb(max((worst.allocator_bytes or {}).values(), default=None), unknown=""),
             "resident set": _gb(worst.resident_bytes),
             "target": _gb(worst.target_bytes, unknown="none"),
             "reduction": "" if worst.reduction is None else f"{100 * worst.reduction:.1f}%",
-            "planned": f"{format_gb(planned.planned_bytes)} ({format_error(planned)})" if planned else "",
+            "planned": f"{format_bytes(planned.planned_bytes)} ({format_error(planned)})" if planned else "",
         }
     column |= {
         "steps": str(summary.num_steps),
@@ -307,11 +308,11 @@ def _event_kind(event: Event) -> str:
 
 
 def _gb(num_bytes: int | None, *, unknown: str = UNKNOWN) -> str:
-    return unknown if num_bytes is None else format_gb(num_bytes)
+    return unknown if num_bytes is None else format_bytes(num_bytes)
 
 
 def _band(low_bytes: int, high_bytes: int) -> str:
-    return f"{format_gb(low_bytes)} and {format_gb(high_bytes)}" if low_bytes != high_bytes else ""
+    return f"{format_bytes(low_bytes)} and {format_bytes(high_bytes)}" if low_bytes != high_bytes else ""
 
 
 def _number(value: float, form: str) -> str:

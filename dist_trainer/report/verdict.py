@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dist_trainer.memory.targets import CPU, Baseline, Judgement, Prediction, Verdict
+from dist_trainer.memory.targets import CPU, Judgement, Prediction, Verdict
 from dist_trainer.report.progress import Progress
-from dist_trainer.units import format_gb
+from dist_trainer.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -24,18 +24,20 @@ class RunVerdict:
 
 
 def run_verdict(
-    verdicts: Sequence[Verdict], progress: Progress, *, advice: Sequence[str] = (), baseline: Baseline | None = None
+    verdicts: Sequence[Verdict], progress: Progress, *, advice: Sequence[str] = (), notes: Sequence[str] = ()
 ) -> RunVerdict:
-    notes = list(baseline.notes) if baseline else []
-    notes += dict.fromkeys(
-        f"{label(verdict)}: {note}" if len(verdicts) > 1 else note for verdict in verdicts for note in verdict.notes
-    )
+    """`notes` are on the whole run; those on a GPU are added to them."""
+    by_note: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        for note in verdict.notes:
+            by_note.setdefault(note, []).append(verdict)
+    on_gpus = [note if len(those) == len(verdicts) else f"{_some(those)}: {note}" for note, those in by_note.items()]
     return RunVerdict(
         judgement=_overall(verdicts),
         is_final=progress.is_final,
         sentence=_sentence(verdicts, progress),
         advice=tuple(advice),
-        notes=tuple(notes),
+        notes=(*notes, *on_gpus),
     )
 
 
@@ -68,9 +70,9 @@ def describe(verdict: Verdict) -> str:
     if verdict.judgement == "not judged" or verdict.target_bytes is None or verdict.peak_bytes is None:
         text = f"{_known(verdict)}; not judged: {verdict.reason}"
     else:
-        text = f"{format_gb(verdict.peak_bytes)} of {format_gb(verdict.target_bytes)}: {verdict.judgement}"
+        text = f"{format_bytes(verdict.peak_bytes)} of {format_bytes(verdict.target_bytes)}: {verdict.judgement}"
     if verdict.reduction is not None and verdict.baseline_bytes is not None:
-        text += f" ({_side(verdict.reduction, digits=0)} {format_gb(verdict.baseline_bytes)})"
+        text += f" ({_side(verdict.reduction, digits=0)} {format_bytes(verdict.baseline_bytes)})"
     planned = main_prediction(verdict)
     if planned is not None:
         text += f"; {_planned(planned)}"
@@ -85,6 +87,10 @@ def main_prediction(verdict: Verdict) -> Prediction | None:
 
 def format_error(prediction: Prediction) -> str:
     return f"{prediction.error_percent:+.1f}%"
+
+
+def _some(those: Sequence[Verdict]) -> str:
+    return label(those[0]) if len(those) == 1 else f"{len(those)} GPUs"
 
 
 def _overall(verdicts: Sequence[Verdict]) -> Judgement:
@@ -124,19 +130,20 @@ def _judged(verdicts: Sequence[Verdict]) -> str:
         raise AssertionError("what was judged has a peak and a target")
     missed = [verdict for verdict in verdicts if verdict.judgement == "missed"]
     count = len(verdicts)
+    peak, target = format_bytes(worst.peak_bytes), format_bytes(worst.target_bytes)
     if missed:
         where = (
             "" if count == 1 else f" on {len(missed)} of {count} GPUs" if len(missed) < count else f" on {_all(count)}"
         )
-        text = f"Target missed{where}: {label(worst)} peaked at {format_gb(worst.peak_bytes)}, "
-        text += f"{format_gb(worst.peak_bytes - worst.target_bytes)} over the target of {format_gb(worst.target_bytes)}"
+        text = f"Target missed{where}: {label(worst)} peaked at {peak}, "
+        text += f"{format_bytes(worst.peak_bytes - worst.target_bytes)} over the target of {target}"
     else:
         where = "" if count == 1 else f" on {_all(count)}"
         which = label(worst) if count == 1 else f"the fullest, {label(worst)},"
-        text = f"Target met{where}: {which} peaked at {format_gb(worst.peak_bytes)} of {format_gb(worst.target_bytes)}"
+        text = f"Target met{where}: {which} peaked at {peak} of {target}"
     if worst.reduction is not None and worst.baseline_bytes is not None:
         text += (
-            f", {_side(worst.reduction, digits=1)} the baseline of {format_gb(worst.baseline_bytes)} "
+            f", {_side(worst.reduction, digits=1)} the baseline of {format_bytes(worst.baseline_bytes)} "
             f"({worst.baseline_origin})"
         )
     planned = main_prediction(worst)
@@ -154,35 +161,33 @@ def _not_judged(verdicts: Sequence[Verdict], worst: Verdict) -> str:
         reasons.setdefault(verdict.reason, []).append(verdict)
     said = []
     for reason, those in list(reasons.items())[:3]:
-        where = (
-            "" if len(those) == len(verdicts) else f"{label(those[0])}: " if len(those) == 1 else f"{len(those)} GPUs: "
-        )
+        where = "" if len(those) == len(verdicts) else f"{_some(those)}: "
         said.append(f"{where}{reason}")
     more = ", and others" if len(reasons) > 3 else ""
     text = f"Not judged: {'; '.join(said)}{more}. {_capital(label(worst))} peaked at {_known(worst)}"
     if worst.reduction is not None and worst.baseline_bytes is not None:
         side = _side(worst.reduction, digits=1)
-        text += f", {side} the baseline of {format_gb(worst.baseline_bytes)} ({worst.baseline_origin})"
+        text += f", {side} the baseline of {format_bytes(worst.baseline_bytes)} ({worst.baseline_origin})"
     planned = main_prediction(worst)
     return text + (f"; {_planned(planned)}." if planned else ".")
 
 
 def _known(verdict: Verdict) -> str:
     if verdict.peak_bytes is not None:
-        text = f"{format_gb(verdict.peak_bytes)} used"
+        text = f"{format_bytes(verdict.peak_bytes)} used"
         if verdict.target_bytes is not None:
-            text += f" of {format_gb(verdict.target_bytes)}"
+            text += f" of {format_bytes(verdict.target_bytes)}"
         return text
     found = []
     if verdict.allocator_bytes:
-        found.append(f"{format_gb(max(verdict.allocator_bytes.values()))} by the CPU allocator")
+        found.append(f"{format_bytes(max(verdict.allocator_bytes.values()))} by the CPU allocator")
     if verdict.resident_bytes is not None:
-        found.append(f"{format_gb(verdict.resident_bytes)} resident")
+        found.append(f"{format_bytes(verdict.resident_bytes)} resident")
     return ", ".join(found) or "an amount that is not known"
 
 
 def _planned(prediction: Prediction) -> str:
-    return f"planned {format_gb(prediction.planned_bytes)} ({format_error(prediction)})"
+    return f"planned {format_bytes(prediction.planned_bytes)} ({format_error(prediction)})"
 
 
 def _side(reduction: float, *, digits: int) -> str:

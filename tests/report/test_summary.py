@@ -203,6 +203,16 @@ def test_a_baseline_runs_peak_is_compared_with_and_named(tmp_path: Path) -> None
     assert summary.verdict.notes == ("other batch",)
 
 
+def test_a_plan_for_longer_sequences_than_were_measured_is_noted(tmp_path: Path) -> None:
+    long = make_plan(allocated=1, used=2_300_000_000, sequence_length=1024)
+    (note,) = summarise(make_gpu_run(tmp_path / "long", plan=long)).verdict.notes
+    assert note == "the plan is for 1024 tokens a sequence, what was measured had 64"
+    same = make_plan(allocated=1, used=2_300_000_000, sequence_length=64)
+    assert summarise(make_gpu_run(tmp_path / "same", plan=same)).verdict.notes == ()
+    cpu = make_plan(allocated=510_000_000, device="cpu", sequence_length=64)
+    assert "had 32" in summarise(make_cpu_run(tmp_path / "cpu", plan=cpu)).verdict.notes[0]
+
+
 def test_many_ranks_are_told_by_the_fullest(tmp_path: Path) -> None:
     run_dir = make_gpu_run(tmp_path, [2_000_000_000 + 1_000_000 * rank for rank in range(64)], num_samples=3)
     text = shown(summarise(run_dir), run_dir)
