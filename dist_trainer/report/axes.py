@@ -29,13 +29,15 @@ def time_ticks(low_s: float, high_s: float, *, count: int = 6) -> list[float]:
 
 
 def format_ticks(values: list[float]) -> list[str]:
-    """All with as many decimals as they need to differ; large ones with K or M, very small ones as 1e-4."""
+    """All with as many decimals as they need to differ; large ones with K or M, small ones as 1.5e-4."""
     if not values:
         return []
     largest = max(abs(value) for value in values)
     step = min((abs(b - a) for a, b in itertools.pairwise(values)), default=largest or 1.0)
-    if largest and largest < 0.001:
-        return ["0" if value == 0 else f"{value:.3g}" for value in values]
+    if 0 < largest < 0.01:
+        power = math.floor(math.log10(largest))
+        decimals = _decimals(step / 10.0**power)
+        return ["0" if value == 0 else f"{value / 10.0**power:.{decimals}f}e{power}" for value in values]
     for size, letter in ((1e9, "B"), (1e6, "M"), (1e4, "K")):
         if largest >= size:
             unit = 1e3 if letter == "K" else size

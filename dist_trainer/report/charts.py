@@ -82,21 +82,23 @@ def step_charts(findings: Findings) -> list[Chart]:
 def compare_charts(runs: Sequence[Compared]) -> list[Chart]:
     """One curve for each run: its fullest GPU over time, and what training did over the steps."""
     memory = []
+    are_resident = []
     for number, run in enumerate(runs):
         if run.findings.histories:
             history = _fullest_history(run.findings.histories)
-            curve = Series(run.name, in_gb(history.curve.buckets()), number % 8)
-            memory += since_start([curve], run.findings)
-    is_resident = any(_fullest_history(run.findings.histories).is_resident for run in runs if run.findings.histories)
+            are_resident.append(history.is_resident)
+            name = f"{run.name} (resident set)" if history.is_resident else run.name
+            memory += since_start([Series(name, in_gb(history.curve.buckets()), number % 8)], run.findings)
+    has_gpu = not all(are_resident)
     charts = [
         Chart(
             key="compare-memory",
-            title="The fullest process of each run, over time" if is_resident else "The fullest GPU of each run",
+            title="The fullest GPU of each run, over time" if has_gpu else "The fullest process of each run, over time",
             x_kind="time",
             series=memory,
             unit="GB",
-            rules=() if is_resident else rules(runs[0].summary, plan=False),
-            caption="Resident sets where there was no GPU." if is_resident else "Memory in use by NVML, over time.",
+            rules=rules(runs[0].summary, plan=False) if has_gpu else (),
+            caption="Memory in use by NVML." if has_gpu else "",
         )
     ]
     for column, title, from_zero in STEP_CURVES:

@@ -176,10 +176,9 @@ def event_table(findings: Findings) -> Table | None:
 def compare_table(runs: Sequence[Compared]) -> Table:
     """The runs side by side, one column each."""
     columns = [_compare_column(run) for run in runs]
-    rows = tuple(
-        (name, *(column.get(name, "") for column in columns)) for name in dict.fromkeys(n for c in columns for n in c)
-    )
-    return Table("Side by side", ("", *(run.name for run in runs)), rows)
+    names = dict.fromkeys(name for column in columns for name in column)
+    rows = tuple((name, *(column.get(name, "") for column in columns)) for name in names)
+    return Table("Side by side", ("", *(run.name for run in runs)), tuple(row for row in rows if any(row[1:])))
 
 
 def deepspeed_text(asked: Asked) -> str | None:
@@ -300,7 +299,7 @@ def _compare_column(run: Compared) -> dict[str, str]:
     if asked.deepspeed is not None:
         column["batch"] = _batch(asked)
         column |= describe_deepspeed(asked.deepspeed)
-    return {name: value for name, value in column.items() if value}
+    return column
 
 
 def _event_kind(event: Event) -> str:
