@@ -90,7 +90,7 @@ def render_html(page: Page) -> str:
 
 def render_markdown(page: Page) -> str:
     text = _environment(autoescape=False).get_template("report.md.j2").render(page=page)
-    return re.sub(r"\n{3,}", "\n\n", text)
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
 
 
 def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:

@@ -189,7 +189,7 @@ def _gpus(verdicts: Sequence[Verdict], title: str) -> Table:
     header: tuple[str, ...]
     on_cpu = all(one.device == CPU for one in verdicts)
     if on_cpu:
-        title = title.replace("GPU", "rank")
+        title = title.replace("GPU", "rank") if verdicts and verdicts[0].rank is not None else "The host"
         header = ("", "host", "CPU allocator's peak", "planned", "error", "resident set", "verdict")
     else:
         header = ("", "host and device", "peak", "target", "left", "reduction")
@@ -229,7 +229,7 @@ def _cpu_row(one: Verdict) -> tuple[str, ...]:
     return (
         label(one),
         one.host,
-        _gb(peak, unknown="not measured"),
+        _gb(peak, unknown=""),
         format_bytes(planned.planned_bytes) if planned else "",
         format_error(planned) if planned else "",
         _gb(one.resident_bytes),

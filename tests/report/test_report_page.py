@@ -130,7 +130,7 @@ def test_markdown_has_the_same_verdict_tables_and_facts(met: Path) -> None:
         assert line in text
     assert "- CUDA context: 0.47 GB" in text
     assert '"stage": 2' in text
-    assert "\n\n\n" not in text
+    assert "\n\n\n" not in text and text.endswith("counts.\n")
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in tables)
 
