@@ -26,7 +26,6 @@ from dist_trainer.config.optimisations import Switches
 from dist_trainer.config.resolve import Request, ResolvedRun
 from dist_trainer.errors import UserError
 from dist_trainer.memory import gpus
-from dist_trainer.memory import trace as traces
 from dist_trainer.memory.advice import held_states
 from dist_trainer.memory.choices import COARSE_WEIGHTS, NEUTRAL, Choice, choices, configure, micro_batches, neighbours
 from dist_trainer.memory.cost import Cost, assumptions, estimate
@@ -171,9 +170,9 @@ class _Planner:
         return self._candidates[choice]
 
     def plan_exactly(self, choice: Choice) -> Candidate:
-        """The choice as the `plan` command plans it, from a trace of its own."""
+        """The choice as the `plan` command plans it."""
         settings = self.settings(choice)
-        trace = traces.get(self._spec(settings))
+        trace = self.traces.get_exact(self._spec(settings))
         ranks = [self._rank(trace, settings, rank, is_quick=False) for rank in sorted({0, self.world_size - 1})]
         found = self._candidate(choice, max(ranks, key=lambda rank: needed(rank).num_bytes))
         self._candidates[choice] = found
@@ -292,7 +291,7 @@ def _limits(resolved: ResolvedRun, device: PlannedDevice, host_bytes: int | None
 def _ranking(planner: _Planner, found: Sequence[Choice], sizes: Sequence[int]) -> list[Candidate]:
     """The most preferred that fit, in their order; the first of them planned exactly."""
     order = itertools.count()
-    # What is not yet bounded stands with the best that it could be.
+    # What has not been bounded yet stands with the best that it could be.
     queue = [
         (planner.rank_key(replace(choice, micro_batch=sizes[-1])), next(order), choice, len(sizes), False)
         for choice in found
@@ -300,22 +299,21 @@ def _ranking(planner: _Planner, found: Sequence[Choice], sizes: Sequence[int]) -
     heapq.heapify(queue)
     ranking: list[Candidate] = []
     while queue and len(ranking) < NUM_RANKED:
-        _, _, choice, num_sizes, is_known = heapq.heappop(queue)
-        if not is_known:
-            place = _largest(planner, choice, sizes[:num_sizes])
-        elif not ranking and not planner.limits.hold(planner.plan_exactly(choice).rank):
-            place = _largest(planner, choice, sizes[: num_sizes - 1])
-        else:
+        _, _, choice, num_sizes, is_bounded = heapq.heappop(queue)
+        if not is_bounded:
+            num_sizes = _num_that_may_fit(planner, choice, sizes)
+        elif planner.fits(choice) and (ranking or planner.limits.hold(planner.plan_exactly(choice).rank)):
             ranking.append(planner.plan(choice))
             continue
-        if place is not None:
-            choice = replace(choice, micro_batch=sizes[place])
-            heapq.heappush(queue, (planner.rank_key(choice), next(order), choice, place + 1, True))
+        else:
+            num_sizes -= 1
+        if num_sizes:
+            smaller = replace(choice, micro_batch=sizes[num_sizes - 1])
+            heapq.heappush(queue, (planner.rank_key(smaller), next(order), smaller, num_sizes, True))
     return ranking
 
 
-def _largest(planner: _Planner, choice: Choice, sizes: Sequence[int]) -> int | None:
-    """The place of the largest micro batch that fits."""
+def _num_that_may_fit(planner: _Planner, choice: Choice, sizes: Sequence[int]) -> int:
     low, high = 0, len(sizes)
     while low < high:
         middle = (low + high) // 2
@@ -323,8 +321,7 @@ def _largest(planner: _Planner, choice: Choice, sizes: Sequence[int]) -> int | N
             low = middle + 1
         else:
             high = middle
-    places = reversed(range(low))
-    return next((place for place in places if planner.fits(replace(choice, micro_batch=sizes[place]))), None)
+    return low
 
 
 def _rejected(
