@@ -32,6 +32,8 @@ def _found(fit: Fit, winner: Candidate) -> Iterator[str]:
         f"           {format_gb(figure.num_bytes)} of {format_gb(fit.limits.num_bytes)}, expected between "
         f"{format_gb(figure.low_bytes)} and {format_gb(figure.high_bytes)}; peak in {winner.rank.peak_phase}"
     )
+    if figure.high_bytes > fit.limits.num_bytes:
+        yield f"           the upper end would be over {fit.limits.name}"
     if winner.rank.host_bytes:
         yield f"           {format_gb(winner.rank.host_bytes)} a rank in the host's memory"
     if winner.risk != NEUTRAL:

@@ -93,6 +93,11 @@ def test_each_neighbour_comes_with_its_reason(search: fit.Fit) -> None:
     assert any("x the cost" in reason for reason in reasons)
 
 
+def test_a_band_that_reaches_over_the_limit_is_said(search: fit.Fit) -> None:
+    assert "the upper end would be over 95% of the card" in render(search)
+    assert "the upper end" not in render(found(10**10))
+
+
 def test_accumulation_follows_from_the_global_batch(search: fit.Fit) -> None:
     for candidate in search.ranking:
         config = candidate.config
