@@ -259,7 +259,7 @@ def search(
     nearest = None
     if not ranking:
         smallest = [planner.plan(replace(choice, micro_batch=sizes[0])) for choice in found]
-        nearest = min(smallest, key=lambda one: (not limits.hold_on_host(one.rank), one.needed_bytes))
+        nearest = min(smallest, key=lambda one: (not limits.hold_on_host(one.rank), one.needed_bytes, one.risk))
     return Fit(
         world_size=world_size,
         limits=limits,
@@ -388,7 +388,7 @@ def _helps(planner: _Planner, nearest: Candidate) -> list[str]:
             lines.append(f"{world_size} ranks: {found.choice} takes {format_gb(found.needed_bytes)}")
             break
     else:
-        lines.append(f"{planner.world_size * MORE_RANKS[-1]} ranks are not enough either")
+        lines.append(f"{planner.world_size * MORE_RANKS[-1]} ranks without offload are not enough either")
     run = planner.resolved.run
     if run.model.loss == "full":
         chunked = run.model_copy(update={"model": run.model.model_copy(update={"loss": "chunked"})})
