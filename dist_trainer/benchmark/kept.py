@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from dist_trainer.benchmark.measure import Measurement, Spec, measure_apart
+from dist_trainer.cache import cache_dir, code_digest, write_whole
 from dist_trainer.config.resolve import ResolvedRun
 
 
@@ -22,11 +23,7 @@ def measured(spec: Spec, resolved: ResolvedRun, *, before_measuring: Callable[[]
         return kept
     before_measuring()
     measurement = measure_apart(spec)
-    path = _path(spec, resolved)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(f".{os.getpid()}")
-    aside.write_text(json.dumps(asdict(measurement)) + "\n", encoding="utf-8")
-    aside.replace(path)
+    write_whole(_path(spec, resolved), json.dumps(asdict(measurement)) + "\n")
     return measurement
 
 
@@ -46,9 +43,8 @@ def _path(spec: Spec, resolved: ResolvedRun) -> Path:
         spec.num_steps,
         *_versions(),
     ]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
-    return root / "dist_trainer" / "measurements" / f"{key}.json"
+    return cache_dir(os.environ) / "measurements" / f"{key}.json"
 
 
 @cache
@@ -56,5 +52,4 @@ def _versions() -> tuple[str, ...]:
     package = Path(__file__).parents[1]
     train = [package / "train" / name for name in ("engine.py", "step.py")]
     sources = [*sorted((package / "model").glob("*.py")), *train, package / "monitor" / "allocator.py"]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return importlib.metadata.version("torch"), importlib.metadata.version("deepspeed"), digest
+    return importlib.metadata.version("torch"), importlib.metadata.version("deepspeed"), code_digest(sources)

@@ -7,9 +7,8 @@ import sys
 from pathlib import Path
 
 from dist_trainer.cli.parser import Parser
+from dist_trainer.cli.train import BASELINE, STRICT
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
-
-STRICT = "when the memory target is missed, or when it is not known whether it was met"
 
 
 def build_parser() -> Parser:
@@ -24,7 +23,7 @@ def build_parser() -> Parser:
         "--baseline",
         type=Path,
         metavar="RUN_DIR",
-        help="a run of the same model whose measured peak is compared with (default: the run file's figure)",
+        help=BASELINE,
     )
     parser.add_argument("--strict", action="store_true", help=f"exit with {EXIT_TARGET_MISSED} {STRICT}")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")

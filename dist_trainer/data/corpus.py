@@ -12,10 +12,11 @@ import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from dist_trainer.cache import cache_dir
 from dist_trainer.data.aside import remove_abandoned
 from dist_trainer.data.info import FORMAT_VERSION, INFO_FILE
 from dist_trainer.data.sources import SourceFile, source_file
@@ -29,23 +30,17 @@ _LEFT_OUT_PREFIX = "_sysconfigdata"
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """$XDG_CACHE_HOME/dist_trainer, or ~/.cache/dist_trainer."""
-    home = environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "dist_trainer"
-
-
-def standard_library_dataset(vocab_size: int, *, cache_dir: Path | None = None, progress: bool = False) -> Path:
+def standard_library_dataset(vocab_size: int, *, folder: Path | None = None, progress: bool = False) -> Path:
     """The prepared folder of the corpus 'stdlib'; the first call prepares it, which takes seconds.
 
-    Any number of processes may call this at once: one prepares and the others wait. The vocabulary has at most
-    `vocab_size` tokens. Raises UserError.
+    It lies in `folder`, else in the cache. Any number of processes may call this at once: one prepares and the others
+    wait. The vocabulary has at most `vocab_size` tokens. Raises UserError.
     """
     name = f"{STANDARD_LIBRARY}-{platform.python_version()}-{vocab_size}-{FORMAT_VERSION}"
-    folder = (cache_dir or cache_folder(os.environ)).resolve() / name
-    if not _is_prepared(folder):
-        _prepare_in_child(folder, vocab_size, progress)
-    return folder
+    prepared = (folder or cache_dir(os.environ)).resolve() / name
+    if not _is_prepared(prepared):
+        _prepare_in_child(prepared, vocab_size, progress)
+    return prepared
 
 
 def standard_library_sources() -> list[SourceFile]:

@@ -140,20 +140,16 @@ def dearer_than_baseline(case: Case, resolved: ResolvedRun, plan: Plan) -> str |
 
 def _refusal(case: Case, resolved: ResolvedRun, plan: Plan, name: str, standing: Standing) -> UserError:
     many = case.host.num_ranks if plan.device == "cpu" and case.host is not None else 1
-    lines: list[str] = []
     hint = "--force starts the run all the same"
 
     def is_good(made: Plan, host: HostMemory | None) -> bool:
         found = limiting(made, host)
         return found is not None and found[1].state != "over"
 
-    try:
-        lines = explain(case, resolved, plan, limit_bytes=standing.limit_bytes // many, limit_name=name)
-        suggestion = suggest(case, resolved, plan, is_good)
-        if suggestion is not None:
-            hint = f"{suggestion.typed} ({suggestion}); or {hint}"
-    except Exception:  # noqa: BLE001 - the refusal stands without its advice
-        lines = lines or []
+    lines = explain(case, resolved, plan, limit_bytes=standing.limit_bytes // many, limit_name=name)
+    suggestion = suggest(case, resolved, plan, is_good)
+    if suggestion is not None:
+        hint = f"{suggestion.typed} ({suggestion}); or {hint}"
     who = "a GPU" if plan.device == "cuda" else f"for {many} ranks on a host"
     return UserError(
         f"the run needs {format_gb(standing.needed.num_bytes)} {who}, peak in {plan.worst.peak_phase}: it does not fit",

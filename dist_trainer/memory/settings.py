@@ -121,6 +121,7 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
     comm = config.get("communication_data_type")
     autocast = block(config, "torch_autocast")
     activation = config.get("activation_checkpointing")
+    overlap = zero.get("overlap_comm")
     low_master = any(block(config, kind).get(f"{kind}_master_weights_and_grads") for kind in ("bf16", "fp16"))
     master = dtype if low_master else "fp32"
     offload = offload_device(config, "optimizer")
@@ -143,7 +144,7 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         states_per_parameter=_states(name, params),
         deepspeed_fused=name in ("adam", "adamw") and not params.get("torch_adam"),
         reduce_bucket_size=int(zero.get("reduce_bucket_size", 5e8)),
-        overlap_comm=bool(zero.get("overlap_comm", stage == 3) if zero.get("overlap_comm") is not None else stage == 3),
+        overlap_comm=stage == 3 if overlap is None else bool(overlap),
         contiguous_gradients=bool(zero.get("contiguous_gradients", True)) or offload != "none",
         reduce_scatter=bool(zero.get("reduce_scatter", True)),
         round_robin=bool(zero.get("round_robin_gradients", False)),

@@ -6,15 +6,17 @@ shape seen before needs no torch.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
+
+from dist_trainer.cache import cache_dir, code_digest, write_whole
 
 # An event is (kind, first, second, third).
 ALLOC = 0  # storage, bytes, part
@@ -95,15 +97,8 @@ def save(spec: TraceSpec, trace: Trace) -> None:
         "events": trace.events,
         "saved_on_host_bytes": trace.saved_on_host_bytes,
     }
-    path = _path(spec)
-    aside = path.with_suffix(f".{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(json.dumps(values, separators=(",", ":")), encoding="utf-8")
-        aside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+    with suppress(OSError):
+        write_whole(_path(spec), json.dumps(values, separators=(",", ":")))
 
 
 def get(spec: TraceSpec) -> Trace:
@@ -119,9 +114,8 @@ def get(spec: TraceSpec) -> Trace:
 
 
 def _path(spec: TraceSpec) -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = hashlib.sha256(json.dumps([asdict(spec), *_versions()]).encode()).hexdigest()[:24]
-    return root / "dist_trainer" / "traces" / f"{key}.json"
+    return cache_dir(os.environ) / "traces" / f"{key}.json"
 
 
 @cache
@@ -129,5 +123,4 @@ def _versions() -> tuple[str, ...]:
     """What makes kept traces stale: another torch, or other code of the model or of the tracer."""
     package = Path(__file__).parents[1]
     sources = [*sorted((package / "model").glob("*.py")), package / "memory" / "tracer.py"]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return importlib.metadata.version("torch"), digest
+    return importlib.metadata.version("torch"), code_digest(sources)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dist_trainer.monitor import troubles
 from dist_trainer.monitor.nvml import AbsentError, FailedError, LostError, Nvml
-from dist_trainer.monitor.troubles import Say, Trouble
+from dist_trainer.monitor.troubles import MEMORY_FIELDS, Say, Trouble
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,9 @@ def list_gpus(nvml: Nvml, say: Say) -> list[Gpu]:
                 )
             )
         except (AbsentError, FailedError, LostError) as error:
-            say(_about(error.trouble, f"GPU {index} of this host", unknown=("used_bytes", "process_bytes")))
+            device = f"GPU {index} of this host"
+            trouble = error.trouble
+            say(trouble.about(device, MEMORY_FIELDS, message=f"{device}: {trouble.message}"))
     return gpus
 
 
@@ -89,11 +91,11 @@ def find_device(nvml: Nvml, identity: DeviceIdentity) -> FoundDevice:
     wanted = identity.uuid or identity.pci_bus_id or "?"
     if handle is None:
         message = f"NVML knows no device {wanted}"
-        raise FailedError(Trouble(troubles.DEVICE_NOT_FOUND, message, wanted, ("used_bytes", "process_bytes")))
+        raise FailedError(Trouble(troubles.DEVICE_NOT_FOUND, message, wanted, MEMORY_FIELDS))
     is_mig_instance = _is_mig_instance(nvml, handle)
     if not is_mig_instance and any(_instances(nvml, handle)):
         message = f"MIG is on on GPU {wanted}, and which of its instances is in use is not known"
-        raise FailedError(Trouble(troubles.MIG, message, wanted, ("used_bytes", "process_bytes")))
+        raise FailedError(Trouble(troubles.MIG, message, wanted, MEMORY_FIELDS))
     return FoundDevice(
         handle=handle,
         uuid=_text(nvml.ask("nvmlDeviceGetUUID", handle)),
@@ -134,10 +136,6 @@ def _instances(nvml: Nvml, handle: Any) -> Iterator[MigInstance]:
             )
         except (AbsentError, FailedError):
             continue
-
-
-def _about(trouble: Trouble, device: str, *, unknown: tuple[str, ...]) -> Trouble:
-    return Trouble(trouble.kind, f"{device}: {trouble.message}", device, unknown, trouble.call, trouble.code)
 
 
 def _text(value: str | bytes) -> str:

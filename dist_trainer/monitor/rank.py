@@ -11,7 +11,7 @@ from dist_trainer.monitor.processes import OwnProcess
 from dist_trainer.monitor.sampler import Sampler
 from dist_trainer.monitor.series import Series
 from dist_trainer.monitor.sources import CPU, GpuSource, HostSource, Source
-from dist_trainer.monitor.troubles import Trouble, TroubleLog
+from dist_trainer.monitor.troubles import MEMORY_FIELDS, TroubleLog
 from dist_trainer.records import samples_file
 
 
@@ -75,8 +75,6 @@ class RankSampler:
             self._nvml = Nvml(self._log.say)
             self._gpu = GpuSource(self._nvml, identity, OwnProcess(), self._log.say)
         except NvmlError as error:
-            trouble = error.trouble
-            unknown = ("used_bytes", "process_bytes")
-            self._log.say(Trouble(trouble.kind, trouble.message, device, unknown, trouble.call, trouble.code))
+            self._log.say(error.trouble.about(device, MEMORY_FIELDS))
             return HostSource(OwnProcess(), device)
         return self._gpu

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from dist_trainer.monitor.series import Series
 from dist_trainer.monitor.ticks import next_tick_s
-from dist_trainer.monitor.troubles import SAMPLER_FAILED, Say, Trouble
+from dist_trainer.monitor.troubles import Say, Trouble
+from dist_trainer.records import SAMPLER_FAILED
 
 THREAD_NAME = "dist_trainer-monitor"
 FULL_EVERY_S = 1.0

@@ -13,7 +13,7 @@ from dist_trainer.monitor import troubles
 from dist_trainer.monitor.devices import DeviceIdentity, find_device
 from dist_trainer.monitor.nvml import UNKNOWN, AbsentError, FailedError, LostError, Nvml
 from dist_trainer.monitor.processes import Processes
-from dist_trainer.monitor.troubles import Say, Trouble
+from dist_trainer.monitor.troubles import MEMORY_FIELDS, Say, Trouble
 from dist_trainer.monitor.xid import XidWatch
 from dist_trainer.records import DeviceSample
 
@@ -33,14 +33,13 @@ _THROTTLE_REASONS = {
     0x200: "board_limit",
     0x400: "reliability",
 }
-_MEMORY = ("used_bytes", "process_bytes")
 _SM_CLOCK = 1
 _MEMORY_CLOCK = 2
 _GPU_TEMPERATURE = 0
 _UNCORRECTED = 1
 _VOLATILE = 0
 _EVERYTHING_OF_NVML = (
-    *_MEMORY,
+    *MEMORY_FIELDS,
     *("utilization_percent", "power_w", "temperature_c", "sm_clock_mhz", "memory_clock_mhz"),
     *("throttle_reasons", "ecc_errors", "xid_errors"),
 )
@@ -105,7 +104,7 @@ class GpuSource:
         self._xids: XidWatch | None = None
         if found.is_mig_instance:
             message = "a MIG instance: its memory is read; what NVML says of the whole GPU alone is not"
-            say(Trouble(troubles.MIG, message, self.device, _EVERYTHING_OF_NVML[2:]))
+            say(Trouble(troubles.MIG, message, self.device, _EVERYTHING_OF_NVML[len(MEMORY_FIELDS) :]))
 
     def look(self, *, is_full: bool) -> DeviceSample | None:
         if self._is_lost:
@@ -117,7 +116,7 @@ class GpuSource:
             self._lose(error.trouble)
             return self._rss_alone()
         except (AbsentError, FailedError) as error:
-            self._complain(error.trouble, _MEMORY)
+            self._complain(error.trouble, MEMORY_FIELDS)
             return None
 
     def close(self) -> None:
@@ -256,7 +255,7 @@ class GpuSource:
     def _complain(self, trouble: Trouble, unknown: tuple[str, ...]) -> None:
         # That NVML was initialised again has been said, and costs one look.
         if trouble.kind != troubles.INITIALISED_AGAIN:
-            self._say(Trouble(trouble.kind, trouble.message, self.device, unknown, trouble.call, trouble.code))
+            self._say(trouble.about(self.device, unknown))
 
     def _settle_handle(self) -> None:
         """Handles and event sets belong to the initialisation that they were made in."""
@@ -275,7 +274,7 @@ class GpuSource:
             except LostError:
                 self._xids = None
         message = f"{trouble.message}; from here on nothing of this GPU is known, and the program goes on"
-        self._say(Trouble(trouble.kind, message, self.device, _EVERYTHING_OF_NVML, trouble.call, trouble.code))
+        self._say(trouble.about(self.device, _EVERYTHING_OF_NVML, message=message))
 
     def _rss_alone(self) -> DeviceSample | None:
         return HostSource(self._processes, self.device).look(is_full=True)

@@ -6,12 +6,10 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from dist_trainer.records import EVENTS_FILE, Event, RecordWriter
-
-EVENT_KIND = "monitor"
+from dist_trainer.records import EVENTS_FILE, MONITOR_EVENT, Event, RecordWriter
 
 LIBRARY_MISSING = "library missing"
 DRIVER_NOT_LOADED = "driver not loaded"
@@ -25,7 +23,9 @@ PROCESS_BYTES_NOT_REPORTED = "process bytes not reported"
 MIG = "mig"
 DEVICES_UNKNOWN = "visible devices unknown"
 XID = "xid"
-SAMPLER_FAILED = "sampler failed"
+
+# What is not known of a device that cannot be read at all.
+MEMORY_FIELDS = ("used_bytes", "process_bytes")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,10 @@ class Trouble:
     unknown: tuple[str, ...] = ()
     call: str | None = None
     code: int | None = None
+
+    def about(self, device: str | None, unknown: tuple[str, ...], *, message: str | None = None) -> Trouble:
+        """The same of this device, with what cannot be had of it."""
+        return replace(self, device=device, unknown=unknown, message=message or self.message)
 
 
 Say = Callable[[Trouble], None]
@@ -73,5 +77,5 @@ class TroubleLog:
         # A disk that is full stops neither the training nor the samples that can still be read from memory.
         with suppress(OSError):
             writer = RecordWriter(self._path)
-            writer.write(Event(EVENT_KIND, trouble.message, self._rank, time.time(), facts))
+            writer.write(Event(MONITOR_EVENT, trouble.message, self._rank, time.time(), facts))
             writer.close()

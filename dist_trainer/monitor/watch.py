@@ -12,7 +12,7 @@ from dist_trainer.monitor.processes import ProcessTree
 from dist_trainer.monitor.sampler import Sampler
 from dist_trainer.monitor.series import Series
 from dist_trainer.monitor.sources import GpuSource, HostSource, Source
-from dist_trainer.monitor.troubles import Trouble, TroubleLog
+from dist_trainer.monitor.troubles import MEMORY_FIELDS, Trouble, TroubleLog
 from dist_trainer.monitor.visible import visible_devices
 from dist_trainer.records import samples_file
 
@@ -63,9 +63,7 @@ class Watch:
             try:
                 source = GpuSource(self._nvml, DeviceIdentity(device.uuid), self.tree, self.say)
             except NvmlError as error:
-                trouble = error.trouble
-                unknown = ("used_bytes", "process_bytes")
-                self.say(Trouble(trouble.kind, trouble.message, device.uuid, unknown, trouble.call, trouble.code))
+                self.say(error.trouble.about(device.uuid, MEMORY_FIELDS))
                 continue
             sources[f"gpu-{position}"] = source
         return sources

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.errors import UserError
-from dist_trainer.records import EVENTS_FILE, Event, read_records
+from dist_trainer.records import EVENTS_FILE, Event, read_records, read_steps
 from dist_trainer.report.asked import Asked, read_asked
 from dist_trainer.report.measured import History, read_histories
 from dist_trainer.report.progress import Progress, progress
-from dist_trainer.report.steps import Steps, read_steps
+from dist_trainer.report.steps import Steps, steps_of
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
     """Reads whatever there is; a run may still be going on. Raises UserError where there are no records at all."""
     records_dir = run_dir / "records"
     events = sorted(read_records(records_dir / EVENTS_FILE, Event), key=lambda event: event.time_s)
-    steps = read_steps(records_dir)
+    steps = steps_of(read_steps(records_dir))
     marks = tuple(_marks(events))
     edges = [event for event in events if event.kind in ("start", "end")]
     ended_s = edges[-1].time_s if edges and edges[-1].kind == "end" else None

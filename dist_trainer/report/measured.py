@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.memory.targets import CPU, Measured
-from dist_trainer.records import Event, memory_file, read_values, samples_file
+from dist_trainer.records import MONITOR_EVENT, SAMPLER_FAILED, Event, memory_file, read_values, samples_file
 from dist_trainer.report.envelope import Envelope
 
 CURVE_WIDTH_S = 0.05
 # A rank's samples end this long before the run does where all is well: it waits for the others.
 QUIET_END_S = 60.0
-SAMPLER_FAILED = "sampler failed"
 
 
 @dataclass
@@ -226,7 +225,7 @@ def _unknown(
     troubles = [
         event
         for event in events
-        if event.kind == "monitor"
+        if event.kind == MONITOR_EVENT
         and event.facts.get("source") == source
         and ("used_bytes" in event.facts.get("unknown", ()) or event.facts.get("trouble") == SAMPLER_FAILED)
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.resources
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import jinja2
 
+from dist_trainer.cache import write_whole
 from dist_trainer.report import charts, tables
 from dist_trainer.report.chart import Chart, Drawn, draw
 from dist_trainer.report.charts import Compared
@@ -97,9 +97,7 @@ def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:
     """Writes both files, each whole or not at all: someone may be reading the ones before."""
     paths = (run_dir / HTML_FILE, run_dir / MARKDOWN_FILE)
     for path, text in zip(paths, (render_html(page), render_markdown(page)), strict=True):
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, text)
     return paths
 
 

@@ -6,9 +6,8 @@ import math
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from dist_trainer.records import STEPS_FILE, read_values
+from dist_trainer.records import StepRecord
 from dist_trainer.report.envelope import Bucket, Envelope
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "step_s", "data_wait_s", "num_tokens", "time_s")
@@ -44,27 +43,18 @@ class Steps:
         ]
 
 
-def read_steps(records_dir: Path) -> Steps:
-    """Where a resumed run did a step again, the later record counts."""
-    by_step = {}
-    for values in read_values(records_dir / STEPS_FILE):
-        row = [_number(values.get(name)) for name in COLUMNS]
-        by_step[int(values["step"])] = (str(values.get("phase", "")), row)
+def steps_of(records: Iterable[StepRecord]) -> Steps:
+    """The columns of these steps, which are in order."""
     steps = Steps()
-    columns = list(steps.columns.values())
-    for number in sorted(by_step):
-        phase, row = by_step[number]
-        steps.numbers.append(number)
-        steps.phases.append(phase)
-        for column, value in zip(columns, row, strict=True):
-            column.append(value)
+    for record in records:
+        steps.numbers.append(record.step)
+        steps.phases.append(record.phase)
+        for name, column in steps.columns.items():
+            value = getattr(record, name)
+            column.append(math.nan if value is None else value)
     return steps
 
 
 def total(values: Iterable[float]) -> float:
     """The sum of what was measured."""
     return math.fsum(value for value in values if math.isfinite(value))
-
-
-def _number(value: object) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from dist_trainer.config.optimisations import describe as describe_deepspeed
 from dist_trainer.memory.targets import CPU, Verdict
 from dist_trainer.model.size import num_parameters
-from dist_trainer.records import Event
+from dist_trainer.records import MONITOR_EVENT, Event
 from dist_trainer.report.asked import Asked
 from dist_trainer.report.charts import Compared
 from dist_trainer.report.findings import Findings
@@ -163,7 +163,7 @@ def event_table(findings: Findings) -> Table | None:
     events = list(findings.events)
     note = ""
     if len(events) > MAX_NUM_EVENTS:
-        kept = [event for event in events if event.kind in ("error", "monitor")][:MAX_NUM_EVENTS]
+        kept = [event for event in events if event.kind in ("error", MONITOR_EVENT)][:MAX_NUM_EVENTS]
         kept += [event for event in events[-MAX_NUM_EVENTS:] if event not in kept]
         note = f"{len(events) - len(kept)} more are in records/events.jsonl."
         events = sorted(kept, key=lambda event: event.time_s)
@@ -303,7 +303,7 @@ def _compare_column(run: Compared) -> dict[str, str]:
 
 
 def _event_kind(event: Event) -> str:
-    return {"error": "missed", "monitor": "not judged"}.get(event.kind, "")
+    return {"error": "missed", MONITOR_EVENT: "not judged"}.get(event.kind, "")
 
 
 def _gb(num_bytes: int | None, *, unknown: str = UNKNOWN) -> str:

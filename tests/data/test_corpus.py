@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.data import corpus
-from dist_trainer.data.corpus import cache_folder, standard_library_dataset, standard_library_sources
+from dist_trainer.data.corpus import standard_library_dataset, standard_library_sources
 from dist_trainer.data.info import read_info
 from dist_trainer.data.tokens import open_tokens
 from dist_trainer.errors import UserError
@@ -61,15 +61,10 @@ def test_a_python_without_sources_is_an_error(monkeypatch: pytest.MonkeyPatch, t
         standard_library_sources()
 
 
-def test_the_cache_is_where_the_environment_says() -> None:
-    assert cache_folder({"XDG_CACHE_HOME": "/scratch/cache"}) == Path("/scratch/cache/dist_trainer")
-    assert cache_folder({"XDG_CACHE_HOME": ""}) == cache_folder({}) == Path.home() / ".cache" / "dist_trainer"
-
-
 def test_of_many_processes_one_prepares_and_all_get_its_folder(tmp_path: Path) -> None:
     code = (
         "import pathlib, sys; from dist_trainer.data.corpus import standard_library_dataset as dataset;"
-        "folder = dataset(300, cache_dir=pathlib.Path(sys.argv[1])); print(folder, folder.stat().st_ino)"
+        "folder = dataset(300, folder=pathlib.Path(sys.argv[1])); print(folder, folder.stat().st_ino)"
     )
     command = [sys.executable, "-c", code, str(tmp_path)]
     processes = [subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -82,7 +77,7 @@ def test_of_many_processes_one_prepares_and_all_get_its_folder(tmp_path: Path) -
 
     # A second call finds it; nothing is written.
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / name).iterdir()}
-    assert standard_library_dataset(300, cache_dir=tmp_path) == tmp_path / name
+    assert standard_library_dataset(300, folder=tmp_path) == tmp_path / name
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / name).iterdir()}
 
     tokens = open_tokens(tmp_path / name, "train", 300)
@@ -92,7 +87,7 @@ def test_of_many_processes_one_prepares_and_all_get_its_folder(tmp_path: Path) -
 
 def test_an_error_of_the_child_arrives_whole(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="vocabulary is too small") as raised:
-        standard_library_dataset(100, cache_dir=tmp_path)
+        standard_library_dataset(100, folder=tmp_path)
     assert (raised.value.key, raised.value.found) == ("vocab_size", 100)
     assert raised.value.expected
     assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
@@ -101,7 +96,7 @@ def test_an_error_of_the_child_arrives_whole(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cache folder cannot be written") as raised:
-        standard_library_dataset(300, cache_dir=tmp_path / "file")
+        standard_library_dataset(300, folder=tmp_path / "file")
     assert raised.value.where == str(tmp_path / "file")
     assert "XDG_CACHE_HOME" in str(raised.value.hint)
 

@@ -171,7 +171,9 @@ def test_offload_keeps_the_optimizer_in_deepspeeds_cpu_adam(ds: str, engine: Cal
 
 
 def test_only_matrices_decay_in_the_engine(engine: Callable[..., Any]) -> None:
-    assert [group["weight_decay"] for group in engine("baseline").basic_optimizer.param_groups] == [0.1, 0.0]
+    *matrices, others = (group["weight_decay"] for group in engine("baseline").basic_optimizer.param_groups)
+    assert set(matrices) == {0.1}
+    assert others == 0.0
 
 
 def test_compile_runs_a_compiled_graph(engine: Callable[..., Any]) -> None:

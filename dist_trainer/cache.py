@@ -1,0 +1,33 @@
+"""What is kept on disk between runs: where it lies, what makes it stale, and files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+
+def cache_dir(environ: Mapping[str, str]) -> Path:
+    """$XDG_CACHE_HOME/dist_trainer, or ~/.cache/dist_trainer."""
+    home = environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "dist_trainer"
+
+
+def code_digest(sources: Iterable[Path]) -> str:
+    """Changes with any byte of these files."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes beside the file and renames, so that a reader never sees half of it. Raises OSError, leaving nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        aside.replace(path)
+    except OSError:
+        with suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise
