@@ -60,73 +60,89 @@ class _Pool:
         return self._blocks[self._keys[place][1]] if place < len(self._keys) else None
 
 
-def reserved_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
-    """The most that was reserved. `events`: (block, bytes), bytes 0 where the block is freed; EMPTY_CACHE as such."""
-    pools = {True: _Pool(), False: _Pool()}
-    live: dict[int, _Block] = {}
-    reserved = peak = 0
-    next_address = 1
-    for number, num_bytes in events:
-        if (number, num_bytes) == EMPTY_CACHE:
-            reserved -= sum(pool.drop_whole_segments() for pool in pools.values())
-            continue
-        if not num_bytes:
-            _free(live.pop(number), pools)
-            continue
-        size = -(-num_bytes // ROUNDING) * ROUNDING
-        is_small = size <= SMALL_REQUEST
-        block = pools[is_small].best_fit(size)
-        if block is None:
-            segment = _segment_bytes(size)
-            block = _Block(next_address, segment, is_small)
-            next_address += segment
-            reserved += segment
-            peak = max(peak, reserved)
-        else:
-            pools[is_small].remove(block)
-            block.is_free = False
-        live[number] = _split(block, size, pools[is_small])
-    return peak
+class _Segments:
+    """Default settings: segments of their own sizes, each given back when the cache is emptied while it is all free."""
+
+    def __init__(self) -> None:
+        self.pools = {True: _Pool(), False: _Pool()}
+        self.reserved_bytes = 0
+        self._next_address = 1
+
+    def new_block(self, size: int, *, is_small: bool) -> _Block:
+        """Room where no free block is large enough."""
+        segment = _segment_bytes(size)
+        block = _Block(self._next_address, segment, is_small)
+        self._next_address += segment
+        self.reserved_bytes += segment
+        return block
+
+    def taken(self, block: _Block) -> None:
+        pass
+
+    def empty_cache(self, live: Iterable[_Block]) -> None:
+        self.reserved_bytes -= sum(pool.drop_whole_segments() for pool in self.pools.values())
 
 
-def expandable_peak_bytes(events: Iterable[tuple[int, int]]) -> int:
-    """The same with expandable segments: memory is mapped in pages of 2 MiB, and of 20 MiB for large blocks.
+class _ExpandableSegments:
+    """One segment a pool, mapped from its start on in pages of 2 MiB, or of 20 MiB for large blocks.
 
     Emptying the cache is counted as unmapping what lies behind the last live block, which is a little less than it
     gives back.
     """
-    pools = {True: _Pool(), False: _Pool()}
-    starts = {True: 1, False: 1 + _VIRTUAL_BYTES}
-    pages = {True: SMALL_SEGMENT, False: LARGE_SEGMENT}
-    for is_small, pool in pools.items():
-        pool.add(_Block(starts[is_small], _VIRTUAL_BYTES, is_small, is_free=True))
-    mapped = {True: 0, False: 0}
+
+    def __init__(self) -> None:
+        self.pools = {True: _Pool(), False: _Pool()}
+        self._starts = {True: 1, False: 1 + _VIRTUAL_BYTES}
+        self._pages = {True: SMALL_SEGMENT, False: LARGE_SEGMENT}
+        self._mapped = {True: 0, False: 0}
+        for is_small, pool in self.pools.items():
+            pool.add(_Block(self._starts[is_small], _VIRTUAL_BYTES, is_small, is_free=True))
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(self._mapped.values())
+
+    def new_block(self, size: int, *, is_small: bool) -> _Block:
+        raise AssertionError("the virtual range is larger than any GPU")
+
+    def taken(self, block: _Block) -> None:
+        self._mapped[block.is_small] = max(self._mapped[block.is_small], self._mapped_up_to(block))
+
+    def empty_cache(self, live: Iterable[_Block]) -> None:
+        self._mapped = {True: 0, False: 0}
+        for block in live:
+            self.taken(block)
+
+    def _mapped_up_to(self, block: _Block) -> int:
+        page = self._pages[block.is_small]
+        return -(-(block.address + block.size - self._starts[block.is_small]) // page) * page
+
+
+def reserved_peak_bytes(events: Iterable[tuple[int, int]], *, expandable: bool) -> int:
+    """The most that was reserved. `events`: (block, bytes), bytes 0 where the block is freed; EMPTY_CACHE as such."""
+    memory = _ExpandableSegments() if expandable else _Segments()
     live: dict[int, _Block] = {}
     peak = 0
     for number, num_bytes in events:
         if (number, num_bytes) == EMPTY_CACHE:
-            for is_small in pools:
-                ends = (block.address + block.size for block in live.values() if block.is_small == is_small)
-                mapped[is_small] = _mapped(max(ends, default=starts[is_small]) - starts[is_small], pages[is_small])
+            memory.empty_cache(live.values())
             continue
         if not num_bytes:
-            _free(live.pop(number), pools)
+            _free(live.pop(number), memory.pools)
             continue
         size = -(-num_bytes // ROUNDING) * ROUNDING
         is_small = size <= SMALL_REQUEST
-        block = pools[is_small].best_fit(size)
-        assert block is not None, "the virtual range is larger than any GPU"
-        pools[is_small].remove(block)
-        block.is_free = False
-        live[number] = block = _split(block, size, pools[is_small])
-        end = block.address + block.size - starts[is_small]
-        mapped[is_small] = max(mapped[is_small], _mapped(end, pages[is_small]))
-        peak = max(peak, sum(mapped.values()))
+        pool = memory.pools[is_small]
+        block = pool.best_fit(size)
+        if block is None:
+            block = memory.new_block(size, is_small=is_small)
+        else:
+            pool.remove(block)
+            block.is_free = False
+        live[number] = block = _split(block, size, pool)
+        memory.taken(block)
+        peak = max(peak, memory.reserved_bytes)
     return peak
-
-
-def _mapped(num_bytes: int, page: int) -> int:
-    return -(-num_bytes // page) * page
 
 
 def _segment_bytes(size: int) -> int:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.memory import trace as traces
-from dist_trainer.memory.caching_allocator import expandable_peak_bytes, reserved_peak_bytes
+from dist_trainer.memory.caching_allocator import reserved_peak_bytes
 from dist_trainer.memory.ledger import PARTS, Ledger
 from dist_trainer.memory.plan import Figure, PhaseName, PhasePlan, Plan, RankPlan
 from dist_trainer.memory.settings import Settings, read_settings, unmodelled
@@ -151,7 +151,7 @@ def plan_rank(
 
 def _reserved(ledger: Ledger, expandable: bool) -> int:
     assert ledger.events is not None
-    return expandable_peak_bytes(ledger.events) if expandable else reserved_peak_bytes(ledger.events)
+    return reserved_peak_bytes(ledger.events, expandable=expandable)
 
 
 def _named(live: list[int]) -> dict[str, int]:

@@ -4,7 +4,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_trainer.memory.caching_allocator import EMPTY_CACHE, MIB, expandable_peak_bytes, reserved_peak_bytes
+from dist_trainer.memory.caching_allocator import EMPTY_CACHE, MIB
+from dist_trainer.memory.caching_allocator import reserved_peak_bytes as peak_bytes
+
+
+def reserved_peak_bytes(events: list[tuple[int, int]]) -> int:
+    return peak_bytes(events, expandable=False)
+
+
+def expandable_peak_bytes(events: list[tuple[int, int]]) -> int:
+    return peak_bytes(events, expandable=True)
+
 
 REPLAYS = (reserved_peak_bytes, expandable_peak_bytes)
 
