@@ -6,6 +6,7 @@ names; sizes follow from that code. `host` is the ledger of what offload keeps i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 
 from dist_trainer.memory.ledger import (
@@ -66,6 +67,9 @@ class Engine:
             found.setdefault(parameter.group, []).append(number)
         return [found[group] for group in sorted(found)]
 
+    def numels_by_group(self) -> list[list[int]]:
+        return [[self.numels[p] for p in group] for group in self.groups()]
+
     def init(self) -> None:
         """Builds the model in fp32, on the host unless `built_on_device` (a CPU is both), and casts it."""
         size = self.settings.weight_bytes
@@ -124,22 +128,26 @@ class Engine:
         flush()
 
     def step(self) -> None:
-        self.update(self.numels, 4)
+        self.update(self.numels_by_group(), 4)
         self.free_gradients()
 
-    def update(self, numels: Sequence[int], size: int, *, ledger: Ledger | None = None) -> None:
-        """The optimizer on tensors of these elements: states at the first update, then the temporaries."""
+    def update(self, groups: Sequence[Sequence[int]], size: int, *, ledger: Ledger | None = None) -> None:
+        """The optimizer on groups of tensors of these elements: states at the first update, then the temporaries.
+
+        It works on one group at a time: torch's foreach form on all its tensors together, the loop on one tensor.
+        """
         ledger = ledger or self.ledger
         per_state = BYTES_OF[self.settings.offload_states_dtype]
         if not self.has_states:
-            for numel in numels:
+            for numel in itertools.chain.from_iterable(groups):
                 for _ in range(self.settings.states_per_parameter):
                     ledger.alloc(per_state * numel, STATES)
         if self.settings.optimizer == "foreach":
-            with ledger.temporary(size * sum(numels)):
+            with ledger.temporary(size * max(map(sum, groups), default=0)):
                 pass
         elif self.settings.optimizer == "loop":
-            with ledger.temporary(size * max(numels, default=0)), ledger.temporary(size * max(numels, default=0)):
+            largest = size * max(itertools.chain.from_iterable(groups), default=0)
+            with ledger.temporary(largest), ledger.temporary(largest):
                 pass
 
     def end_step(self) -> None:
@@ -184,11 +192,14 @@ class Fp16Engine(Engine):
                 self.weights[p] = flat
             with ledger.temporary(size * sum(numels)):
                 ledger.alloc(4 * sum(numels), MASTER)
-        zeros = [ledger.alloc(4 * sum(self.numels[p] for p in group), TEMPORARIES) for group in self.groups()]
-        self.update([sum(self.numels[p] for p in group) for group in self.groups()], 4)
+        zeros = [ledger.alloc(4 * sum(numels), TEMPORARIES) for numels in self.numels_by_group()]
+        self._update_flats()
         self.has_states = True
         for block in zeros:
             ledger.free(block)
+
+    def _update_flats(self) -> None:
+        self.update([[sum(numels)] for numels in self.numels_by_group()], 4)
 
     def step(self) -> None:
         ledger, flats = self.ledger, []
@@ -199,7 +210,7 @@ class Fp16Engine(Engine):
                 ledger.free(block)
             for p in group:
                 ledger.free(self.gradients.pop(p, None))
-        self.update([sum(self.numels[p] for p in group) for group in self.groups()], 4)
+        self._update_flats()
         for block in flats:
             ledger.free(block)
 
@@ -216,7 +227,7 @@ class UnfusedFp16Engine(Engine):
                     ledger.alloc(4 * self.numels[p], MASTER)
         zeros = [ledger.alloc(size * numel, TEMPORARIES) for numel in self.numels]
         zeros += [ledger.alloc(4 * numel, TEMPORARIES) for numel in self.numels]
-        self.update([self.numels[p] for group in self.groups() for p in group], 4)
+        self.update(self.numels_by_group(), 4)
         self.has_states = True
         for block in zeros:
             ledger.free(block)
@@ -227,7 +238,7 @@ class UnfusedFp16Engine(Engine):
             with ledger.temporary(4 * max((self.numels[p] for p in group), default=0)):
                 pass
             upcast += [ledger.alloc(4 * self.numels[p], TEMPORARIES) for p in group]
-        self.update([self.numels[p] for group in self.groups() for p in group], 4)
+        self.update(self.numels_by_group(), 4)
         for block in upcast:
             ledger.free(block)
         self.free_gradients()
@@ -383,7 +394,8 @@ class Zero12Engine(Engine):
 
     def _offload(self, parameter: int, group: int) -> None:
         numel = self.partitions[group].numel_of(parameter, self.rank)
-        if self.settings.accumulation > 1 and not self.host_accumulated:
+        # Stage 1 adds up on the device, and copies once a step.
+        if self.settings.stage == 2 and self.settings.accumulation > 1 and not self.host_accumulated:
             # Gradients of earlier micro batches wait on the host, at the full size of each owned parameter.
             self.host.alloc(self.settings.weight_bytes * sum(self.numels[p] for p in self.owned), GRADIENTS)
             self.host_accumulated = True
@@ -425,8 +437,7 @@ class Zero12Engine(Engine):
         settings, ledger = self.settings, self.ledger
         size, master = settings.weight_bytes, settings.master_bytes
         if self.offloads:
-            partitions = [group.partition_numel for group in self.partitions]
-            self.update(partitions, master, ledger=self.host)
+            self.update([[group.partition_numel] for group in self.partitions], master, ledger=self.host)
             self._free_compact()
             return
         for group in self.partitions:
@@ -449,7 +460,7 @@ class Zero12Engine(Engine):
             if number == len(self.partitions) - 1:
                 ledger.free(self.accumulated)
                 self.accumulated = None
-            self.update([partition], master)
+            self.update([[partition]], master)
             ledger.free(upcast)
             ledger.free(flat)
             ledger.free(compact)
@@ -490,5 +501,6 @@ class Bf16Engine(Engine):
             self.allreduce([group.flat_numel for group in self.partitions], 4)
 
     def step(self) -> None:
-        # The 16-bit gradients are set to zero, not freed.
-        self.update([group.partition_numel for group in self.partitions], 4)
+        self.update([[group.partition_numel] for group in self.partitions], 4)
+        # Between micro batches the 16-bit gradients are set to zero, and freed only here.
+        self.free_gradients()

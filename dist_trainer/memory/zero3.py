@@ -295,7 +295,7 @@ class Zero3Engine(Engine):
                     upcast = ledger.alloc(master * numel, TEMPORARIES)
                     ledger.free(flat)
                     flat = None
-            self.update([numel], master, ledger=state_ledger)
+            self.update([[numel]], master, ledger=state_ledger)
             ledger.free(upcast)
             ledger.free(flat)
         self._gather(sorted(self._persisted))
