@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from dist_trainer.memory.candidates import Candidate
 from dist_trainer.memory.choices import NEUTRAL
-from dist_trainer.memory.fit import Candidate, Fit, risk_line
+from dist_trainer.memory.fit import Fit
+from dist_trainer.memory.fit_reasons import risk_line
 from dist_trainer.memory.plan import needed
 from dist_trainer.units import format_gb
 

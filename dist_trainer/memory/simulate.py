@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dist_trainer.memory.engines import Bf16Engine, Engine, Fp16Engine, UnfusedFp16Engine, Zero12Engine
+from dist_trainer.memory.engines import Engine, Fp16Engine, UnfusedFp16Engine
 from dist_trainer.memory.ledger import Block, Ledger
 from dist_trainer.memory.settings import Settings
 from dist_trainer.memory.trace import (
@@ -19,6 +19,7 @@ from dist_trainer.memory.trace import (
     Trace,
 )
 from dist_trainer.memory.zero3 import Zero3Engine
+from dist_trainer.memory.zero12 import Bf16Engine, Zero12Engine
 
 CUDA_ROUNDING = 512
 
@@ -47,10 +48,9 @@ def simulate(
     """
     device = Ledger(CUDA_ROUNDING if cuda else 1, keep_events=keep_events)
     host = Ledger(1, keep_events=False) if cuda else device
-    kind = engine_class(settings)
-    engine = kind(trace.parameters, settings, device, host, rank=rank, world_size=world_size, built_on_device=not cuda)
-    if isinstance(engine, Zero3Engine):
-        engine.attach_modules(trace.modules)
+    engine = engine_class(settings)(
+        trace, settings, device, host, rank=rank, world_size=world_size, built_on_device=not cuda
+    )
     engine.init()
     # train/hygiene.py empties the cache before the first step.
     device.empty_cache()

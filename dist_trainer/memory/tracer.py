@@ -163,7 +163,7 @@ def _watch(model: GPT, numbers: dict[nn.Parameter, int], log: _StorageLog) -> tu
         if module is model:
             # The output embedding is the input's weight: ZeRO-3 makes it an external parameter of the whole model.
             mine.append(numbers[model.get_parameter("token_embedding.weight")])
-        owned.append(tuple(mine))
+        owned.append(tuple(sorted(mine)))
         if mine:
             _watch_module(module, number, log)
     for parameter, number in numbers.items():

@@ -8,6 +8,7 @@ is known, and prefetching and reuse apply.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dist_trainer.memory.engines import Engine
@@ -26,9 +27,7 @@ class _Gather:
 
 
 class Zero3Engine(Engine):
-    def attach_modules(self, modules: tuple[tuple[int, ...], ...]) -> None:
-        """`modules`: the parameters that each module owns, as the trace numbers them."""
-        self.modules = [sorted(set(owned)) for owned in modules]
+    """Every parameter in shards; see the module."""
 
     def init(self) -> None:
         super().init()
@@ -160,7 +159,7 @@ class Zero3Engine(Engine):
             self._prefetch(wanted)
         self.step_id += 1
 
-    def _prefetch(self, wanted: list[int]) -> None:
+    def _prefetch(self, wanted: Sequence[int]) -> None:
         fresh = [p for p in wanted if self.last_fetched.get(p, -1) < self.step_id]
         discarded: set[int] = set()
         while self.queue and len(discarded) < len(fresh):
@@ -179,7 +178,7 @@ class Zero3Engine(Engine):
                 numel += self.numels[p]
         self._gather(chosen)
 
-    def _gather(self, wanted: list[int]) -> None:
+    def _gather(self, wanted: Sequence[int]) -> None:
         if not wanted:
             return
         self.num_available += sum(self.numels[p] for p in wanted)

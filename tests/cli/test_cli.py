@@ -147,19 +147,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[LaunchPlan]:
-    """The plans that `launch` would have run; each ends with status 7."""
-    plans: list[LaunchPlan] = []
-
-    def run_plan(plan: LaunchPlan, *rest: object, **named: object) -> int:
-        plans.append(plan)
-        return 7
-
-    monkeypatch.setattr(launch, "run_plan", run_plan)
-    return plans
-
-
 def one_message(answer: Answer) -> str:
     """The one message of a user's mistake, which is all that was printed."""
     assert answer.status == 2, answer

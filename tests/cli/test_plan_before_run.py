@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import psutil
@@ -24,31 +23,9 @@ A_CPU = DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=False, has_com
 REQUEST = Request(config="tiny")
 
 
-@pytest.fixture(scope="session")
-def kept_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 @pytest.fixture(autouse=True)
-def folder(kept_traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "PMI", "OMPI_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(kept_traces))
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[LaunchPlan]:
-    plans: list[LaunchPlan] = []
-
-    def run_plan(plan: LaunchPlan, *rest: object, **named: object) -> int:
-        plans.append(plan)
-        return 7
-
-    monkeypatch.setattr(launch, "run_plan", run_plan)
-    return plans
+def folder(planning_folder: Path) -> Path:
+    return planning_folder
 
 
 @pytest.fixture

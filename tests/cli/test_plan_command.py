@@ -7,11 +7,11 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import nvml_stub
 import pytest
+from web_configs import FOUND_ON_THE_WEB
 
 from dist_trainer.cli import plan as plan_command
 from dist_trainer.cli.main import main
@@ -23,74 +23,10 @@ NO_GPU = HostFacts("box", "python", num_cores=2, num_gpus=0, is_root=False, envi
 FOUR_GPUS = HostFacts("box", "python", num_cores=2, num_gpus=4, is_root=False, environ={})
 TARGETS = 'targets={"baseline_bytes": "2 GB", "target_bytes": "%s"}'
 
-# As the guides of three projects have them: Hugging Face's for ZeRO-3 with offload, DeepSpeed's own for CIFAR, and a
-# small GPT's.
-HUGGING_FACE = {
-    "fp16": {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "initial_scale_power": 16, "hysteresis": 2},
-    "bf16": {"enabled": "auto"},
-    "optimizer": {
-        "type": "AdamW",
-        "params": {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"},
-    },
-    "scheduler": {
-        "type": "WarmupLR",
-        "params": {"warmup_min_lr": "auto", "warmup_max_lr": "auto", "warmup_num_steps": "auto"},
-    },
-    "zero_optimization": {
-        "stage": 3,
-        "offload_optimizer": {"device": "cpu", "pin_memory": True},
-        "offload_param": {"device": "cpu", "pin_memory": True},
-        "overlap_comm": True,
-        "contiguous_gradients": True,
-        "sub_group_size": 1e9,
-        "reduce_bucket_size": "auto",
-        "stage3_prefetch_bucket_size": "auto",
-        "stage3_param_persistence_threshold": "auto",
-        "stage3_max_live_parameters": 1e9,
-        "stage3_max_reuse_distance": 1e9,
-        "stage3_gather_16bit_weights_on_model_save": True,
-    },
-    "gradient_accumulation_steps": "auto",
-    "gradient_clipping": "auto",
-    "steps_per_print": 2000,
-    "train_batch_size": "auto",
-    "train_micro_batch_size_per_gpu": "auto",
-    "wall_clock_breakdown": False,
-}
-CIFAR = {
-    "train_batch_size": 16,
-    "steps_per_print": 2000,
-    "optimizer": {"type": "Adam", "params": {"lr": 0.001, "betas": [0.8, 0.999], "eps": 1e-8, "weight_decay": 3e-7}},
-    "scheduler": {
-        "type": "WarmupLR",
-        "params": {"warmup_min_lr": 0, "warmup_max_lr": 0.001, "warmup_num_steps": 1000},
-    },
-    "wall_clock_breakdown": False,
-}
-SMALL_GPT = {
-    "train_micro_batch_size_per_gpu": 4,
-    "gradient_accumulation_steps": 5,
-    "gradient_clipping": 1.0,
-    "optimizer": {"type": "AdamW", "params": {"lr": 6e-4, "betas": [0.9, 0.95], "weight_decay": 0.1}},
-    "bf16": {"enabled": True},
-    "zero_optimization": {"stage": 2, "overlap_comm": True},
-}
-
-
-@pytest.fixture(scope="session")
-def kept_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
 
 @pytest.fixture(autouse=True)
-def folder(kept_traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder, on a host without GPU or batch system."""
-    for name in [name for name in os.environ if name.startswith(("SLURM_", "PMI", "OMPI_"))]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(kept_traces))
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
+def folder(planning_folder: Path) -> Path:
+    return planning_folder
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -208,7 +144,7 @@ def test_an_optimised_setting_that_takes_more_than_nothing_at_all_is_told(capsys
     assert "baseline  " not in plan(capsys, "--no-optimize", "--nproc-per-node", "1")[1]
 
 
-@pytest.mark.parametrize("config", [HUGGING_FACE, CIFAR, SMALL_GPT], ids=["hugging face", "cifar", "small gpt"])
+@pytest.mark.parametrize("config", FOUND_ON_THE_WEB.values(), ids=list(FOUND_ON_THE_WEB))
 def test_a_json_from_elsewhere_is_planned_as_it_is(
     folder: Path, capsys: pytest.CaptureFixture[str], config: dict[str, object]
 ) -> None:
@@ -219,7 +155,11 @@ def test_a_json_from_elsewhere_is_planned_as_it_is(
 
 
 def test_a_key_that_moves_memory_and_is_not_counted_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = {**SMALL_GPT, "zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}
+    config = {
+        "train_batch_size": 4,
+        "bf16": {"enabled": True},
+        "zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2},
+    }
     (folder / "theirs.json").write_text(json.dumps(config))
     text = plan(capsys, "--ds", "theirs.json", "--nproc-per-node", "4")[1]
     assert "\nnot modelled\n  zero_optimization.zero_hpz_partition_size: " in text

@@ -16,7 +16,9 @@ from dist_trainer.config.optimisations import Switches
 from dist_trainer.config.resolve import Request, ResolvedRun, resolve
 from dist_trainer.errors import UserError
 from dist_trainer.memory import fit
+from dist_trainer.memory.candidates import Planner
 from dist_trainer.memory.choices import NEUTRAL
+from dist_trainer.memory.fit_reasons import risk_line
 from dist_trainer.memory.fit_show import render
 from dist_trainer.memory.plan import needed
 from dist_trainer.memory.planner import PlannedDevice, make_plan
@@ -65,7 +67,7 @@ def test_what_is_ranked_fits_and_the_cheapest_comes_first(search: fit.Fit) -> No
 
 
 def test_the_winner_is_what_planning_every_candidate_finds(search: fit.Fit) -> None:
-    planner = fit._Planner(tiny(), PlannedDevice("cuda", None, CARD_BYTES), search.limits, 2, 64)
+    planner = Planner(tiny(), PlannedDevice("cuda", None, CARD_BYTES), search.limits, 2, 64)
     every = [
         replace(choice, micro_batch=size)
         for choice in fit.choices(tiny().deepspeed, "bf16", Switches())
@@ -147,11 +149,11 @@ def test_where_nothing_fits_the_nearest_is_named_with_what_would_help() -> None:
 def test_what_a_setting_may_cost_beyond_time_is_said(search: fit.Fit) -> None:
     winner = search.winner
     assert winner is not None
-    assert fit.risk_line(winner) == ""
+    assert risk_line(winner) == ""
     sums = replace(winner.choice, precision="bf16", sums_in_fp32=False)
-    assert "gradients of 32 micro batches" in fit.risk_line(replace(winner, choice=sums, accumulation=32))
+    assert "gradients of 32 micro batches" in risk_line(replace(winner, choice=sums, accumulation=32))
     states = replace(winner.choice, precision="bf16 states", sums_in_fp32=False)
-    assert "16-bit master weights" in fit.risk_line(replace(winner, choice=states))
+    assert "16-bit master weights" in risk_line(replace(winner, choice=states))
 
 
 def test_a_card_without_bf16_is_given_fp16() -> None:
@@ -199,6 +201,8 @@ import sys
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.resolve import Request, resolve
 from dist_trainer.memory import fit
+from dist_trainer.memory.candidates import Planner
+from dist_trainer.memory.fit_reasons import risk_line
 from dist_trainer.memory.planner import PlannedDevice
 request = fit.at_batch(Request(ds="zero2"), 64, 2)
 resolved = resolve(request, world_size=2, device=ANY_DEVICE)

@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from dist_trainer.cli import launch
+from dist_trainer.launch.plan import LaunchPlan
+
+
+@pytest.fixture(scope="session")
+def kept_traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def planning_folder(kept_traces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, on a host without GPU or batch system, whose traces are kept for the session."""
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "PMI", "OMPI_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(kept_traces))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[LaunchPlan]:
+    """The plans that `launch` would have run; each ends with status 7."""
+    plans: list[LaunchPlan] = []
+
+    def run_plan(plan: LaunchPlan, *rest: object, **named: object) -> int:
+        plans.append(plan)
+        return 7
+
+    monkeypatch.setattr(launch, "run_plan", run_plan)
+    return plans
