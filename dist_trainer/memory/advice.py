@@ -243,7 +243,7 @@ def _to_stage(settings: Settings, stage: int) -> list[str]:
 def _computation(settings: Settings, loss: str) -> Iterator[Change]:
     if loss != "chunked":
         chosen, typed = _set("model.loss=chunked")
-        yield Change("loss", "the chunked loss", "the logits are computed twice", typed, settings=chosen)
+        yield Change("loss", "the chunked loss", "the loss takes longer", typed, settings=chosen)
     if not settings.checkpointing:
         switches = Switches(checkpointing=True)
         yield Change("checkpointing", "checkpointing", "a third more computation", "--checkpointing", switches)

@@ -201,8 +201,6 @@ import sys
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.resolve import Request, resolve
 from dist_trainer.memory import fit
-from dist_trainer.memory.candidates import Planner
-from dist_trainer.memory.fit_reasons import risk_line
 from dist_trainer.memory.planner import PlannedDevice
 request = fit.at_batch(Request(ds="zero2"), 64, 2)
 resolved = resolve(request, world_size=2, device=ANY_DEVICE)
