@@ -82,6 +82,18 @@ def test_slurm_gives_them_too(how: str, folder: Path, expected: list[float], slu
     assert losses(folder / how) == expected
 
 
+@pytest.mark.cluster
+def test_srun_passes_on_that_strict_is_not_met(folder: Path, slurm_environ: dict[str, str]) -> None:
+    """On a CPU the target is not known to be met."""
+    start = ("srun", "--ntasks=2", "--kill-on-bad-exit=1", PYTHON, "-m", "dist_trainer")
+    ended = run(
+        [*start, *switches(folder, "strict"), "--max-steps", "1", "--strict"],
+        cwd=ROOT,
+        environ=bin_environment(slurm_environ),
+    )
+    assert ended.status == 3, ended.output
+
+
 @pytest.fixture(scope="module")
 def ssh_environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     reason = sshd.why_no_sshd()
