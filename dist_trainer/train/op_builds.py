@@ -1,10 +1,21 @@
-"""DeepSpeed's ops that are compiled at their first use, and the lock files that a killed build leaves behind."""
+"""DeepSpeed's ops that are compiled at their first use, and the lock files that a killed build leaves behind.
+
+torch makes `lock` in the op's folder, keeps it open while it builds or loads, and waits for another's without end.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil
+
+from dist_trainer.cluster.filesystem import is_local
+
+LONGEST_BUILD_S = 1800.0
 
 
 def build_folder(environ: Mapping[str, str]) -> Path:
@@ -18,8 +29,34 @@ def build_folder(environ: Mapping[str, str]) -> Path:
 
 
 def locks(folder: Path) -> list[Path]:
-    """The locks of builds under way, or of builds that were killed: later runs wait for those without a word."""
     return sorted([*folder.glob("*/lock"), *folder.glob("*/*/lock")])
+
+
+def open_files() -> set[str]:
+    """The regular files that processes of this host hold open, of those processes that may be looked into."""
+    found = set()
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            found |= {file.path for file in process.open_files()}
+    return found
+
+
+def delete_abandoned_locks(folder: Path) -> None:
+    """Deletes the locks of killed builds: those that no process of this host holds open.
+
+    On a file system that other hosts may write to, only those older than LONGEST_BUILD_S. Before any rank of this host
+    builds: a rank that already waits would take the op for built.
+    """
+    found = locks(folder)
+    if not found:
+        return
+    held = open_files()
+    local = is_local(folder)
+    for lock in found:
+        with contextlib.suppress(OSError):
+            old = time.time() - lock.stat().st_mtime > LONGEST_BUILD_S
+            if str(lock.resolve()) not in held and (local or old):
+                lock.unlink()
 
 
 def notices() -> list[str]:

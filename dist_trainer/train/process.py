@@ -18,6 +18,7 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
+from dist_trainer.train import op_builds
 
 
 def threads_per_rank(environ: Mapping[str, str], *, host_cores: int, own_cores: int, local_world_size: int) -> int:
@@ -119,6 +120,8 @@ def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
 
     _check_meeting_place(rank)
     export_rank(rank)
+    if rank.local_rank == 0:
+        op_builds.delete_abandoned_locks(op_builds.build_folder(os.environ))
     if device.kind == "cpu":
         # An op for inference alone, which DeepSpeed would compile for half a minute at the first start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
