@@ -26,7 +26,8 @@ class LaunchRequest:
     """What is to run and where. `arguments` reach every rank of `module` literally.
 
     `hostfile` is the path as the user wrote it, None when there is none; `is_filtered` says that the topology
-    holds fewer slots than the hostfile.
+    holds fewer slots than the hostfile. `env` are the variables that the user named for every rank. `is_guarded`:
+    the ranks' guards bring what a launcher would get wrong, so that nothing need be refused.
     """
 
     arguments: tuple[str, ...]
@@ -36,6 +37,8 @@ class LaunchRequest:
     module: str = "dist_trainer"
     hostfile: str | None = None
     is_filtered: bool = False
+    env: tuple[tuple[str, str], ...] = ()
+    is_guarded: bool = False
 
     @property
     def is_local(self) -> bool:
