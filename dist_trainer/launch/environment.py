@@ -50,17 +50,6 @@ def refuse_stray_rank(request: LaunchRequest, launcher: str) -> None:
             )
 
 
-def refuse_other_hosts(request: LaunchRequest, launcher: str) -> None:
-    """Raises UserError where the topology names a host other than this one."""
-    if not request.is_local:
-        raise UserError(
-            f"{launcher} starts ranks on this host only.",
-            where=request.hostfile,
-            found=", ".join(host.name for host in request.topology.hosts),
-            hint="use --launcher deepspeed or --launcher mpirun for several hosts",
-        )
-
-
 def named_env(words: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """--env NAME (its value here) or NAME=VALUE. Raises UserError for a name that is none, or is not set here."""
     pairs: dict[str, str] = {}

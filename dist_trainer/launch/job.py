@@ -33,12 +33,12 @@ def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Pa
         is_port_fixed=is_port_fixed,
         logs_dir=str(run_dir / "logs"),
         is_local=request.is_local,
-        peers=() if len(hosts) == 1 else (hosts[0].name, hosts[1].name),
+        peers=_peers(request),
         local_ranks=()
-        if launcher == "srun"
+        if launcher == "srun" or request.rendezvous
         else tuple((local_rank, host.num_slots) for host in hosts for local_rank in range(host.num_slots)),
         host_env=()
-        if launcher == "deepspeed" or request.is_local
+        if launcher == "deepspeed" or request.is_local or request.rendezvous
         else tuple(
             (host.name, (("CUDA_VISIBLE_DEVICES", ",".join(map(str, host.slots))),))
             for host in hosts
@@ -50,9 +50,16 @@ def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Pa
 def roster_for(launcher: str, request: LaunchRequest) -> Roster:
     """Which rank is expected on which host. How srun spreads an uneven number of tasks is SLURM's to say."""
     topology = request.topology
-    if launcher == "srun" and not topology.is_even:
-        return Roster(topology.num_ranks)
+    if request.rendezvous or (launcher == "srun" and not topology.is_even):
+        return Roster(request.num_ranks)
     return Roster(topology.num_ranks, tuple(host.name for host in topology.hosts for _ in host.slots))
+
+
+def _peers(request: LaunchRequest) -> tuple[str, ...]:
+    """Two of the run's hosts, or the one that is known: a rank asks for the way to one that is not its own."""
+    if request.rendezvous:
+        return (request.rendezvous.host,)
+    return tuple(host.name for host in request.topology.hosts[:2]) if len(request.topology.hosts) > 1 else ()
 
 
 def forwarded_env(request: LaunchRequest) -> dict[str, str]:

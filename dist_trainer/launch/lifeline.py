@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from dist_trainer.launch.roster import Roster, Trouble, name_ranks
-from dist_trainer.launch.wire import BEAT_S, FAILURE_GRACE_S, LineReader, Message, encode
+from dist_trainer.launch.wire import BEAT_S, FAILURE_GRACE_S, SILENCE_S, LineReader, Message, encode
 
 _REMIND_S = 30.0
 _TICK_S = 0.1
@@ -96,7 +96,10 @@ class Lifeline:
 
     @property
     def has_guards(self) -> bool:
-        return any(member.is_connected for member in list(self.roster.members.values()))
+        """Whether any guard is connected, and not long silent."""
+        now_s = time.monotonic()
+        members = list(self.roster.members.values())
+        return any(member.is_connected and now_s - member.heard_s < SILENCE_S for member in members)
 
     def stop(self, grace_s: float) -> None:
         """Tells every guard, now and later ones too, to end its rank: SIGTERM, and SIGKILL `grace_s` later."""

@@ -19,11 +19,16 @@ def address_towards(host: str) -> str | None:
 
 
 def interface_towards(host: str) -> str | None:
-    """The network interface that the route to `host` leaves by; None where that is not known."""
-    own = address_towards(host)
+    """The network interface that the route to `host` leaves by, or that has the address of `host` if that is this one.
+
+    None where that is not known.
+    """
+    own = host if is_own_address(host) else address_towards(host)
     if own is None:
         return None
     import psutil
+
+    own = socket.gethostbyname(own)
 
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address == own for address in addresses):

@@ -25,7 +25,7 @@ from dist_trainer.launch.network import interface_towards
 from dist_trainer.launch.ports import first_free_port
 from dist_trainer.launch.processes import end_with_parent, launchers_above, sweep_later
 from dist_trainer.launch.supervise import GRACE_S
-from dist_trainer.launch.wire import BEAT_S, FAILURE_GRACE_S, SILENCE_S, LineReader, Message, encode
+from dist_trainer.launch.wire import BEAT_S, FAILURE_GRACE_S, FROM_SRUN, SILENCE_S, LineReader, Message, encode
 from dist_trainer.logs import rank_log_path
 
 _CONNECT_LIMIT_S = 300.0
@@ -276,11 +276,11 @@ def _connect(address: tuple[str, int]) -> socket.socket:
 def _interface_env(peers: list[str], environ: dict[str, str]) -> dict[str, str]:
     """The interface by which the other hosts are reached, for gloo and for NCCL unless the user has named one."""
     own = socket.gethostname()
-    other = next((peer for peer in peers if own not in (peer, peer.split(".")[0])), None)
-    interface = interface_towards(other) if other else None
-    if interface is None:
+    other = next((peer for peer in peers if own not in (peer, peer.split(".")[0])), peers[0])
+    interface = interface_towards(other)
+    if interface in (None, "lo"):
         return {}
-    return {name: environ.get(name, interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    return {name: environ.get(name) or str(interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
 
 
 def _open_log(logs_dir: Path, rank: int) -> IO[bytes] | None:
@@ -301,6 +301,8 @@ def find_place() -> Place:
 
 def main(argv: list[str]) -> int:
     host, _, port = argv[0].rpartition(":")
+    if host == FROM_SRUN:
+        host = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
     above = launchers_above(os.getpid())
     try:
         guard = Guard(find_place(), (host, int(port)), argv[1])

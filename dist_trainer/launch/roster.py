@@ -22,6 +22,7 @@ class Member:
     heard_s: float
     status: int | None = None
     is_connected: bool = True
+    is_gone: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,10 +80,8 @@ class Roster:
         member = self.members[rank]
         member.is_connected = False
         if member.status is None:
-            member.status = 128 + 9
-            message = (
-                f"rank {rank} on {member.host}: the connection to it was closed; it was killed, or its host went down"
-            )
+            member.status, member.is_gone = 128 + 9, True
+            message = f"rank {rank} on {member.host} is gone: the connection to its guard was closed"
             self._candidates.append(_Candidate(now_s, Trouble(message, member.status, rank), is_echo=False))
 
     def silent_hosts(self, now_s: float, limit_s: float) -> dict[str, list[int]]:
@@ -113,7 +112,20 @@ class Roster:
         first = min(self._candidates, key=lambda one: (one.is_echo, one.time_s))
         if now_s - first.time_s < SETTLE_S or self.silent_hosts(now_s, 3 * BEAT_S):
             return None
-        return first.trouble
+        return self._whole_host(first.trouble)
+
+    def _whole_host(self, trouble: Trouble) -> Trouble:
+        """The same trouble, or that of the host where all ranks are gone in the way this one is."""
+        member = self.members.get(-1 if trouble.rank is None else trouble.rank)
+        if member is None or not member.is_gone:
+            return trouble
+        there = [one for one in self.members.values() if one.host == member.host]
+        if len(there) == 1 or not all(one.is_gone for one in there):
+            return trouble
+        ranks = name_ranks(one.rank for one in there)
+        return Trouble(
+            f"{member.host} (ranks {ranks}) is gone: every connection to it was closed at once", EXIT_FAILURE
+        )
 
 
 def name_ranks(ranks: Iterable[int]) -> str:

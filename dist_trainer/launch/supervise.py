@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import IO, Protocol
 
 from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import adopt_orphans, end_with_parent, list_descendants
@@ -23,6 +23,7 @@ _LONG_S = 3600.0
 _LOOK_S = 0.2
 # What a launcher needs to end by itself after its last rank.
 _LAUNCHER_GRACE_S = 4.0
+_TERM_GRACE_S = 2.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -47,7 +48,12 @@ class Guards(Protocol):
 
 
 def supervise(
-    argv: tuple[str, ...], environ: Mapping[str, str], *, grace_s: float = GRACE_S, guards: Guards | None = None
+    argv: tuple[str, ...],
+    environ: Mapping[str, str],
+    *,
+    grace_s: float = GRACE_S,
+    guards: Guards | None = None,
+    output: IO[bytes] | None = None,
 ) -> Ending:
     """Runs the command with exactly this environment, to its end and that of all it started.
 
@@ -56,7 +62,8 @@ def supervise(
     ends with 0. What the command leaves running is ended, and then status 0 becomes 1. For the main thread only.
 
     Where `guards` are connected they end the ranks instead, and the command is left to end by itself within the same
-    time; so it is, within FAILURE_GRACE_S and a little more, once they know of trouble.
+    time; so it is, within FAILURE_GRACE_S and a little more, once they know of trouble. What the command prints goes
+    to `output`, else to this process's own streams.
     """
     stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     not_ours = {process.pid for process in list_descendants(os.getpid())}
@@ -64,10 +71,11 @@ def supervise(
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals | {signal.SIGCHLD})
     adopt_orphans(True)
     try:
-        launcher = _start(argv, environ, old_mask)
+        launcher = _start(argv, environ, old_mask, output)
         try:
             stopped_by = _wait(launcher, stop_signals, not_ours, grace_s, guards)
-            is_left_over = stopped_by is None and not _end_stragglers(launcher, not_ours)
+            is_known = guards is not None and guards.trouble is not None
+            is_left_over = stopped_by is None and not is_known and not _end_stragglers(launcher, not_ours)
         finally:
             _kill_the_rest(launcher, not_ours)
     finally:
@@ -80,14 +88,17 @@ def supervise(
     status = 128 - returncode if returncode < 0 else returncode
     if stopped_by is not None:
         return Ending(128 + stopped_by if status else status, stopped_by)
-    if is_left_over:
+    if is_left_over and guards is None:
         print("The launcher ended before the ranks did; the ranks were ended.", file=sys.stderr)
         return Ending(status or EXIT_FAILURE, None)
     return Ending(status, None)
 
 
 def _start(
-    argv: tuple[str, ...], environ: Mapping[str, str], mask: Collection[int | signal.Signals]
+    argv: tuple[str, ...],
+    environ: Mapping[str, str],
+    mask: Collection[int | signal.Signals],
+    output: IO[bytes] | None,
 ) -> subprocess.Popen[bytes]:
     parent_pid = os.getpid()
 
@@ -96,7 +107,13 @@ def _start(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     return subprocess.Popen(
-        argv, env=dict(environ), stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+        argv,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=in_child,
     )
 
 
@@ -122,7 +139,7 @@ def _wait(
         if guards is not None and guards.trouble is not None:
             if not _give_time(launcher, stop_signals, not_ours, FAILURE_GRACE_S + _LAUNCHER_GRACE_S):
                 _signal_group(launcher, signal.SIGTERM)
-                _give_time(launcher, stop_signals, not_ours, _LAUNCHER_GRACE_S)
+                _give_time(launcher, stop_signals, not_ours, _TERM_GRACE_S)
             return None
     return None
 

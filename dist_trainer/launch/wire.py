@@ -11,9 +11,12 @@ from typing import Any
 
 BEAT_S = 1.0
 # A host of which nothing was heard for so long is taken to be down, or cut off.
-SILENCE_S = 12.0
+SILENCE_S = 10.0
 # After a failure ranks that wait in a collective have nothing to save.
 FAILURE_GRACE_S = 5.0
+
+# Stands for the launching process's host where its address is what srun tells its tasks.
+FROM_SRUN = "@srun"
 
 Message = dict[str, Any]
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.errors import UserError
 from dist_trainer.cluster.topology import Topology
+from dist_trainer.errors import UserError
 from dist_trainer.launch.choose import build_plan
 from dist_trainer.launch.job import job_for
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
