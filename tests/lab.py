@@ -89,7 +89,10 @@ class HostProcess(subprocess.Popen[str]):
 
 
 class Lab:
-    """`folder` is shared by all hosts, at the same path. Where a host is asked for, "login" is one too."""
+    """`folder` is shared by all hosts, at the same path.
+
+    Commands run on the login node too; but it holds the switch, so power and links are those of `hosts`.
+    """
 
     hosts = HOSTS
 

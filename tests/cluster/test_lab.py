@@ -82,10 +82,21 @@ def test_a_host_without_power_is_gone_until_it_boots_again(lab: Lab) -> None:
     assert lab.check(LOGIN, [*SSH, "node2", "echo $ONLY_HERE"]) == 'a "b" c\n'
     assert lab.check("node2", ["sh", "-c", "echo $ONLY_HERE"]) == 'a "b" c\n'
     assert lab.check(LOGIN, [*SSH, "node1", "echo $ONLY_HERE"]) == "\n"
-    lab.power_off("node2", silently=True)
+    lab.power_off("node2")
     lab.power_on("node2")
     assert lab.check("node2", ["sh", "-c", "echo $ONLY_HERE"]) == "\n"
     assert lab.processes("node2") == []
+
+
+def test_a_host_that_goes_silently_leaves_its_peers_waiting(lab: Lab) -> None:
+    remote = lab.popen(LOGIN, [*SSH, "node2", "sleep 1000"])
+    wait_until(lambda: any("sleep" in argv for _, argv in lab.processes("node2")))
+    lab.power_off("node2", silently=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        remote.wait(0.5)
+    remote.kill()
+    assert remote.wait(LIMIT_S) == -signal.SIGKILL
+    lab.power_on("node2")
 
 
 def test_the_clock_of_one_host_can_be_wrong(lab: Lab) -> None:
@@ -142,6 +153,21 @@ def test_a_host_that_booted_again_takes_jobs_and_its_own_variables(lab: Lab, slu
     lab.power_off("node2")
     lab.power_on("node2")
     wait_until(lambda: sorted(lab.run(LOGIN, srun, environ=slurm_lab).output.split()) == ["node1", "node2"])
+    lab.wait_until_nothing_runs()
+
+
+def test_a_job_in_the_high_partition_has_the_others_requeued(lab: Lab, slurm_lab: dict[str, str]) -> None:
+    whole = ["--nodes=2", "--exclusive"]
+    submit = ["sbatch", "--parsable", "--requeue", "--output=/dev/null", *whole, "--wrap", "sleep 1000"]
+    job_id = lab.check(LOGIN, submit, environ=slurm_lab).strip()
+
+    def job() -> str:
+        return lab.check(LOGIN, ["scontrol", "--oneliner", "show", "job", job_id], environ=slurm_lab)
+
+    wait_until(lambda: "JobState=RUNNING" in job())
+    lab.check(LOGIN, ["srun", "--partition=high", *whole, "true"], environ=slurm_lab)
+    assert "Restarts=1" in job()
+    lab.check(LOGIN, ["scancel", job_id], environ=slurm_lab)
     lab.wait_until_nothing_runs()
 
 
