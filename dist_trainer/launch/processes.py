@@ -16,6 +16,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _DAEMONS = ("orted", "hydra_pmi_proxy")
 _MODULES = ("deepspeed.launcher.launch", "dist_trainer.launch.elastic")
 _SWEEP_AFTER_S = 3.0
+_POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,24 @@ def sweep_later(processes: list[tuple[int, int]]) -> None:
     # Whoever reads what this process prints, such as ssh, must not wait for it.
     os.closerange(0, os.sysconf("SC_OPEN_MAX"))
     for number in (signal.SIGTERM, signal.SIGKILL):
-        time.sleep(_SWEEP_AFTER_S)
-        for pid, started in processes:
-            with contextlib.suppress(OSError):
-                if int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19]) == started:
-                    os.kill(pid, number)
+        deadline_s = time.monotonic() + _SWEEP_AFTER_S
+        while left := [pid for pid, started in processes if _started_at(pid) == started]:
+            if time.monotonic() > deadline_s:
+                break
+            time.sleep(_POLL_S)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
     os._exit(0)
+
+
+def _started_at(pid: int) -> int | None:
+    """In clock ticks since the host booted: with the number, what no other process has. None when it has ended."""
+    try:
+        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def list_descendants(pid: int) -> list[Process]:
