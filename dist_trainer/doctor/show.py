@@ -1,0 +1,70 @@
+"""Findings for people, as one table, and for programs, as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from dist_trainer.cluster.nodelist import fold_nodelist
+from dist_trainer.doctor.examination import Examination
+from dist_trainer.doctor.findings import LEVELS, Finding, worst
+from dist_trainer.units import format_duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_MOST_HOST_CHARACTERS = 60
+
+
+def show(findings: list[Finding], exam: Examination, console: Console) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name, grows in (("", 0), ("check", 0), ("hosts", 0), ("found", 3), ("what to do", 2)):
+        table.add_column(name, ratio=grows or None, overflow="fold")
+    for finding in findings:
+        level = Text(finding.level, style=_STYLES[finding.level])
+        hosts = Text(hosts_text(finding.hosts, len(exam.hosts)))
+        table.add_row(level, Text(finding.check), hosts, Text(finding.found), Text(finding.do or ""))
+    console.print(table)
+    console.print(Text(summary(findings, exam)))
+
+
+def summary(findings: list[Finding], exam: Examination) -> str:
+    counts = Counter(finding.level for finding in findings)
+    told = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
+    hosts = "1 host" if len(exam.hosts) == 1 else f"{len(exam.hosts)} hosts"
+    return f"\n{hosts}, {exam.num_ranks} ranks: {told}; {format_duration(exam.seconds)}"
+
+
+def hosts_text(hosts: tuple[str, ...], num_hosts: int) -> str:
+    """'all' for none in particular; a list that would fill the screen is cut, for JSON has it in full."""
+    if not hosts:
+        return "all" if num_hosts > 1 else ""
+    text = fold_nodelist(hosts)
+    if len(text) <= _MOST_HOST_CHARACTERS:
+        return text
+    # Cut between names, outside of brackets.
+    kept = list(hosts)
+    while len(kept) > 1 and len(fold_nodelist(kept)) > _MOST_HOST_CHARACTERS:
+        kept = kept[: len(kept) * 2 // 3]
+    return f"{fold_nodelist(kept)} and {len(hosts) - len(kept)} more"
+
+
+def dump(findings: list[Finding], exam: Examination) -> str:
+    """`level` is the worst there is; `hosts` of a finding is empty where it is about all of them."""
+    return (
+        json.dumps(
+            {
+                "level": worst(findings),
+                "findings": [dataclasses.asdict(finding) for finding in findings],
+                "examination": dataclasses.asdict(exam),
+            },
+            indent=2,
+        )
+        + "\n"
+    )
