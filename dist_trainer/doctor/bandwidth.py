@@ -23,7 +23,7 @@ from dist_trainer.doctor.rounds import Pair, rank_pairs
 # Long enough to even out a start, short enough for many rounds.
 _BUDGET_S = 1.0
 _LONG_ENOUGH_S = 0.1
-_REPEATS = 3
+_REPEATS = 10
 _FIRST_BYTES = 2**16
 _MOST_BYTES = {"cpu": 2**25, "cuda": 2**28}
 _GROWTH = 4
@@ -82,7 +82,7 @@ def measure(spec: RankSpec) -> None:
     num_bytes, seconds = trial.all_reduce()
     say(all_reduce_bytes=num_bytes, all_reduce_s=seconds)
     say(stage="links")
-    for pairs in rank_pairs(spec.ranks_by_host):
+    for pairs in rank_pairs(spec.ranks_by_host, has_own_ways=spec.device == "cuda"):
         trial.round(pairs)
     say(stage="end")
     dist.barrier()

@@ -40,7 +40,7 @@ _MODULE = "dist_trainer.doctor.host"
 _START_LIMIT_S = remote.CONNECT_TIMEOUT_S + 15.0
 _ANSWER_LIMIT_S = 15.0
 _CONNECT_LIMIT_S = 3.0
-_TRIAL_LIMIT_S = 30
+_TRIAL_LIMIT_S = 60
 _PLAN_LIMIT_S = 120.0
 _NUM_CLOCK_TRIPS = 5
 # All hosts write at once, and their storage may be one: this much together, and this much each at most.
@@ -102,7 +102,7 @@ def srun_command(names: tuple[str, ...], argv: tuple[str, ...]) -> tuple[str, ..
     # The node list is said, for a step may otherwise be given part of the job's nodes.
     return (
         *("srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"),
-        *(f"--nodelist={','.join(names)}", "--cpu-bind=none", "--unbuffered", "--input=all"),
+        *(f"--nodelist={','.join(names)}", "--cpu-bind=none", "--input=all"),
         *argv,
     )
 

@@ -15,7 +15,7 @@ Value = TypeVar("Value", bound=Hashable)
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing. `hosts`: of which hosts, none for all of them; `do`: what to do about it."""
+    """What was found of one thing. `hosts`: of which hosts, none for all that answered; `do`: what to do about it."""
 
     level: Level
     check: str
@@ -44,13 +44,19 @@ def by_value(values: Mapping[str, Value]) -> dict[Value, tuple[str, ...]]:
 def sameness(
     check: str, values: Mapping[str, str], *, level: Level, do: str, here: str | None = None
 ) -> Iterator[Finding]:
-    """One line where all hosts have the same; else a line for each value that is not the usual one."""
+    """One line where all hosts have the same; else a line for each value that is not the usual one.
+
+    `here`: what the asker's own host has, which is worth a warning where it is none of theirs.
+    """
     if not values:
         return
     common = usual(values, here)
     groups = by_value(values)
     if len(groups) == 1:
-        yield Finding("ok", check, common)
+        if here in (None, common):
+            yield Finding("ok", check, common)
+        else:
+            yield Finding("warn", check, f"{common}, where the doctor itself runs with {here}", tuple(values), do)
         return
     others = groups[common]
     who = f"{others[0]} has" if len(others) == 1 else f"{len(others)} hosts have"

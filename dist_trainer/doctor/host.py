@@ -1,8 +1,8 @@
 """What one host answers the doctor: `python -m dist_trainer.doctor.host [NAME]`.
 
-Each line of its stdin is a question as JSON, `{"id": 1, "do": "facts"}`; each gets one line of JSON on stdout, with the
-name by which the asker knows the host. When stdin ends, so does this process, and what it made is taken away; it
-ends also when nobody closes stdin. It needs no package but for what a question is about.
+Each line of its stdin is a question as JSON, `{"id": 1, "do": "clock"}`; each gets an answer on stdout (see `wire`).
+When stdin ends, so does this process, and what it made is taken away; it ends also when nobody closes stdin. It needs
+no package but for what a question is about.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dist_trainer.doctor import wire
 from dist_trainer.doctor.facts import ClockReading, Connections, Folder, HostFacts, Listening, RankReports, Seen
 from dist_trainer.doctor.probes import network, software, system
 
@@ -140,12 +141,13 @@ def main(argv: list[str]) -> None:
     try:
         for line in lines_of(_STDIN):
             question = json.loads(line)
-            reply: dict[str, Any] = {"id": question["id"], "host": name}
+            reply: dict[str, Any]
             try:
-                reply["answer"] = dataclasses.asdict(respondent.answer(question))
+                reply = {"answer": dataclasses.asdict(respondent.answer(question))}
             except (OSError, ValueError, ImportError) as error:
-                reply["error"] = f"{type(error).__name__}: {error}"
-            print(json.dumps(reply), flush=True)
+                reply = {"error": f"{type(error).__name__}: {error}"}
+            sys.stdout.write(wire.pack(name, question["id"], reply))
+            sys.stdout.flush()
     finally:
         respondent.close()
 

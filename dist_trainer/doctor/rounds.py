@@ -9,13 +9,17 @@ Item = TypeVar("Item")
 Pair = tuple[int, int]
 
 
-def rank_pairs(ranks_by_host: Sequence[Sequence[int]]) -> list[list[Pair]]:
+def rank_pairs(ranks_by_host: Sequence[Sequence[int]], *, has_own_ways: bool) -> list[list[Pair]]:
     """Rounds of pairs of ranks; in a round no rank is in two pairs, and after all rounds every host has been measured
-    with the next one in the ring, each of its ranks with the one at the same place there. On one host it is a ring of
-    its ranks.
+    with the next one in the ring.
+
+    Where ranks have ways of their own (GPUs, with a network card near each), all ranks of a host take part, each with
+    the one at the same place on the other host, and on one host they make a ring; else one rank stands for its host.
     """
+    if not has_own_ways:
+        return ring_rounds([ranks[0] for ranks in ranks_by_host])
     if len(ranks_by_host) == 1:
-        return [list(pairs) for pairs in ring_rounds(ranks_by_host[0])]
+        return ring_rounds(ranks_by_host[0])
     return [
         [pair for here, there in pairs for pair in zip(here, there, strict=False)]
         for pairs in ring_rounds(ranks_by_host)

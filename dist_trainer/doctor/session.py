@@ -1,4 +1,4 @@
-"""The doctor's talk with many hosts at once: one process a connection, a line of JSON out, a line of JSON back.
+"""The doctor's talk with many hosts at once: one process a connection, questions as lines of JSON, answers by `wire`.
 
 A connection reaches one host (ssh, or this host itself) or all of them (srun, which copies each line to its tasks).
 """
@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from dist_trainer.doctor import wire
 from dist_trainer.launch import remote
 from dist_trainer.launch.remote import Problem, ssh_problem
 
@@ -126,6 +127,7 @@ class _Connection:
         self.noise: list[str] = []
         self._process: asyncio.subprocess.Process | None = None
         self._waiting: dict[tuple[str, int], asyncio.Future[tuple[float, dict[str, Any] | Silence]]] = {}
+        self._unpacker = wire.Unpacker()
         self._stderr = bytearray()
         self._reading: asyncio.Task[None] | None = None
         self._ended: Silence | None = None
@@ -183,13 +185,16 @@ class _Connection:
     def _take(self, line: bytes) -> None:
         received_s = time.time()
         try:
-            said = json.loads(line)
-            future = self._waiting[said["host"], said["id"]]
-        except (ValueError, KeyError, TypeError):
+            taken = self._unpacker.take(line)
+        except ValueError:
             if len(self.noise) < _MOST_NOISE and line.strip():
                 self.noise.append(line.decode(errors="replace").strip())
             return
-        if not future.done():
+        if taken is None:
+            return
+        host, number, said = taken
+        future = self._waiting.get((host, number))
+        if future is not None and not future.done():
             future.set_result((received_s, said))
 
     def _reply(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
-_MOST_HOST_CHARACTERS = 60
+_MOST_HOST_CHARACTERS = 40
 
 
 def show(findings: list[Finding], exam: Examination, console: Console) -> None:
@@ -24,12 +24,14 @@ def show(findings: list[Finding], exam: Examination, console: Console) -> None:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name, grows in (("", 0), ("check", 0), ("hosts", 0), ("found", 3), ("what to do", 2)):
-        table.add_column(name, ratio=grows or None, overflow="fold")
+    for name in ("", "check", "hosts", "found, and what to do"):
+        table.add_column(name, overflow="fold")
     for finding in findings:
+        found = Text(finding.found)
+        if finding.do is not None:
+            found.append(f"\n-> {finding.do}", style="bold")
         level = Text(finding.level, style=_STYLES[finding.level])
-        hosts = Text(hosts_text(finding.hosts, len(exam.hosts)))
-        table.add_row(level, Text(finding.check), hosts, Text(finding.found), Text(finding.do or ""))
+        table.add_row(level, Text(finding.check), Text(hosts_text(finding.hosts)), found)
     console.print(table)
     console.print(Text(summary(findings, exam)))
 
@@ -41,10 +43,8 @@ def summary(findings: list[Finding], exam: Examination) -> str:
     return f"\n{hosts}, {exam.num_ranks} ranks: {told}; {format_duration(exam.seconds)}"
 
 
-def hosts_text(hosts: tuple[str, ...], num_hosts: int) -> str:
-    """'all' for none in particular; a list that would fill the screen is cut, for JSON has it in full."""
-    if not hosts:
-        return "all" if num_hosts > 1 else ""
+def hosts_text(hosts: tuple[str, ...]) -> str:
+    """A list that would fill the screen is cut: JSON has it in full."""
     text = fold_nodelist(hosts)
     if len(text) <= _MOST_HOST_CHARACTERS:
         return text
@@ -56,7 +56,7 @@ def hosts_text(hosts: tuple[str, ...], num_hosts: int) -> str:
 
 
 def dump(findings: list[Finding], exam: Examination) -> str:
-    """`level` is the worst there is; `hosts` of a finding is empty where it is about all of them."""
+    """`level` is the worst there is; `hosts` of a finding is empty where it is about all that answered."""
     return (
         json.dumps(
             {

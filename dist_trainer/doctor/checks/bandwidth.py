@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import median
 
 from dist_trainer.doctor.examination import Examination
-from dist_trainer.doctor.facts import Transfer
 from dist_trainer.doctor.findings import Finding, Level, grouped
 from dist_trainer.units import format_bytes
 
 FAIL_SHARE = 0.25
 WARN_SHARE = 0.5
-# About what Ethernet of 1 Gbit/s carries: slower than this a link of any cluster is worth a look.
-LEAST_BYTES_PER_S = 100e6
+# Whatever the others do: about what Ethernet of 1 Gbit/s carries, and of 100 Mbit/s.
+WARN_BYTES_PER_S = 100e6
+FAIL_BYTES_PER_S = 10e6
 _DO = "look at the cable, the switch port and the interface (ethtool, `tc qdisc`), or leave the host out with --exclude"
+_DO_ALL = "use a faster network, or settings that communicate less (ZeRO 1, more accumulation)"
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,15 @@ def check(exam: Examination) -> Iterator[Finding]:
 
 
 def links_of(exam: Examination) -> list[Link]:
-    """Between hosts: what all their ranks carried together, at the pace of the slowest. On one host: between ranks."""
+    """At the pace of the slowest pair of ranks between two hosts. On one host: between its ranks."""
     places = places_of(exam.trial.hosts)
-    transfers: dict[tuple[str, str], list[Transfer]] = {}
+    speeds: dict[tuple[str, str], float] = {}
     for host in exam.hosts:
         for rank in host.ranks.ranks if host.ranks else ():
-            for transfer in rank.transfers:
-                key = (places[transfer.source], places[transfer.target])
-                transfers.setdefault(key, []).append(transfer)
-    return [
-        Link(source, target, sum(one.num_bytes for one in found) / max(one.seconds for one in found))
-        for (source, target), found in transfers.items()
-    ]
+            for one in rank.transfers:
+                key = (places[one.source], places[one.target])
+                speeds[key] = min(speeds.get(key, float("inf")), one.num_bytes / one.seconds)
+    return [Link(source, target, speed) for (source, target), speed in speeds.items()]
 
 
 def places_of(hosts: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
@@ -69,19 +67,23 @@ def places_of(hosts: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
 
 
 def judge_links(links: list[Link]) -> Iterator[Finding]:
-    """Slow ones by the median of all; of two hosts, whose two directions are all there is, by the faster direction."""
+    """Slow ones by the median of all, and by what is slow anywhere. Two hosts have two directions, of which the
+    faster one is what the other is held against.
+    """
     if not links:
         return
     speeds = [link.bytes_per_s for link in links]
     common = median(speeds) if len(links) > 2 else max(speeds)
-    slow = [link for link in links if link.bytes_per_s < WARN_SHARE * common or link.bytes_per_s < LEAST_BYTES_PER_S]
+    slow = [link for link in links if _level(link.bytes_per_s, common) != "ok"]
     if not slow:
         slowest = min(links, key=lambda link: link.bytes_per_s)
         yield Finding("ok", "links", f"at least {_speed(slowest.bytes_per_s)} each way, {_speed(common)} as a rule")
         return
     if len(slow) == len(links) and min(speeds) >= WARN_SHARE * common:
-        found = f"all are slow: {_speed(common)}"
-        yield Finding("warn", "links", found, (), "use a faster network, or settings that communicate less (ZeRO 1)")
+        # Between two hosts this is their one link; between many it is the network.
+        hosts = _ends(links) if len(links) == 2 else ()
+        found = f"{_speed(common)} each way, which is slow for any network"
+        yield Finding(_level(common, common), "links", found, hosts, _DO if hosts else _DO_ALL)
         return
     by_whole_host = _slow_hosts(slow, links)
     for (host, way), own in by_whole_host.items():
@@ -92,7 +94,7 @@ def judge_links(links: list[Link]) -> Iterator[Finding]:
     for link in slow:
         if link not in explained:
             found = f"{link.source} to {link.target}: {_speed(link.bytes_per_s)}, where {_speed(common)} is usual"
-            yield Finding(_level(link.bytes_per_s, common), "links", found, (link.source, link.target), _DO)
+            yield Finding(_level(link.bytes_per_s, common), "links", found, _ends([link]), _DO)
 
 
 def _all_reduce(exam: Examination) -> Iterator[Finding]:
@@ -123,7 +125,13 @@ def _slow_hosts(slow: list[Link], links: list[Link]) -> dict[tuple[str, str], li
 
 
 def _level(speed: float, common: float) -> Level:
-    return "fail" if speed < FAIL_SHARE * common else "warn"
+    if speed < max(FAIL_SHARE * common, FAIL_BYTES_PER_S):
+        return "fail"
+    return "warn" if speed < max(WARN_SHARE * common, WARN_BYTES_PER_S) else "ok"
+
+
+def _ends(links: Iterable[Link]) -> tuple[str, ...]:
+    return tuple(sorted({end for link in links for end in (link.source, link.target)}))
 
 
 def _speed(bytes_per_s: float) -> str:

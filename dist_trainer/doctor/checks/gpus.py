@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from dist_trainer.doctor.examination import Examination, HostReport
 from dist_trainer.doctor.facts import GpuFacts, HostGpus
-from dist_trainer.doctor.findings import Finding, by_value, grouped
+from dist_trainer.doctor.findings import Finding, Level, by_value, grouped
 from dist_trainer.errors import UserError
 from dist_trainer.memory.gpus import find_gpu
 from dist_trainer.monitor.pci import kernel_address
@@ -159,38 +159,19 @@ def _about_names(gpus: HostGpus) -> str:
 
 
 def _states(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
-    ecc: dict[str, str] = {}
-    slow: dict[str, str] = {}
-    held: dict[str, str] = {}
-    transient: dict[str, str] = {}
-    divided: dict[str, str] = {}
-    for name, host in asked.items():
-        gpus = _gpus(host).gpus
-        texts = (
-            (ecc, [f"GPU {gpu.index}: {gpu.ecc_errors} uncorrected" for gpu in gpus if gpu.ecc_errors]),
-            (slow, [text for gpu in gpus if (text := _slowdown(gpu))]),
-            (held, [text for gpu in gpus if (text := _holders(gpu))]),
-            (transient, [str(gpu.index) for gpu in gpus if gpu.is_persistent is False]),
-            (divided, [f"GPU {gpu.index} into {gpu.num_instances}" for gpu in gpus if gpu.num_instances]),
-        )
-        for found, lines in texts:
-            if lines:
-                found[name] = "; ".join(lines) if found is not transient else f"off on GPU {', '.join(lines)}"
-    yield from grouped(
-        "fail", "GPU ECC errors", ecc, "reset the GPU (nvidia-smi -r); where they come back, have it replaced"
-    )
-    yield from grouped("warn", "GPU throttling", slow, "look at its cooling and power: nvidia-smi -q -d PERFORMANCE")
-    yield from grouped("warn", "GPU memory in use", held, "end those processes, or leave these GPUs out with --exclude")
-    yield from grouped(
-        "warn", "GPU persistence", transient, "start nvidia-persistenced: each first use of an idle GPU takes seconds"
-    )
-    yield from grouped(
-        "warn", "MIG", divided, "turn MIG off for training: NCCL does not join instances of one GPU (nvidia-smi -mig 0)"
-    )
-    known = {"ECC errors": ecc, "throttling": slow, "memory of others": held}
-    clean = [what for what, found in known.items() if not found]
+    clean = []
+    for level, name, describe, do in _STATES:
+        texts = {host: "; ".join(filter(None, map(describe, _gpus(report).gpus))) for host, report in asked.items()}
+        found = {host: text for host, text in texts.items() if text}
+        yield from grouped(level, f"GPU {name}", found, do)
+        if not found and name in _WORTH_SAYING:
+            clean.append(f"no {name}")
     if clean:
-        yield Finding("ok", "GPU state", f"no {', no '.join(clean)}")
+        yield Finding("ok", "GPU state", ", ".join(clean))
+
+
+def _ecc(gpu: GpuFacts) -> str:
+    return f"GPU {gpu.index}: {gpu.ecc_errors} uncorrected" if gpu.ecc_errors else ""
 
 
 def _slowdown(gpu: GpuFacts) -> str:
@@ -208,6 +189,24 @@ def _holders(gpu: GpuFacts) -> str:
     used = "" if gpu.used_bytes is None else f" {format_gb(gpu.used_bytes)}"
     who = ", ".join(f"{process.name or 'a process'} ({process.pid})" for process in listed or gpu.processes)
     return f"GPU {gpu.index}:{used}{f' by {who}' if who else ', and no process is listed'}"
+
+
+def _transience(gpu: GpuFacts) -> str:
+    return f"off on GPU {gpu.index}" if gpu.is_persistent is False else ""
+
+
+def _division(gpu: GpuFacts) -> str:
+    return f"GPU {gpu.index} is divided into {gpu.num_instances}" if gpu.num_instances else ""
+
+
+_WORTH_SAYING = ("ECC errors", "throttling", "memory in use")
+_STATES: tuple[tuple[Level, str, Callable[[GpuFacts], str], str], ...] = (
+    ("fail", "ECC errors", _ecc, "reset the GPU (nvidia-smi -r); where they come back, have it replaced"),
+    ("warn", "throttling", _slowdown, "look at its cooling and power: nvidia-smi -q -d PERFORMANCE"),
+    ("warn", "memory in use", _holders, "end those processes, or leave these GPUs out with --exclude"),
+    ("warn", "persistence", _transience, "start nvidia-persistenced: an idle GPU takes seconds to come up"),
+    ("warn", "MIG", _division, "turn it off for training (nvidia-smi -mig 0): NCCL joins no parts of one GPU"),
+)
 
 
 def _has_kernel_gpu(host: HostReport) -> bool:

@@ -47,9 +47,6 @@ def _package(name: str, facts: Mapping[str, HostFacts], *, level: Level, here: s
 def _cuda(exam: Examination, facts: Mapping[str, HostFacts]) -> Iterator[Finding]:
     """What torch was built for, against the other hosts, the driver, and whether there are GPUs at all."""
     built = {host: found.torch_cuda or _NO_CUDA for host, found in facts.items() if found.packages.get("torch")}
-    yield from sameness(
-        "torch's CUDA", built, level="fail", do=_SAME_ENVIRONMENT, here=exam.asker.torch_cuda or _NO_CUDA
-    )
     useless, newer = {}, {}
     for host in exam.hosts:
         version = built.get(host.name)
@@ -59,6 +56,8 @@ def _cuda(exam: Examination, facts: Mapping[str, HostFacts]) -> Iterator[Finding
             useless[host.name] = f"{len(host.gpus.devices)} GPUs, and a torch that is {_NO_CUDA}"
         elif host.gpus.driver_cuda and _major(version) > _major(host.gpus.driver_cuda):
             newer[host.name] = f"torch is built for {version}, and the driver knows CUDA up to {host.gpus.driver_cuda}"
+    alike = sameness("torch's CUDA", built, level="fail", do=_SAME_ENVIRONMENT, here=exam.asker.torch_cuda or _NO_CUDA)
+    yield from (finding for finding in alike if finding.level != "ok" or not (useless or newer))
     yield from grouped("fail", "torch's CUDA", useless, "install a torch for CUDA: see pytorch.org for the command")
     yield from grouped("fail", "torch's CUDA", newer, "update the driver, or install a torch for an older CUDA")
 
@@ -69,14 +68,22 @@ def _driver(exam: Examination) -> Iterator[Finding]:
 
 
 def _code(facts: Mapping[str, HostFacts], here: Revision | None) -> Iterator[Finding]:
-    revisions = {host: _revision_text(found.revision) for host, found in facts.items()}
+    """By the bytes of the files: a commit with local changes says little of them, and a copy may have no commit."""
+    names: dict[str, str] = {}
+    for revision in [found.revision for found in facts.values()]:
+        known = names.get(revision.digest)
+        if known is None or (revision.head and "commit" not in known):
+            names[revision.digest] = _revision_text(revision)
     yield from sameness(
-        "project's code", revisions, level="fail", do=_SAME_CODE, here=None if here is None else _revision_text(here)
+        "project's code",
+        {host: names[found.revision.digest] for host, found in facts.items()},
+        level="fail",
+        do=_SAME_CODE,
+        here=None if here is None else names.get(here.digest, _revision_text(here)),
     )
 
 
 def _revision_text(revision: Revision) -> str:
-    """Names the bytes, for a commit with local changes says little of them."""
     text = f"files {revision.digest[:10]}"
     if revision.head is None:
         return text

@@ -53,7 +53,8 @@ def _is_one(exam: Examination, well: Mapping[str, Folder]) -> Iterator[Finding]:
     if not apart:
         kinds = ", ".join(sorted({_kind(folder) for folder in well.values()}))
         same = f", the same on {len(well)} hosts" if len(well) > 1 else ""
-        yield Finding("ok", "runs folder", f"{exam.folder} ({kinds}){same}")
+        hosts = tuple(well) if len(well) < len(exam.hosts) else ()
+        yield Finding("ok", "runs folder", f"{exam.folder} ({kinds}){same}", hosts)
 
 
 def _speed(well: Mapping[str, Folder], needs: Needs) -> Iterator[Finding]:
@@ -70,8 +71,9 @@ def _speed(well: Mapping[str, Folder], needs: Needs) -> Iterator[Finding]:
         "warn", "write speed", slow, "look at how the folder is mounted there, and at that host's network"
     )
     together = min(speeds.values()) * len(speeds)
-    size, time = format_bytes(needs.checkpoint_bytes), format_duration(needs.checkpoint_bytes / together)
-    found = f"{_per_s(min(speeds.values()))} a host while all write: a checkpoint of {size} takes {time} or more"
+    size, seconds = format_bytes(needs.checkpoint_bytes), needs.checkpoint_bytes / together
+    time = "less than a second" if seconds < 1 else f"{format_duration(seconds)} or more"
+    found = f"{_per_s(min(speeds.values()))} a host while all write: a checkpoint of {size} takes {time}"
     if common < LEAST_BYTES_PER_S:
         yield Finding("warn", "write speed", found, do="use faster storage for --run-dir")
     elif not slow:

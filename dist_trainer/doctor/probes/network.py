@@ -35,7 +35,12 @@ def listen(number: int = 0) -> socket.socket:
 
 
 def peers_of(host: str, hosts: Sequence[str]) -> tuple[str, ...]:
-    """The hosts before and after it in the ring, and the first, where the ranks meet: few, however many there are."""
+    """The hosts before and after it in the ring, and the first, where the ranks meet: few, however many there are.
+
+    For one that is not in the ring, the first alone.
+    """
+    if host not in hosts:
+        return tuple(hosts[:1])
     place = hosts.index(host)
     near = (hosts[0], hosts[place - 1], hosts[(place + 1) % len(hosts)])
     return tuple(dict.fromkeys(peer for peer in near if peer != host))
