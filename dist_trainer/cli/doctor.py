@@ -36,6 +36,8 @@ def build_parser() -> Parser:
         "Look on every host for what would keep a run from starting, or slow it down. "
         f"Exits with {EXIT_FAILURE} when a check failed.",
     )
+    train.add_what_to_train(parser)
+    train.add_single_optimisations(parser)
     hosts = parser.add_argument_group("hosts (default: those of the SLURM allocation, or this one)")
     hosts.add_argument("--hostfile", metavar="FILE", help="lines 'host slots=N', as DeepSpeed has them")
     hosts.add_argument("--include", metavar="SPEC", default="", help="use only these slots: node1:0,1@node2")
@@ -47,8 +49,6 @@ def build_parser() -> Parser:
         default="auto",
         help="ranks a host (default: auto, what `launch` would start)",
     )
-    train.add_what_to_train(parser)
-    train.add_single_optimisations(parser)
     parser.add_argument(
         "--run-dir",
         type=Path,

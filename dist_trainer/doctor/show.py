@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -57,14 +55,7 @@ def hosts_text(hosts: tuple[str, ...]) -> str:
 
 def dump(findings: list[Finding], exam: Examination) -> str:
     """`level` is the worst there is; `hosts` of a finding is empty where it is about all that answered."""
-    return (
-        json.dumps(
-            {
-                "level": worst(findings),
-                "findings": [dataclasses.asdict(finding) for finding in findings],
-                "examination": dataclasses.asdict(exam),
-            },
-            indent=2,
-        )
-        + "\n"
-    )
+    from pydantic_core import to_json
+
+    everything = {"level": worst(findings), "findings": findings, "examination": exam}
+    return to_json(everything, indent=2).decode() + "\n"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dist_trainer.doctor.examination import Examination, HostReport
 from dist_trainer.doctor.facts import GpuFacts, HostGpus
-from dist_trainer.doctor.findings import Finding, Level, by_value, grouped
+from dist_trainer.doctor.findings import Finding, Level, grouped
 from dist_trainer.errors import UserError
 from dist_trainer.memory.gpus import find_gpu
 from dist_trainer.monitor.pci import kernel_address
@@ -30,7 +30,13 @@ def check(exam: Examination) -> Iterator[Finding]:
     asked = {host.name: host for host in exam.hosts if host.gpus is not None}
     yield from _broken(asked)
     if exam.device == "cpu":
-        if asked and not any(_has_kernel_gpu(host) for host in asked.values()):
+        hidden = {
+            name: f"{len(_gpus(host).gpus)}, of which a program sees none"
+            for name, host in asked.items()
+            if _gpus(host).gpus
+        }
+        yield from grouped("warn", "GPUs", hidden, "unset CUDA_VISIBLE_DEVICES there to use them")
+        if asked and not hidden and not any(_gpus(host).kernel for host in asked.values()):
             yield Finding("ok", "GPUs", "there is none on any host: ranks run on the CPU")
         return
     yield from _counts(asked)
@@ -69,11 +75,8 @@ def _counts(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
         (short if count <= max(host.slots) else spare if count > host.num_slots else enough)[name] = text
     yield from grouped("fail", "GPUs", short, "correct slots= in the hostfile, or CUDA_VISIBLE_DEVICES there")
     yield from grouped("warn", "GPUs", spare, "raise slots= in the hostfile to use them all")
-    if enough and not short and not spare:
-        for text, hosts in by_value(enough).items():
-            yield Finding(
-                "ok", "GPUs", text if len(asked) == 1 else f"{text} on each", hosts if len(hosts) < len(asked) else ()
-            )
+    if not short and not spare:
+        yield Finding("ok", "GPUs", " or ".join(dict.fromkeys(enough.values())))
 
 
 def _kinds(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
@@ -207,10 +210,6 @@ _STATES: tuple[tuple[Level, str, Callable[[GpuFacts], str], str], ...] = (
     ("warn", "persistence", _transience, "start nvidia-persistenced: an idle GPU takes seconds to come up"),
     ("warn", "MIG", _division, "turn it off for training (nvidia-smi -mig 0): NCCL joins no parts of one GPU"),
 )
-
-
-def _has_kernel_gpu(host: HostReport) -> bool:
-    return bool(_gpus(host).kernel)
 
 
 def _gpus(host: HostReport) -> HostGpus:
