@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dist_trainer.memory.settings import BYTES_OF, Settings
 
 # Per rank: names, shapes and the framing of the files; measured at 7 to 80 kB for small models.
-_FRAME_BYTES = 100_000
+FRAME_BYTES = 100_000
 
 
 def checkpoint_bytes(settings: Settings, num_parameters: int, world_size: int) -> int:
@@ -21,7 +21,7 @@ def checkpoint_bytes(settings: Settings, num_parameters: int, world_size: int) -
     # Plain fp32 training has no copy of the weights beside the model's own.
     master = settings.master_bytes if settings.stage > 0 or settings.dtype != "fp32" else 0
     states = settings.states_per_parameter * BYTES_OF[settings.offload_states_dtype]
-    return num_parameters * (weights + master + states) + world_size * _FRAME_BYTES
+    return num_parameters * (weights + master + states) + world_size * FRAME_BYTES
 
 
 def num_checkpoints(steps_by_phase: Sequence[int], *, every_steps: int, at_end: bool) -> int:
