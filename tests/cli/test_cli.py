@@ -15,7 +15,7 @@ from plans import make_plan
 from run_folders import make_gpu_run
 
 import dist_trainer
-from dist_trainer.cli import data, launch, main, monitor, plan, report, train
+from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.launch.plan import LaunchPlan
 
@@ -62,6 +62,12 @@ SURFACE = {
         *("--compile", "--no-compile", "--no-optimize", "--nproc-per-node", "--nproc_per_node", "--nnodes"),
         *("--hostfile", "--include", "--exclude", "--gpu", "--gpu-memory", "--host-memory", "--device", "--rank"),
         *("--fit", "--global-batch", "--write", "--json", "--debug"),
+    ),
+    "doctor": (
+        *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set", "--micro-batch"),
+        *("--accumulation", "--precision", "--checkpointing", "--no-checkpointing", "--fused", "--no-fused"),
+        *("--compile", "--no-compile", "--no-optimize", "--hostfile", "--include", "--exclude"),
+        *("--nproc-per-node", "--nproc_per_node", "--run-dir", "--json", "--debug"),
     ),
     "report": ("-h", "--help", "--compare", "--baseline", "--strict", "--debug"),
     "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
@@ -178,6 +184,7 @@ def write_ds(path: Path, **keys: object) -> Path:
         ("train", train.build_parser()),
         ("launch", launch.build_parser()),
         ("plan", plan.build_parser()),
+        ("doctor", doctor.build_parser()),
         ("report", report.build_parser()),
         ("monitor", monitor.build_parser()),
         ("data prepare", data.build_parser()),
@@ -191,7 +198,7 @@ def test_the_switches_are_those_that_users_know(name: str, parser: argparse.Argu
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "plan", "data", "benchmark", "report", "monitor")
+    assert tuple(COMMANDS) == ("train", "launch", "plan", "doctor", "data", "benchmark", "report", "monitor")
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
@@ -212,6 +219,7 @@ def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixtu
         ("train", "--help"),
         ("launch", "--help"),
         ("plan", "--help"),
+        ("doctor", "--help"),
         ("report", "--help"),
         ("launch", "--dry-run"),
         ("launch", "--dry-run", "--launcher", "deepspeed", "--config", "small", "--ds", "zero3"),
@@ -405,7 +413,7 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
     [
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
-        (("qqqq",), "train, launch, plan, data, benchmark, report, monitor"),
+        (("qqqq",), "train, launch, plan, doctor, data, benchmark, report, monitor"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
         (("launch", "--dry-run", "--nproc-per-nod=2"), "did you mean --nproc-per-node?"),
         (("launch", "--hostfil", "hosts"), "did you mean --hostfile?"),
