@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import psutil
+import pytest
 from ranks import Ended, bin_environment
 
 HOSTS = ("node1", "node2")
@@ -88,7 +89,10 @@ class HostProcess(subprocess.Popen[str]):
 
 
 class Lab:
-    """`folder` is shared by all hosts, at the same path. Where a host is asked for, "login" is one too."""
+    """`folder` is shared by all hosts, at the same path.
+
+    Commands run on the login node too; but it holds the switch, so power and links are those of `hosts`.
+    """
 
     hosts = HOSTS
 
@@ -157,6 +161,13 @@ class Lab:
         """Process number, as the tests see it, and command of what runs on the host beyond its own daemons."""
         own = self._own_pids[host]
         return [(pid, argv) for pid, argv in self._all_processes(host) if pid not in own]
+
+    def wait_until_nothing_runs(self, limit_s: float = 30.0) -> None:
+        """On no host; fails the test, naming what still runs. A host that is off runs nothing."""
+        deadline_s = time.monotonic() + limit_s
+        while left := {host: found for host in self._init_pids if (found := self.processes(host))}:
+            assert time.monotonic() < deadline_s, f"still running after {limit_s:g} s: {left}"
+            time.sleep(_POLL_S)
 
     def power_off(self, host: str, *, silently: bool = False) -> None:
         """Kills everything on the host at once. Its peers' connections are closed, unless the link goes down first."""
@@ -301,6 +312,15 @@ def lab(folder: Path, environs: Mapping[str, Mapping[str, str]] | None = None) -
         yield made
     finally:
         made.take_down()
+
+
+def clock_off_by(offset_s: int) -> dict[str, str]:
+    """The variables with which a host's clock is wrong; skips the test where libfaketime is not installed."""
+    libraries = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
+    if not libraries:
+        pytest.skip("not installed: faketime")
+    # The monotonic clock stays right, or every time limit on that host would be over at once.
+    return {"LD_PRELOAD": str(libraries[0]), "FAKETIME": f"{offset_s:+d}s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:

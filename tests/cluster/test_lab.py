@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from lab import HOSTS, LOGIN, Lab, why_no_lab
+from lab import HOSTS, LOGIN, Lab, clock_off_by, why_no_lab
 
 EVERYWHERE = (LOGIN, *HOSTS)
 TESTS = Path(__file__).parents[1]
@@ -28,16 +29,12 @@ def wait_until(is_true: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def nothing_runs(hosts: Lab) -> bool:
-    return not any(hosts.processes(host) for host in EVERYWHERE)
-
-
 def test_hosts_reach_each_other_by_name(lab: Lab) -> None:
     chain = "hostname; ssh node2 'hostname; ssh login hostname'"
     assert lab.check(LOGIN, [*SSH, "node1", chain]).split() == ["node1", "node2", "login"]
     assert lab.check("node1", ["getent", "hosts", "node1"]).split() == [lab.address("node1"), "node1"]
     assert lab.check("node1", ["hostname", "-I"]).split() == [lab.address("node1")]
-    wait_until(lambda: nothing_runs(lab))
+    lab.wait_until_nothing_runs()
 
 
 def test_a_host_has_processes_and_temporary_files_of_its_own(lab: Lab) -> None:
@@ -53,7 +50,7 @@ def test_a_host_has_processes_and_temporary_files_of_its_own(lab: Lab) -> None:
     assert lab.processes("node2") == []
     sleeping.terminate()
     assert sleeping.wait(LIMIT_S) == -signal.SIGTERM
-    assert nothing_runs(lab)
+    lab.wait_until_nothing_runs()
 
 
 def test_the_folder_the_project_and_the_interpreter_are_shared(lab: Lab) -> None:
@@ -66,13 +63,13 @@ def test_a_ctrl_c_reaches_all_that_was_started_with_the_command(lab: Lab) -> Non
     wait_until(lambda: [argv for _, argv in lab.processes("node1")].count(("sleep", "1000")) == 2)
     process.signal_group(signal.SIGINT)
     process.wait(LIMIT_S)
-    wait_until(lambda: nothing_runs(lab))
+    lab.wait_until_nothing_runs()
 
 
 def test_a_command_that_does_not_end_is_killed_and_shown(lab: Lab) -> None:
     with pytest.raises(TimeoutError, match="half way"):
         lab.run("node1", ["sh", "-c", "echo half way; sleep 1000"], timeout_s=0.3)
-    wait_until(lambda: nothing_runs(lab))
+    lab.wait_until_nothing_runs()
 
 
 def test_a_host_without_power_is_gone_until_it_boots_again(lab: Lab) -> None:
@@ -85,10 +82,35 @@ def test_a_host_without_power_is_gone_until_it_boots_again(lab: Lab) -> None:
     assert lab.check(LOGIN, [*SSH, "node2", "echo $ONLY_HERE"]) == 'a "b" c\n'
     assert lab.check("node2", ["sh", "-c", "echo $ONLY_HERE"]) == 'a "b" c\n'
     assert lab.check(LOGIN, [*SSH, "node1", "echo $ONLY_HERE"]) == "\n"
-    lab.power_off("node2", silently=True)
+    lab.power_off("node2")
     lab.power_on("node2")
     assert lab.check("node2", ["sh", "-c", "echo $ONLY_HERE"]) == "\n"
     assert lab.processes("node2") == []
+
+
+def test_a_host_that_goes_silently_leaves_its_peers_waiting(lab: Lab) -> None:
+    remote = lab.popen(LOGIN, [*SSH, "node2", "sleep 1000"])
+    wait_until(lambda: any("sleep" in argv for _, argv in lab.processes("node2")))
+    lab.power_off("node2", silently=True)
+    with pytest.raises(subprocess.TimeoutExpired):
+        remote.wait(0.5)
+    remote.kill()
+    assert remote.wait(LIMIT_S) == -signal.SIGKILL
+    lab.power_on("node2")
+
+
+def test_the_clock_of_one_host_can_be_wrong(lab: Lab) -> None:
+    look = [sys.executable, "-c", "import time; print(time.time(), time.monotonic())"]
+    lab.power_off("node2")
+    lab.power_on("node2", environ=clock_off_by(-90))
+    try:
+        (right, right_monotonic), (wrong, wrong_monotonic) = (
+            map(float, lab.check(LOGIN, [*SSH, host, shlex.join(look)]).split()) for host in HOSTS
+        )
+    finally:
+        lab.power_off("node2")
+        lab.power_on("node2")
+    assert wrong - right < wrong_monotonic - right_monotonic - 89
 
 
 def test_a_cut_link_carries_nothing_until_it_is_mended(lab: Lab) -> None:
@@ -119,7 +141,7 @@ def test_slurm_hands_out_gpus_on_both_hosts(lab: Lab, slurm_lab: dict[str, str])
     assert sorted(printed.splitlines()) == ["node1 0 0", "node1 1 1", "node2 2 0", "node2 3 1"]
     too_many = lab.run(LOGIN, ["srun", "--nodes=1", "--gpus-per-node=3", "true"], environ=slurm_lab)
     assert too_many.status == 1
-    wait_until(lambda: nothing_runs(lab))
+    lab.wait_until_nothing_runs()
 
 
 def test_a_host_that_booted_again_takes_jobs_and_its_own_variables(lab: Lab, slurm_lab: dict[str, str]) -> None:
@@ -131,7 +153,22 @@ def test_a_host_that_booted_again_takes_jobs_and_its_own_variables(lab: Lab, slu
     lab.power_off("node2")
     lab.power_on("node2")
     wait_until(lambda: sorted(lab.run(LOGIN, srun, environ=slurm_lab).output.split()) == ["node1", "node2"])
-    wait_until(lambda: nothing_runs(lab))
+    lab.wait_until_nothing_runs()
+
+
+def test_a_job_in_the_high_partition_has_the_others_requeued(lab: Lab, slurm_lab: dict[str, str]) -> None:
+    whole = ["--nodes=2", "--exclusive"]
+    submit = ["sbatch", "--parsable", "--requeue", "--output=/dev/null", *whole, "--wrap", "sleep 1000"]
+    job_id = lab.check(LOGIN, submit, environ=slurm_lab).strip()
+
+    def job() -> str:
+        return lab.check(LOGIN, ["scontrol", "--oneliner", "show", "job", job_id], environ=slurm_lab)
+
+    wait_until(lambda: "JobState=RUNNING" in job())
+    lab.check(LOGIN, ["srun", "--partition=high", *whole, "true"], environ=slurm_lab)
+    assert "Restarts=1" in job()
+    lab.check(LOGIN, ["scancel", job_id], environ=slurm_lab)
+    lab.wait_until_nothing_runs()
 
 
 LAB_THAT_WAITS = """
