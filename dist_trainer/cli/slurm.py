@@ -295,17 +295,7 @@ def _cluster(*, is_dry_run: bool) -> tuple[Cluster | None, tuple[str, ...]]:
 def _signal_s(request: JobRequest, checkpoints: CheckpointConfig, checked: Checked) -> int | None:
     if not request.requeues:
         return None
-    if request.signal_s is None:
-        return cadence.choose_signal_s(checkpoints, checked.time_s)
-    most_s = cadence.MAX_SIGNAL_S if checked.time_s is None else min(cadence.MAX_SIGNAL_S, checked.time_s - 1)
-    if request.signal_s > most_s:
-        raise UserError(
-            "The signal comes at the end of the job's time, and not before all of it.",
-            where="--signal",
-            found=request.signal_s,
-            expected=f"at most {most_s:.0f} seconds",
-        )
-    return request.signal_s
+    return request.signal_s or cadence.choose_signal_s(checkpoints, checked.time_s)
 
 
 def _refuse_second_job(run_dir: Path) -> None:

@@ -7,8 +7,9 @@ import math
 from dist_trainer.config.run import CheckpointConfig
 from dist_trainer.slurm.notation import format_time
 
+# SLURM looks at its jobs' time from minute to minute.
 SHORTEST_SIGNAL_S = 120
-# SLURM looks at its jobs' time from minute to minute; --signal is a number of 16 bits.
+# --signal is a number of 16 bits.
 MAX_SIGNAL_S = 65_535
 # Of the signal's time, for SLURM to end the ranks and take the job back.
 _TO_REQUEUE_S = 30

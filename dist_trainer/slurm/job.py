@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from dist_trainer.cluster.nodelist import expand_nodelist
 from dist_trainer.errors import UserError
+from dist_trainer.slurm.cadence import MAX_SIGNAL_S
 from dist_trainer.slurm.facts import Cluster, Node, Partition
 from dist_trainer.slurm.notation import (
     Gpus,
@@ -97,6 +99,7 @@ class Checked:
 
 def lay_out(request: JobRequest) -> Layout:
     """Raises UserError for what contradicts itself, or says nothing of the number of ranks."""
+    _check_signal(request)
     num_nodes = request.nodes
     if request.nodelist is not None:
         named = expand_nodelist(request.nodelist, where="--nodelist")
@@ -113,6 +116,18 @@ def lay_out(request: JobRequest) -> Layout:
     num_nodes = num_nodes or 1
     ranks, gpus = _ranks_per_node(request)
     return Layout(num_nodes, ranks, num_nodes * ranks, gpus, request.cpus_per_task)
+
+
+def _check_signal(request: JobRequest) -> None:
+    time_s = math.inf if request.time is None else _time_s(request.time)
+    most_s = min(MAX_SIGNAL_S, time_s - 1)
+    if request.signal_s is not None and request.signal_s > most_s:
+        raise UserError(
+            "The signal comes at the end of the job's time, and not before all of it.",
+            where="--signal",
+            found=request.signal_s,
+            expected=f"at most {most_s:.0f} seconds",
+        )
 
 
 def _spread_ranks(request: JobRequest, num_nodes: int | None) -> Layout:
@@ -216,7 +231,8 @@ def check(request: JobRequest, layout: Layout, cluster: Cluster | None) -> Check
     num_up = sum(node.is_up for node in fitting)
     needed = layout.num_nodes or 1
     if num_up < needed:
-        notices.append(f"{num_up} of the nodes that fit are up, and the job needs {needed}: it waits for others")
+        are = "is" if num_up == 1 else "are"
+        notices.append(f"{num_up} of the nodes that fit {are} up, and the job needs {needed}: it waits for others")
     if request.time is None and partitions:
         limits = {partition.default_time_s or partition.max_time_s for partition in partitions}
         asked_s = min(limits)

@@ -109,7 +109,7 @@ def _kind_and_count(parts: list[str], text: str) -> tuple[str | None, int]:
         # `gpu:a100` is one of that type.
         parts = [*parts, "1"]
     kind, count = (None, parts[0]) if len(parts) == 1 else (":".join(parts[:-1]), parts[-1])
-    if not (count.isascii() and count.isdigit()) or kind == "":
+    if not (count.isascii() and count.isdigit()) or (kind is not None and not kind[:1].isalnum()):
         raise ValueError(f"{text!r} is not a number of GPUs: write it like 8 or a100:8")
     return kind, int(count)
 

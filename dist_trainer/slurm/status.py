@@ -143,6 +143,8 @@ def status_of(
         why = state_in_words(job.state, job.exit_status)
         if job.state == "TIMEOUT" and job.time_limit:
             why += f" ({job.time_limit})"
+        if job.state == "FAILED" and error is None:
+            why += "; the end of the output says more"
     return Status(
         job_id=job_id,
         run_dir=run_dir,

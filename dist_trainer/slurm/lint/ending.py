@@ -136,7 +136,8 @@ def time_and_checkpoints(file: BatchFile) -> Iterator[Problem]:
             yield Problem(
                 time.line,
                 notice,
-                "set checkpoints.every_minutes, ask for more time, or let --signal come earlier",
+                "set checkpoints.every_minutes lower, ask for more time, or let --signal come earlier, and the trap "
+                "wait for a checkpoint",
             )
 
 
