@@ -183,7 +183,7 @@ def write_host(records: Path, first: int, peaks: list[int], *, num_samples: int,
         ),
     )
     # When a peak has risen, once a minute, and at the end.
-    steps = sorted({1, *range(1, num_steps, max(1, num_steps // 20)), num_steps})
+    steps = sorted({1, *range(1, num_steps, max(1, num_steps // 300)), num_steps})
     write_lines(
         records / host_memory_file(first),
         (
