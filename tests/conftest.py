@@ -4,12 +4,20 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+from lab import Lab, lab, why_no_lab
 
 import slurm
 
 # A busy machine is no reason for a property to fail.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if {"lab", "slurm_lab"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.cluster)
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +27,24 @@ def slurm_environ(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
     if reason is not None:
         pytest.skip(reason)
     with slurm.one_host_slurm(tmp_path_factory.mktemp("slurm") / "state") as environ:
+        yield environ
+
+
+@pytest.fixture(scope="session", name="lab")
+def session_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """Two hosts and a login node. Whoever changes one leaves it as it was; the others' folders in `lab.folder` stay."""
+    reason = why_no_lab()
+    if reason is not None:
+        pytest.skip(reason)
+    with lab(tmp_path_factory.mktemp("lab") / "shared") as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def slurm_lab(lab: Lab) -> Iterator[dict[str, str]]:
+    """The environment that reaches a real SLURM over the hosts of `lab`, when a command is run on one of them."""
+    reason = slurm.why_no_slurm_over()
+    if reason is not None:
+        pytest.skip(reason)
+    with slurm.slurm_over(lab) as environ:
         yield environ

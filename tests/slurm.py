@@ -1,19 +1,25 @@
-"""A real SLURM on this one host, for as long as a test lasts: its own ports, all its state in one folder.
+"""A real SLURM for as long as a test lasts, its state in one folder: on this one host, or over the hosts of the lab.
 
-The daemons and every job live in a PID namespace of their own: ending its first process ends them all.
+On one host the daemons and every job live in a PID namespace of their own: ending its first process ends them all.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+import psutil
+from lab import LOGIN, Lab
+from ranks import Ended, bin_environment, run
 
 _PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "sinfo", "scontrol", "unshare")
 _START_LIMIT_S = 30.0
@@ -21,16 +27,11 @@ _POLL_S = 0.05
 
 _DAEMONS = "slurmctld -c && slurmd -N n1 && exec sleep infinity"
 
-# auth/none keeps munge out of it; linuxproc and task/none keep the kernel's cgroups out of it.
-_CONFIG = """\
-ClusterName=onehost
-SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={controller_port}
-SlurmdPort={node_port}
+# linuxproc and task/none keep the kernel's cgroups out of it; config_overrides gives a node more CPUs than there are.
+_COMMON = """\
+ClusterName=tests
 SlurmUser=root
 SlurmdUser=root
-AuthType=auth/none
-CredType=cred/none
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
@@ -44,13 +45,49 @@ ReturnToService=2
 KillWait=5
 SlurmdParameters=config_overrides
 StateSaveLocation={folder}/state
+SlurmctldLogFile={folder}/slurmctld.log
+"""
+
+# auth/none keeps munge out of it.
+_ONE_HOST = """\
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
+AuthType=auth/none
+CredType=cred/none
 SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
-SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={num_cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes=n1 Default=YES MaxTime=INFINITE State=UP
+"""
+
+# A requeued job may start again when its credential has expired: after 2 minutes, if nothing is said.
+_OVER_HOSTS = """\
+SlurmctldHost=login({login_address})
+AuthType=auth/munge
+CredType=cred/munge
+AuthInfo=cred_expire=5
+SlurmdTimeout=10
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+JobRequeue=1
+GresTypes=gpu
+TaskProlog={folder}/task_prolog
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile=/run/slurmctld.pid
+SlurmdPidFile=/run/slurmd.pid
+SlurmdLogFile={folder}/slurmd.%n.log
+{nodes}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1
+PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+"""
+
+# What SLURM hands over from a task prolog to the task.
+_TASK_PROLOG = """\
+#!/bin/sh
+exec cat {folder}/environ.$(hostname)
 """
 
 
@@ -74,7 +111,7 @@ def one_host_slurm(folder: Path, num_cpus: int = 4) -> Iterator[dict[str, str]]:
         controller_port, node_port = (_free_port(ports) for _ in range(2))
     config = folder / "slurm.conf"
     config.write_text(
-        _CONFIG.format(
+        (_COMMON + _ONE_HOST).format(
             host=socket.gethostname(),
             controller_port=controller_port,
             node_port=node_port,
@@ -93,47 +130,108 @@ def one_host_slurm(folder: Path, num_cpus: int = 4) -> Iterator[dict[str, str]]:
             stderr=log,
         )
     try:
-        _wait_until_idle(environ, daemons, folder)
+        _wait_until_idle(1, environ, folder)
         yield environ
     finally:
         daemons.send_signal(signal.SIGKILL)
         daemons.wait()
 
 
-def wait_for_job(environ: dict[str, str], job_id: str, limit_s: float = 120.0) -> dict[str, str]:
+def why_no_slurm_over() -> str | None:
+    missing = [program for program in (*_PROGRAMS, "munged") if shutil.which(program, path=_search_path()) is None]
+    return f"not installed: {', '.join(missing)}" if missing else None
+
+
+@contextmanager
+def slurm_over(lab: Lab) -> Iterator[dict[str, str]]:
+    """Yields the environment (SLURM_CONF, PATH) in which srun, sbatch and scontrol on any host reach the lab's SLURM.
+
+    Its nodes are the lab's hosts, with 4 CPUs and 2 GPUs each, whose device files are stand-ins; jobs in the partition
+    `high` have those in `main` requeued. On the way out the daemons and what runs in jobs are killed.
+    """
+    folder = lab.folder / ".slurm"
+    (folder / "state").mkdir(parents=True)
+    config = folder / "slurm.conf"
+    nodes = [
+        f"NodeName={host} NodeAddr={lab.address(host)} CPUs=4 RealMemory=4000 Gres=gpu:a100:2" for host in lab.hosts
+    ]
+    text = (_COMMON + _OVER_HOSTS).format(folder=folder, login_address=lab.address(LOGIN), nodes="\n".join(nodes))
+    config.write_text(text)
+    for index in range(2):
+        # SLURM hands out character devices only; these have the numbers of /dev/null.
+        os.mknod(folder / f"nvidia{index}", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    (folder / "gres.conf").write_text(f"Name=gpu Type=a100 File={folder}/nvidia[0-1]\n")
+    (folder / "munge.key").write_bytes(secrets.token_bytes(1024))
+    (folder / "munge.key").chmod(0o600)
+    (folder / "task_prolog").write_text(_TASK_PROLOG.format(folder=folder))
+    (folder / "task_prolog").chmod(0o755)
+    environ = {"SLURM_CONF": str(config), "PATH": f"{bin_environment()['PATH']}:/usr/sbin:/sbin"}
+
+    def start_daemons(host: str) -> None:
+        lines = (f"export {name}={value}\n" for name, value in lab.environ(host).items())
+        (folder / f"environ.{host}").write_text("".join(lines))
+        (folder / f"spool.{host}").mkdir(exist_ok=True)
+        files = ["--key-file", folder / "munge.key", "--log-file", folder / f"munged.{host}.log"]
+        files += ["--socket", "/run/munge/munge.socket.2", "--pid-file", "/run/munge/munged.pid"]
+        lab.check(host, ["munged", "--force", *map(str, files), "--seed-file", "/run/munge/seed"], environ=environ)
+        if host != LOGIN:
+            lab.check(host, ["slurmd"], environ=environ)
+            return
+        lab.check(host, ["slurmctld", "-c"], environ=environ)
+        # When it answers it has started its helper process too, which then counts as the host's own.
+        _wait_until(lambda: _run(["scontrol", "ping"], environ, lab).status == 0, folder)
+
+    lab.at_boot.append(start_daemons)
+    try:
+        for host in (LOGIN, *lab.hosts):
+            lab.start(host, start_daemons)
+        _wait_until_idle(len(lab.hosts), environ, folder, lab)
+        yield environ
+    finally:
+        lab.at_boot.remove(start_daemons)
+        # The daemons, and the jobs, whose environment SLURM makes of the submitting command's; slurmstepd has none.
+        running = [process for host in lab.hosts if lab.is_on(host) for process in lab.processes(host)]
+        steps = {pid for pid, argv in running if argv and argv[0].startswith("slurmstepd")}
+        for process in psutil.process_iter(["environ"]):
+            if process.pid in steps or (process.info["environ"] or {}).get("SLURM_CONF") == str(config):
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+
+
+def wait_for_job(
+    environ: Mapping[str, str], job_id: str, limit_s: float = 120.0, *, lab: Lab | None = None
+) -> dict[str, str]:
     """The facts of a job that has ended, as `scontrol show job` names them (JobState, ExitCode, ...)."""
     deadline_s = time.monotonic() + limit_s
     while True:
-        text = subprocess.run(
-            ["scontrol", "--oneliner", "show", "job", job_id],
-            env=os.environ | environ,
-            check=True,
-            capture_output=True,
-            text=True,
-        ).stdout
-        facts = dict(part.split("=", 1) for part in text.split() if "=" in part)
+        shown = _run(["scontrol", "--oneliner", "show", "job", job_id], environ, lab)
+        assert shown.status == 0, shown.output
+        facts = dict(part.split("=", 1) for part in shown.output.split() if "=" in part)
         if facts["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
             return facts
         if time.monotonic() > deadline_s:
-            raise TimeoutError(f"job {job_id} has not ended after {limit_s:.0f} s: {text}")
+            raise TimeoutError(f"job {job_id} has not ended after {limit_s:.0f} s: {shown.output}")
         time.sleep(_POLL_S)
 
 
-def _wait_until_idle(environ: dict[str, str], daemons: subprocess.Popen[bytes], folder: Path) -> None:
+def _run(command: Sequence[str], environ: Mapping[str, str], lab: Lab | None) -> Ended:
+    """On this host, or on the lab's login node."""
+    if lab is not None:
+        return lab.run(LOGIN, command, environ=environ)
+    return run(command, cwd=Path.cwd(), environ=environ)
+
+
+def _wait_until_idle(num_nodes: int, environ: Mapping[str, str], folder: Path, lab: Lab | None = None) -> None:
+    count = ["sinfo", "--noheader", "--states=idle", "--partition=main", "--format=%D"]
+    _wait_until(lambda: _run(count, environ, lab).output.strip() == str(num_nodes), folder)
+
+
+def _wait_until(is_true: Callable[[], bool], folder: Path) -> None:
     deadline_s = time.monotonic() + _START_LIMIT_S
-    while True:
-        answer = subprocess.run(
-            ["sinfo", "--noheader", "--states=idle", "--format=%D"],
-            env=os.environ | environ,
-            check=False,
-            capture_output=True,
-            text=True,
-        )
-        if answer.stdout.strip() == "1":
-            return
-        if daemons.poll() is not None or time.monotonic() > deadline_s:
+    while not is_true():
+        if time.monotonic() > deadline_s:
             logs = "\n".join(path.read_text(errors="replace") for path in sorted(folder.glob("*.log")))
-            raise RuntimeError(f"SLURM did not start: {answer.stderr}\n{logs}")
+            raise RuntimeError(f"SLURM did not start:\n{logs}")
         time.sleep(_POLL_S)
 
 

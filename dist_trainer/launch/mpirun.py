@@ -26,7 +26,8 @@ def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
     )
     exported = [name for name, _ in env]
     if not request.is_local:
-        _refuse_left_out_slots(request)
+        if not request.is_guarded:
+            _refuse_left_out_slots(request)
         exported += [name for name in _SEARCH_PATHS if request.facts.environ.get(name)]
     return LaunchPlan(
         launcher="mpirun",

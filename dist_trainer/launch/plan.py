@@ -22,11 +22,27 @@ class HostFacts:
 
 
 @dataclass(frozen=True)
+class Rendezvous:
+    """Where torchrun's agents meet that were started by hand on `num_hosts` hosts. `endpoint` is HOST:PORT."""
+
+    num_hosts: int
+    host: str
+    port: int
+    job_id: str
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
 class LaunchRequest:
     """What is to run and where. `arguments` reach every rank of `module` literally.
 
     `hostfile` is the path as the user wrote it, None when there is none; `is_filtered` says that the topology
-    holds fewer slots than the hostfile.
+    holds fewer slots than the hostfile. `env` are the variables that the user named for every rank. `is_guarded`:
+    the ranks' guards bring what a launcher would get wrong, so that nothing need be refused. With `rendezvous` the
+    topology is this host's part of the run.
     """
 
     arguments: tuple[str, ...]
@@ -36,10 +52,18 @@ class LaunchRequest:
     module: str = "dist_trainer"
     hostfile: str | None = None
     is_filtered: bool = False
+    env: tuple[tuple[str, str], ...] = ()
+    is_guarded: bool = False
+    rendezvous: Rendezvous | None = None
 
     @property
     def is_local(self) -> bool:
-        return self.topology.is_local(self.facts.hostname)
+        return self.rendezvous is None and self.topology.is_local(self.facts.hostname)
+
+    @property
+    def num_ranks(self) -> int:
+        """All ranks of the run; `topology` has this host's alone where others are started by hand."""
+        return self.topology.num_ranks * (self.rendezvous.num_hosts if self.rendezvous else 1)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ SURFACE = {
     ),
     "launch": (
         *("-h", "--help", "--launcher", "--nproc-per-node", "--nproc_per_node", "--hostfile"),
-        *("--include", "--exclude", "--dry-run"),
+        *("--include", "--exclude", "--nnodes", "--rdzv-endpoint", "--rdzv-id", "--ssh"),
+        *("--env", "--start-limit", "--dry-run"),
     ),
     "plan": (
         *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set", "--micro-batch"),

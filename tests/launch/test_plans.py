@@ -16,7 +16,8 @@ from dist_trainer.cluster.slurm import allocated_topology
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
 from dist_trainer.launch.choose import build_plan, choose_launcher
-from dist_trainer.launch.plan import HostFacts, LaunchPlan, LaunchRequest, argument_groups
+from dist_trainer.launch.job import guarded, job_for
+from dist_trainer.launch.plan import HostFacts, LaunchPlan, LaunchRequest, Rendezvous, argument_groups
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU_HOST = HostFacts("box", "/env/bin/python", num_cores=8, num_gpus=0, is_root=False, environ={})
@@ -69,6 +70,15 @@ CASES = {
         "torchrun",
         request(facts=with_environ(CPU_HOST, {"OMP_NUM_THREADS": "3", "DS_ACCELERATOR": "xpu"})),
     ),
+    "torchrun-over-ssh": (
+        "torchrun",
+        request(parse_hostfile("node1 slots=8\nnode2 slots=4", where="hf"), GPU_HOST, hostfile="hf"),
+    ),
+    "torchrun-by-hand": (
+        "torchrun",
+        dataclasses.replace(request(), rendezvous=Rendezvous(2, "node1", 29500, "dist_trainer")),
+    ),
+    "torchrun-named-variables": ("torchrun", dataclasses.replace(request(), env=(("A", "b c"),))),
     "deepspeed": ("deepspeed", request()),
     "deepspeed-localhost": ("deepspeed", request(LOCALHOST, hostfile="hostfiles/localhost")),
     "deepspeed-gpus": ("deepspeed", request(Topology.of_this_host(8), GPU_HOST)),
@@ -142,7 +152,6 @@ def test_any_characters_reach_a_command_literally_through_a_shell(cases: list[tu
 @pytest.mark.parametrize(
     ("launcher", "asked", "message"),
     [
-        ("torchrun", request(TWO_HOSTS, hostfile="hf"), "on this host only"),
         ("mpirun", request(facts=with_environ(CPU_HOST, {"RANK": "0"})), "RANK is set here"),
         (
             "srun",
@@ -184,6 +193,24 @@ def test_any_characters_reach_a_command_literally_through_a_shell(cases: list[tu
 def test_what_a_launcher_would_do_wrongly_is_refused(launcher: str, asked: LaunchRequest, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_plan(launcher, asked)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "asked"),
+    [
+        ("mpirun", request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True)),
+        ("deepspeed", request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True)),
+        ("deepspeed", request(TWO_HOSTS, GPU_HOST, ("train", "--set", "a=$HOME"), hostfile="hf")),
+    ],
+)
+def test_guards_bring_what_a_launcher_would_do_wrongly(launcher: str, asked: LaunchRequest, tmp_path: Path) -> None:
+    plan = build_plan(launcher, guarded(asked, "10.0.0.1:2000", "TOKEN"))
+    job = job_for(launcher, asked, plan, tmp_path, is_port_fixed=False)
+    assert plan.argv[-3:] == ("dist_trainer.launch.rank_guard", "10.0.0.1:2000", "TOKEN")
+    assert job.argv[-len(asked.arguments) :] == asked.arguments
+    assert job.local_ranks == tuple((i, host.num_slots) for host in asked.topology.hosts for i in range(host.num_slots))
+    if launcher == "mpirun":
+        assert job.host_env == (("node1", (("CUDA_VISIBLE_DEVICES", "1,2,3,4,5,6,7"),)),)
 
 
 @pytest.mark.parametrize(
