@@ -8,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from dist_trainer.cluster.hostfile import parse_hostfile
 from dist_trainer.cluster.slurm import allocated_topology
@@ -15,7 +17,7 @@ from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
 from dist_trainer.launch.choose import build_plan, choose_launcher
 from dist_trainer.launch.job import guarded, job_for
-from dist_trainer.launch.plan import HostFacts, LaunchPlan, LaunchRequest, Rendezvous
+from dist_trainer.launch.plan import HostFacts, LaunchPlan, LaunchRequest, Rendezvous, argument_groups
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU_HOST = HostFacts("box", "/env/bin/python", num_cores=8, num_gpus=0, is_root=False, environ={})
@@ -126,6 +128,25 @@ def test_pasted_into_a_shell_it_works() -> None:
     plan = LaunchPlan("x", (("printf", r"%s\0"), words), (("TOLD", "x y"),), 1)
     answer = subprocess.run(["sh", "-c", plan.shell()], check=True, capture_output=True, text=True)
     assert tuple(answer.stdout.split("\0")[:-1]) == words
+
+
+# All that an argument can hold: a zero byte ends it.
+ARGUMENTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+SWITCHES = st.text(st.sampled_from("-=ab '\"\\$`;&|*?~#!\n\t(){}[]<>%^é"), max_size=12)
+WORDS = st.lists(st.one_of(ARGUMENTS, SWITCHES), max_size=8).map(tuple)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(WORDS, ARGUMENTS), min_size=1, max_size=25))
+@example([(("--a", "-", "\\\n", "a\\", "\n", "\r", "~", "#", "", "=", "é\u2028", "\ud7ff"), "a\\\n'")])
+def test_any_characters_reach_a_command_literally_through_a_shell(cases: list[tuple[tuple[str, ...], str]]) -> None:
+    show = ("sh", "-c", r'printf "%s\0" "$#" "$TOLD" "$@"', "sh")
+    plans = [LaunchPlan("x", (show, *argument_groups(words)), (("TOLD", told),), 1) for words, told in cases]
+    script = "".join(plan.shell() for plan in plans)
+    answer = subprocess.run(["sh", "-c", script], check=True, capture_output=True)
+    assert answer.stdout.decode().split("\0")[:-1] == [
+        text for words, told in cases for text in (str(len(words)), told, *words)
+    ]
 
 
 @pytest.mark.parametrize(
