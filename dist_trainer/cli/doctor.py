@@ -70,7 +70,8 @@ def main(argv: list[str]) -> int:
     request = train.request_from(args)
     resolved = resolve(request, world_size=topology.num_ranks, device=ANY_DEVICE)
 
-    from dist_trainer.doctor.examine import Task, examine
+    from dist_trainer.doctor.examination import Task
+    from dist_trainer.doctor.examine import examine
     from dist_trainer.doctor.judge import judge
     from dist_trainer.doctor.needs import needs_of
     from dist_trainer.doctor.show import dump, show

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dist_trainer.cluster.topology import Topology
+from dist_trainer.config.resolve import Request
 from dist_trainer.doctor.clock import Offset
 from dist_trainer.doctor.facts import (
     Connections,
@@ -20,6 +23,24 @@ from dist_trainer.doctor.needs import Needs
 from dist_trainer.launch.remote import ProblemKind
 
 How = Literal["ssh", "srun", "here"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be examined. `folder`: where the runs' folders are made, absolute, and there on this host."""
+
+    how: How
+    topology: Topology
+    request: Request
+    needs: Needs
+    port: MeetingPort
+    folder: str
+    cwd: str
+    interpreter: str = sys.executable
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(host.name for host in self.topology.hosts)
 
 
 @dataclass(frozen=True)
