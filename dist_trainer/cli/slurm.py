@@ -177,6 +177,7 @@ def _submit(argv: list[str]) -> int:
 
 
 def _prepare(args: argparse.Namespace, arguments: list[str], parser: Parser) -> _Prepared:
+    _refuse_stray_rank()
     request = _request_from(args)
     tasks = _tasks(request)
     # The tasks of an array differ in no more than their number.
@@ -217,6 +218,19 @@ def _prepare(args: argparse.Namespace, arguments: list[str], parser: Parser) -> 
             *cadence.notices(checkpoints, time_s=checked.time_s, signal_s=signal_s),
         ),
     )
+
+
+def _refuse_stray_rank() -> None:
+    """sbatch passes this environment on to the job, where every rank would take it at its word."""
+    for name in ("RANK", "WORLD_SIZE"):
+        if os.environ.get(name):
+            raise UserError(
+                f"{name} is set here and would reach every rank of the job.",
+                where="the environment",
+                key=name,
+                found=os.environ[name],
+                hint="unset RANK WORLD_SIZE LOCAL_RANK, then submit again",
+            )
 
 
 def _request_from(args: argparse.Namespace) -> JobRequest:

@@ -136,6 +136,11 @@ def test_the_time_is_held_against_the_checkpoints_of_the_run_file(arguments: str
     assert rules(text) == found
 
 
+def test_of_a_heterogeneous_job_the_first_part_is_looked_at() -> None:
+    parts = "#SBATCH --open-mode=append\n#SBATCH hetjob\n#SBATCH --nodes=1 --gpus-per-node=8\n"
+    assert rules(GOOD.replace("#SBATCH --open-mode=append\n", parts)) == []
+
+
 def test_the_shipped_scripts_are_clean(capsys: pytest.CaptureFixture[str]) -> None:
     scripts = sorted(str(path) for path in (ROOT / "slurm").iterdir())
     assert len(scripts) == 3

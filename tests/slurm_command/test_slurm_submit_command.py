@@ -116,6 +116,13 @@ def test_a_mistake_is_said_before_anything_is_made(
     assert [path.name for path in folder.iterdir()] == ["six.json"]
 
 
+def test_a_rank_left_in_the_environment_is_said_before_the_queue(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    assert "unset RANK" in refused(capsys, "--gpus-per-node", "2", "--dry-run")
+
+
 def test_without_slurm_nothing_is_submitted(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(capsys, "--gpus-per-node", "2")
     assert "scontrol is not installed" in message

@@ -75,7 +75,9 @@ class Line:
 
 @dataclass(frozen=True)
 class BatchFile:
-    """`options` are those that sbatch reads, `late_options` those that stand too far down for it."""
+    """`options` are those that sbatch reads, `late_options` those that stand too far down for it. Of a heterogeneous
+    job they are the first part's.
+    """
 
     raw_lines: tuple[str, ...]
     options: tuple[Option, ...]
@@ -101,6 +103,9 @@ def parse(text: str) -> BatchFile:
         match = _DIRECTIVE.match(line)
         if match is not None:
             words = _split(match.group(1), comments=True)
+            if words[:1] in (["hetjob"], ["packjob"]):
+                # What follows is asked for another part of the job.
+                break
             (options if number < first_command else late).extend(read_options(words, number))
     lines = tuple(_logical_lines(raw_lines))
     commands = tuple(command for line in lines for command in _commands(line))
