@@ -16,6 +16,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _DAEMONS = ("orted", "hydra_pmi_proxy")
 _MODULES = ("deepspeed.launcher.launch", "dist_trainer.launch.elastic")
 _SWEEP_AFTER_S = 3.0
+_SWEEP_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,22 @@ def sweep_later(processes: list[tuple[int, int]]) -> None:
     # Whoever reads what this process prints, such as ssh, must not wait for it.
     os.closerange(0, os.sysconf("SC_OPEN_MAX"))
     for number in (signal.SIGTERM, signal.SIGKILL):
-        time.sleep(_SWEEP_AFTER_S)
-        for pid, started in processes:
+        deadline_s = time.monotonic() + _SWEEP_AFTER_S
+        while (left := [process for process in processes if _is_running(*process)]) and time.monotonic() < deadline_s:
+            time.sleep(_SWEEP_POLL_S)
+        for pid, _ in left:
             with contextlib.suppress(OSError):
-                if int(Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19]) == started:
-                    os.kill(pid, number)
+                os.kill(pid, number)
     os._exit(0)
+
+
+def _is_running(pid: int, started: int) -> bool:
+    """Whether it is still the process that started then, in clock ticks, and has not ended."""
+    try:
+        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return int(fields[19]) == started and fields[0] not in "ZX"
 
 
 def list_descendants(pid: int) -> list[Process]:
