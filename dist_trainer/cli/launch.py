@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, nex
 from dist_trainer.errors import EXIT_OK
 from dist_trainer.launch.choose import PLANNERS, build_plan, choose_launcher
 from dist_trainer.launch.environment import named_env
-from dist_trainer.launch.facts import read_host_facts
+from dist_trainer.launch.facts import read_host_facts, whose_mpirun
 from dist_trainer.launch.hosts import (
     NUM_RANKS_WITHOUT_GPU,
     HostChoice,
@@ -101,6 +102,8 @@ def run(
     environ = os.environ
     facts = read_host_facts(environ)
     launcher = args.launcher or choose_launcher(environ, args.hostfile)
+    if launcher == "mpirun":
+        facts = replace(facts, mpirun=whose_mpirun())
     choice = HostChoice(args.hostfile, args.include, args.exclude, parse_ranks_per_host(args.nproc_per_node))
     rendezvous = read_rendezvous(args.nnodes, args.rdzv_endpoint, args.rdzv_id, launcher=launcher)
     topology, is_filtered = find_topology(launcher, choice, facts)

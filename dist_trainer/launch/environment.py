@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dist_trainer.errors import UserError
 from dist_trainer.launch.plan import LaunchRequest
 
+# What a rank on another host needs to find the same programs and libraries, where it is set here.
+SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+
 
 def common_env(request: LaunchRequest, *, num_threads: int | None = None) -> tuple[tuple[str, str], ...]:
     """OMP_NUM_THREADS (`num_threads`, else a fair share of this host's cores) and, with no GPU, DS_ACCELERATOR."""
@@ -47,6 +50,17 @@ def refuse_stray_rank(request: LaunchRequest, launcher: str) -> None:
                 key=name,
                 found=request.facts.environ[name],
                 hint="unset RANK WORLD_SIZE LOCAL_RANK, then launch again",
+            )
+
+
+def refuse_left_out_slots(request: LaunchRequest) -> None:
+    """Raises UserError for a host of which mpirun would take other slots than were chosen."""
+    for host in request.topology.hosts:
+        if not host.has_first_slots:
+            raise UserError(
+                f"mpirun cannot choose the slots {', '.join(map(str, host.slots))} of {host.name}.",
+                where="--include or --exclude",
+                hint="use --launcher deepspeed, or --nproc-per-node for the first slots of each host",
             )
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dist_trainer.cluster.topology import Topology
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a plan has to know of the host that starts it. `num_cores` are those this process may use."""
+    """What a plan has to know of the host that starts it. `num_cores` are those this process may use. `mpirun`: whose
+    it is, "openmpi" or "hydra" (MPICH, Intel MPI).
+    """
 
     hostname: str
     interpreter: str
@@ -19,6 +22,7 @@ class HostFacts:
     num_gpus: int
     is_root: bool
     environ: Mapping[str, str]
+    mpirun: Literal["openmpi", "hydra"] = "openmpi"
 
 
 @dataclass(frozen=True)

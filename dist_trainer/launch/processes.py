@@ -16,7 +16,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 _DAEMONS = ("orted", "hydra_pmi_proxy")
 _MODULES = ("deepspeed.launcher.launch", "dist_trainer.launch.elastic")
 _SWEEP_AFTER_S = 3.0
-_POLL_S = 0.05
+_SWEEP_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -64,23 +64,21 @@ def sweep_later(processes: list[tuple[int, int]]) -> None:
     os.closerange(0, os.sysconf("SC_OPEN_MAX"))
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline_s = time.monotonic() + _SWEEP_AFTER_S
-        while left := [pid for pid, started in processes if _started_at(pid) == started]:
-            if time.monotonic() > deadline_s:
-                break
-            time.sleep(_POLL_S)
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
+        while (left := [process for process in processes if _is_running(*process)]) and time.monotonic() < deadline_s:
+            time.sleep(_SWEEP_POLL_S)
+        for pid, _ in left:
+            with contextlib.suppress(OSError):
                 os.kill(pid, number)
     os._exit(0)
 
 
-def _started_at(pid: int) -> int | None:
-    """In clock ticks since the host booted: with the number, what no other process has. None when it has ended."""
+def _is_running(pid: int, started: int) -> bool:
+    """Whether it is still the process that started then, in clock ticks, and has not ended."""
     try:
         fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
+        return False
+    return int(fields[19]) == started and fields[0] not in "ZX"
 
 
 def list_descendants(pid: int) -> list[Process]:

@@ -4,6 +4,7 @@ What a user has to add to the launcher's own words is here, and nothing else:
 
     deepspeed   nothing: the host that types it needs no slot, and the other hosts' PATH does not matter
     mpirun      -x PATH, or the interpreter's whole path; -x MASTER_ADDR=..., for Open MPI tells no rank the first host
+    mpiexec     (MPICH's) MASTER_ADDR and MASTER_PORT; it passes on the whole environment by itself
     torchrun    once a host, with the same --rdzv-endpoint
     srun        nothing
     sbatch      --nodes
@@ -75,6 +76,14 @@ def test_mpirun(lab: Lab, folder: Path, expected: list[float]) -> None:
     where = ["--host", ",".join(f"{host}:2" for host in HOSTS), "-x", "PATH", "-x", f"MASTER_ADDR={HOSTS[0]}"]
     command = ["mpirun", *where, "python", *MODULE, *words(folder, "mpirun")]
     check(lab.run("node1", command, cwd=folder), folder, "mpirun", expected, lab)
+
+
+def test_mpiexec_of_mpich(lab: Lab, folder: Path, expected: list[float]) -> None:
+    require("mpiexec.hydra")
+    where = ["-n", "4", "-hosts", ",".join(HOSTS), "-ppn", "2", "-genv", "MASTER_ADDR", HOSTS[0]]
+    where += ["-genv", "MASTER_PORT", "29511"]
+    command = ["mpiexec.hydra", *where, "python", *MODULE, *words(folder, "hydra")]
+    check(lab.run("node1", command, cwd=folder), folder, "hydra", expected, lab)
 
 
 def test_torchrun_on_each_host(lab: Lab, folder: Path, expected: list[float]) -> None:

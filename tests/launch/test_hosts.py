@@ -7,7 +7,7 @@ import pytest
 from dist_trainer.cluster.hostfile import parse_hostfile
 from dist_trainer.cluster.topology import render_include
 from dist_trainer.errors import UserError
-from dist_trainer.launch.facts import count_visible_gpus
+from dist_trainer.launch.facts import count_visible_gpus, mpirun_by_version
 from dist_trainer.launch.hosts import HostChoice, check_ssh, find_topology, parse_ranks_per_host, read_rendezvous
 from dist_trainer.launch.plan import HostFacts, Rendezvous
 
@@ -129,3 +129,16 @@ def test_other_hosts_are_started_by_ssh_only_when_that_is_said() -> None:
     check_ssh(True, two, NO_GPU, None)
     with pytest.raises(UserError, match="With --ssh one command"):
         check_ssh(True, two, NO_GPU, Rendezvous(2, "node1", 29500, "x"))
+
+
+@pytest.mark.parametrize(
+    ("said", "whose"),
+    [
+        ("mpirun (Open MPI) 4.1.4\n\nReport bugs to http://www.open-mpi.org/community/help/\n", "openmpi"),
+        ("HYDRA build details:\n    Version:                                 4.0.2\n", "hydra"),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240701\nCopyright 2003-2024\n", "hydra"),
+        ("", "openmpi"),
+    ],
+)
+def test_mpirun_says_whose_it_is(said: str, whose: str) -> None:
+    assert mpirun_by_version(said) == whose

@@ -51,6 +51,10 @@ def with_environ(facts: HostFacts, environ: dict[str, str]) -> HostFacts:
     return dataclasses.replace(facts, environ=environ)
 
 
+def with_hydra(facts: HostFacts) -> HostFacts:
+    return dataclasses.replace(facts, mpirun="hydra")
+
+
 def slurm_request(environ: dict[str, str]) -> LaunchRequest:
     return request(allocated_topology(environ), with_environ(CPU_HOST, environ))
 
@@ -100,6 +104,23 @@ CASES = {
             with_environ(GPU_HOST, {"PATH": "/env/bin:/bin", "LD_LIBRARY_PATH": ""}),
             hostfile="hostfiles/a100",
         ),
+    ),
+    "hydra": ("mpirun", request(facts=with_hydra(CPU_HOST))),
+    "hydra-some-gpus": (
+        "mpirun",
+        request(LOCALHOST.filter(include="localhost:1,3"), with_hydra(GPU_HOST), hostfile="hf", is_filtered=True),
+    ),
+    "hydra-two-hosts": (
+        "mpirun",
+        request(
+            TWO_HOSTS,
+            with_hydra(with_environ(GPU_HOST, {"PATH": "/env/bin:/bin", "LD_LIBRARY_PATH": ""})),
+            hostfile="hostfiles/a100",
+        ),
+    ),
+    "hydra-uneven": (
+        "mpirun",
+        request(TWO_HOSTS.filter(exclude="node2:4,5,6,7"), with_hydra(GPU_HOST), hostfile="hf", is_filtered=True),
     ),
     "srun": ("srun", slurm_request(ALLOCATION)),
     "srun-uneven": ("srun", slurm_request(UNEVEN)),
@@ -164,6 +185,12 @@ def test_any_characters_reach_a_command_literally_through_a_shell(cases: list[tu
             "cannot choose the slots",
         ),
         (
+            "mpirun",
+            request(TWO_HOSTS.filter(exclude="node1:0"), with_hydra(GPU_HOST), hostfile="hf", is_filtered=True),
+            "cannot choose the slots",
+        ),
+        ("mpirun", request(facts=with_hydra(CPU_HOST), arguments=("train", ":")), "begin another program"),
+        (
             "deepspeed",
             request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True),
             "different numbers of slots",
@@ -199,6 +226,10 @@ def test_what_a_launcher_would_do_wrongly_is_refused(launcher: str, asked: Launc
     ("launcher", "asked"),
     [
         ("mpirun", request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True)),
+        (
+            "mpirun",
+            request(TWO_HOSTS.filter(exclude="node1:0"), with_hydra(GPU_HOST), ("train", ":"), hostfile="hf"),
+        ),
         ("deepspeed", request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True)),
         ("deepspeed", request(TWO_HOSTS, GPU_HOST, ("train", "--set", "a=$HOME"), hostfile="hf")),
     ],

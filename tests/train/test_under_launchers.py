@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,6 +52,19 @@ def test_the_losses_are_the_same_to_the_bit(launcher: str, folder: Path, expecte
     ended = run([*START[launcher], *switches(folder, launcher)], cwd=folder)
     assert ended.status == 0, ended.output
     assert losses(folder / launcher) == expected
+
+
+def test_mpiexec_of_mpich_gives_them_too(folder: Path, expected: list[float]) -> None:
+    """Its variables say the rank; where the ranks meet has to be said."""
+    require("mpiexec.hydra")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = ("-n", "2", "-genv", "MASTER_PORT", str(probe.getsockname()[1]))
+    command = ["mpiexec.hydra", *where, "python", "-m", "dist_trainer", *switches(folder, "hydra")]
+    ended = run(command, cwd=folder)
+    assert ended.status == 0, ended.output
+    assert losses(folder / "hydra") == expected
+    assert "2 ranks on CPU (pmi)" in ended.output
 
 
 @pytest.mark.parametrize("launcher", START)
