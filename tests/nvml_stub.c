@@ -239,6 +239,12 @@ int nvmlSystemGetDriverVersion(char *text, uint size) {
     return end(OK);
 }
 
+int nvmlSystemGetCudaDriverVersion_v2(int *version) {
+    BEGIN(NULL);
+    *version = 12040;
+    return end(OK);
+}
+
 int nvmlDeviceGetCount_v2(uint *count) {
     BEGIN(NULL);
     *count = 0;
@@ -411,6 +417,13 @@ int nvmlDeviceGetCurrentClocksEventReasons(Device *device, u64 *reasons) {
 int nvmlDeviceGetTotalEccErrors(Device *device, int type, int counter, u64 *count) {
     (void)counter;
     return read_value(device, __func__, type == 1 ? "ecc_errors" : "ecc_corrected", count);
+}
+
+int nvmlDeviceGetPersistenceMode(Device *device, uint *mode) {
+    u64 number;
+    int status = read_value(device, __func__, "persistence", &number);
+    if (!status) *mode = (uint)number;
+    return status;
 }
 
 static int has_mig(const Device *device) {

@@ -106,8 +106,8 @@ class Script:
         self.lines.append(f"process {device} {at} {pid} {used_bytes} {lists}")
 
     def value(self, device: str, *, at: int = 0, **numbers: int) -> None:
-        """utilization_percent, power_mw, temperature_c, sm_clock_mhz, memory_clock_mhz, throttle_reasons, ecc_errors.
-        One that is never given is not supported.
+        """utilization_percent, power_mw, temperature_c, sm_clock_mhz, memory_clock_mhz, throttle_reasons, ecc_errors,
+        persistence. One that is never given is not supported.
         """
         self.lines += [f"value {device} {name} {at} {number}" for name, number in numbers.items()]
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from itertools import product
 
 from dist_trainer.errors import UserError
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
+_LAST_NUMBER = re.compile(r"(.*?)(\d+)(\D*)")
 _REPEATED = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,5})\))?")
 # SLURM's own limit, MAX_RANGE: what is longer is no list of nodes, and would fill the memory.
 _MAX_NUM_IN_RANGE = 1 << 16
@@ -30,6 +32,22 @@ def expand_nodelist(text: str, *, where: str = "SLURM_JOB_NODELIST") -> tuple[st
     return tuple(names)
 
 
+def fold_nodelist(names: Iterable[str]) -> str:
+    """The short form of the names, which `expand_nodelist` writes out again: 'node[01-03,7],gpu1'.
+
+    Names stay in their order; neighbours that differ in their last number alone are folded.
+    """
+    parts: list[tuple[str, list[str], str]] = []
+    for name in names:
+        match = _LAST_NUMBER.fullmatch(name)
+        front, number, back = match.groups() if match else (name, "", "")
+        if number and parts and parts[-1][1] and (parts[-1][0], parts[-1][2]) == (front, back):
+            parts[-1][1].append(number)
+        else:
+            parts.append((front, [number] if number else [], back))
+    return ",".join(f"{front}{_fold_numbers(numbers)}{back}" for front, numbers, back in parts)
+
+
 def expand_tasks_per_node(text: str, *, where: str = "SLURM_TASKS_PER_NODE") -> tuple[int, ...]:
     """'2(x3),1' -> (2, 2, 2, 1). Raises UserError, naming `where`, when the text is something else."""
     counts: list[int] = []
@@ -45,6 +63,19 @@ def expand_tasks_per_node(text: str, *, where: str = "SLURM_TASKS_PER_NODE") -> 
             )
         counts.extend([int(match.group(1))] * int(match.group(2) or 1))
     return tuple(counts)
+
+
+def _fold_numbers(numbers: list[str]) -> str:
+    if len(numbers) < 2:
+        return "".join(numbers)
+    ranges: list[list[str]] = []
+    for number in numbers:
+        last = ranges[-1][-1] if ranges else None
+        if last is not None and number == f"{int(last) + 1:0{len(last)}d}" and len(number) == len(last):
+            ranges[-1] = [ranges[-1][0], number]
+        else:
+            ranges.append([number])
+    return f"[{','.join('-'.join(ends) for ends in ranges)}]"
 
 
 def _split_outside_brackets(text: str, where: str) -> list[str]:

@@ -55,8 +55,7 @@ class Topology:
 
     def is_local(self, hostname: str) -> bool:
         """Whether every rank runs on this host, whose name is `hostname`."""
-        own_names = {*_LOOPBACK_NAMES, hostname, hostname.split(".")[0]}
-        return all(host.name in own_names for host in self.hosts)
+        return all(is_own_name(host.name, hostname) for host in self.hosts)
 
     def first_slots(self, num_slots: int) -> Topology:
         """The first `num_slots` slots of every host. Raises UserError where a host has fewer, or for fewer than 1."""
@@ -133,6 +132,11 @@ class Topology:
                         expected=f"of {_named(map(str, host.slots))}{_said_at(host)}",
                     )
         return named
+
+
+def is_own_name(name: str, hostname: str) -> bool:
+    """Whether `name` means the host whose name is `hostname`, on that host."""
+    return name in {*_LOOPBACK_NAMES, hostname, hostname.split(".")[0]}
 
 
 def render_include(topology: Topology) -> str:

@@ -16,8 +16,6 @@ from dist_trainer.data.sampler import BatchPlan, num_windows
 from dist_trainer.data.tokens import TokenFile
 from dist_trainer.errors import UserError
 
-_MAX_WORKERS = 4
-
 
 class Batch(NamedTuple):
     """int64 [micro_batch, sequence_length] each; a target is the token after its input."""
@@ -109,11 +107,6 @@ class BatchLoader:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-
-def default_num_workers(cores: int, local_world_size: int) -> int:
-    """Loader workers for each rank on a host with `cores`: none unless a rank has a core to spare."""
-    return min(_MAX_WORKERS, max(0, cores // local_world_size - 1))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
     return LaunchPlan(
         launcher="mpirun",
         command=(
-            ("mpirun", "--quiet", "-n", str(request.topology.num_ranks)),
+            ("mpirun", *_quiet(request), "-n", str(request.topology.num_ranks)),
             _where(request),
             ("--bind-to", "none"),
             tuple(word for name in exported for word in ("-x", name)),
@@ -45,6 +45,11 @@ def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
         env=env + (_AS_ROOT if request.facts.is_root else ()),
         num_ranks=request.topology.num_ranks,
     )
+
+
+def _quiet(request: LaunchRequest) -> tuple[str, ...]:
+    """Guards tell what happened to ranks; over hosts mpirun's own words, of hosts it cannot start on, go to a file."""
+    return () if request.is_guarded and not request.is_local else ("--quiet",)
 
 
 def _where(request: LaunchRequest) -> tuple[str, ...]:

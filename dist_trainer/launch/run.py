@@ -148,7 +148,7 @@ def _status(launcher: str, ending: Ending, lifeline: Lifeline, launcher_log: Pat
         said = launcher_log.read_text(errors="replace") if launcher_log else ""
         trouble = Trouble(
             f"{launcher} ended {began}",
-            rank_status(launcher, ending.status) or EXIT_FAILURE,
+            ending.status if 0 < ending.status < 128 else EXIT_FAILURE,
             lines=tuple(said.splitlines()[-_NUM_LAUNCHER_LINES:]),
         )
     if trouble.lines:
@@ -163,13 +163,6 @@ def _status(launcher: str, ending: Ending, lifeline: Lifeline, launcher_log: Pat
 
 def _say(text: str) -> None:
     print(f"dist_trainer: {text}", file=sys.stderr, flush=True)
-
-
-def rank_status(launcher: str, status: int) -> int:
-    """The exit status of the ranks. DeepSpeed's launcher says 256 - N when signal N ended one: 247 -> 137."""
-    if launcher == "deepspeed" and 256 - 32 < status < 256:
-        return 128 + 256 - status
-    return status
 
 
 def require_launcher(launcher: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from dist_trainer.monitor import troubles
 from dist_trainer.monitor.devices import DeviceIdentity, list_gpus
 from dist_trainer.monitor.nvml import Nvml, NvmlError
+from dist_trainer.monitor.pci import has_nvidia_gpu
 from dist_trainer.monitor.processes import ProcessTree
 from dist_trainer.monitor.sampler import Sampler
 from dist_trainer.monitor.series import Series
@@ -17,9 +18,6 @@ from dist_trainer.monitor.visible import visible_devices
 from dist_trainer.records import samples_file
 
 HOST = "host"
-_PCI_DEVICES = Path("/sys/bus/pci/devices")
-_NVIDIA_VENDOR = "0x10de"
-_DISPLAY_CLASS = "0x03"
 
 
 class Watch:
@@ -67,15 +65,3 @@ class Watch:
                 continue
             sources[f"gpu-{position}"] = source
         return sources
-
-
-def has_nvidia_gpu(pci_devices: Path = _PCI_DEVICES) -> bool:
-    """Whether the kernel shows one on the PCI bus, with or without a driver for it."""
-    for device in pci_devices.glob("*"):
-        try:
-            vendor, kind = ((device / name).read_text().strip() for name in ("vendor", "class"))
-        except OSError:
-            continue
-        if vendor == _NVIDIA_VENDOR and kind.startswith(_DISPLAY_CLASS):
-            return True
-    return False

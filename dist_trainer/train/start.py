@@ -186,7 +186,7 @@ def train(
     import torch.distributed as dist
     from rich.console import Console
 
-    from dist_trainer.data.loader import default_num_workers
+    from dist_trainer.data.workers import default_num_workers
     from dist_trainer.monitor import host
     from dist_trainer.monitor.allocator import AllocatorWatch
     from dist_trainer.monitor.memory import MemoryProbe

@@ -15,7 +15,7 @@ from plans import make_plan
 from run_folders import make_gpu_run
 
 import dist_trainer
-from dist_trainer.cli import data, launch, main, monitor, plan, report, train
+from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, slurm, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.launch.plan import LaunchPlan
 
@@ -63,8 +63,21 @@ SURFACE = {
         *("--hostfile", "--include", "--exclude", "--gpu", "--gpu-memory", "--host-memory", "--device", "--rank"),
         *("--fit", "--global-batch", "--write", "--json", "--debug"),
     ),
+    "doctor": (
+        *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set", "--micro-batch"),
+        *("--accumulation", "--precision", "--checkpointing", "--no-checkpointing", "--fused", "--no-fused"),
+        *("--compile", "--no-compile", "--no-optimize", "--hostfile", "--include", "--exclude"),
+        *("--nproc-per-node", "--nproc_per_node", "--run-dir", "--json", "--debug"),
+    ),
     "report": ("-h", "--help", "--compare", "--baseline", "--strict", "--debug"),
     "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
+    "slurm submit": (
+        *("-h", "--help", "--nodes", "--gpus-per-node", "--gres", "--gpus-per-task", "--ntasks-per-node", "--ntasks"),
+        *("--cpus-per-task", "--mem", "--time", "--partition", "--account", "--nodelist", "--sbatch", "--launcher"),
+        *("--array", "--signal", "--no-requeue", "--run-dir", "--dry-run"),
+    ),
+    "slurm status": ("-h", "--help", "--json", "--debug"),
+    "slurm lint": ("-h", "--help", "--debug"),
     "data prepare": ("-h", "--help", "--input", "--output", "--tokenizer", "--vocab-size", "--debug"),
 }
 
@@ -178,8 +191,12 @@ def write_ds(path: Path, **keys: object) -> Path:
         ("train", train.build_parser()),
         ("launch", launch.build_parser()),
         ("plan", plan.build_parser()),
+        ("doctor", doctor.build_parser()),
         ("report", report.build_parser()),
         ("monitor", monitor.build_parser()),
+        ("slurm submit", slurm.build_submit_parser()),
+        ("slurm status", slurm.build_status_parser()),
+        ("slurm lint", slurm.build_lint_parser()),
         ("data prepare", data.build_parser()),
     ],
     ids=list(SURFACE),
@@ -187,15 +204,19 @@ def write_ds(path: Path, **keys: object) -> Path:
 def test_the_switches_are_those_that_users_know(name: str, parser: argparse.ArgumentParser) -> None:
     assert tuple(option for action in parser._actions for option in action.option_strings) == SURFACE[name]
     named = [action.dest for action in parser._actions if not action.option_strings]
-    assert named == (["run_dir"] if name == "report" else [])
+    assert named == {"report": ["run_dir"], "slurm status": ["run_dir"], "slurm lint": ["files"]}.get(name, [])
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "plan", "data", "benchmark", "report", "monitor")
+    assert tuple(COMMANDS) == ("train", "launch", "slurm", "plan", "doctor", "data", "benchmark", "report", "monitor")
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
     assert set(SURFACE["launch"]) & set(SURFACE["train"]) == {"-h", "--help"}
+
+
+def test_slurm_submit_names_the_runs_folder_itself() -> None:
+    assert set(SURFACE["slurm submit"]) & set(SURFACE["train"]) == {"-h", "--help", "--run-dir"}
 
 
 def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,9 +233,13 @@ def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixtu
         ("train", "--help"),
         ("launch", "--help"),
         ("plan", "--help"),
+        ("doctor", "--help"),
         ("report", "--help"),
         ("launch", "--dry-run"),
         ("launch", "--dry-run", "--launcher", "deepspeed", "--config", "small", "--ds", "zero3"),
+        ("slurm", "--help"),
+        ("slurm", "submit", "--help"),
+        ("slurm", "lint", "--help"),
         ("data", "--help"),
         ("data", "prepare", "--help"),
         ("--version",),
@@ -405,7 +430,7 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
     [
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
-        (("qqqq",), "train, launch, plan, data, benchmark, report, monitor"),
+        (("qqqq",), "train, launch, slurm, plan, doctor, data, benchmark, report, monitor"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
         (("launch", "--dry-run", "--nproc-per-nod=2"), "did you mean --nproc-per-node?"),
         (("launch", "--hostfil", "hosts"), "did you mean --hostfile?"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dist_trainer.data.info import DatasetInfo
-from dist_trainer.data.loader import BatchLoader, build_loader, default_num_workers
+from dist_trainer.data.loader import BatchLoader, build_loader
 from dist_trainer.data.sampler import BatchPlan, num_windows
 from dist_trainer.data.tokens import TokenFile, open_tokens
 from dist_trainer.errors import UserError
@@ -152,11 +152,3 @@ def test_the_loader_draws_nothing_from_the_generator_that_the_model_uses(tokens:
 def test_data_shorter_than_a_sequence_is_refused_at_once(tokens: TokenFile) -> None:
     with pytest.raises(UserError, match="shorter than one sequence"):
         loader_of(tokens, sequence_length=tokens.num_tokens)
-
-
-@pytest.mark.parametrize(
-    ("cores", "ranks", "workers"),
-    [(2, 2, 0), (2, 1, 1), (1, 1, 0), (1, 8, 0), (8, 4, 1), (16, 4, 3), (128, 8, 4), (9, 8, 0)],
-)
-def test_workers_are_for_the_cores_that_ranks_do_not_need(cores: int, ranks: int, workers: int) -> None:
-    assert default_num_workers(cores, ranks) == workers

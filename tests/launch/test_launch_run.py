@@ -13,23 +13,9 @@ from dist_trainer.errors import UserError
 from dist_trainer.launch.choose import build_plan
 from dist_trainer.launch.job import job_for
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
-from dist_trainer.launch.run import rank_status, require_launcher, write_launch_record
+from dist_trainer.launch.run import require_launcher, write_launch_record
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize(
-    ("launcher", "status", "expected"),
-    [
-        ("deepspeed", 247, 137),
-        ("deepspeed", 245, 139),
-        ("deepspeed", 3, 3),
-        ("torchrun", 247, 247),
-        ("mpirun", 137, 137),
-    ],
-)
-def test_the_status_of_the_ranks(launcher: str, status: int, expected: int) -> None:
-    assert rank_status(launcher, status) == expected
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "srun"])

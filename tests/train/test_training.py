@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from ranks import losses, mini_config, run_ranks, train
 
+from dist_trainer.config import run as run_file
+from dist_trainer.memory.checkpoint_size import FRAME_BYTES, checkpoint_bytes
+from dist_trainer.memory.settings import read_settings
+from dist_trainer.model.size import num_parameters
 from dist_trainer.records import read_steps
 
 pytestmark = pytest.mark.integration
@@ -24,6 +28,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def zero2_losses(folder: Path) -> list[float]:
     """20 steps in fp32 under ZeRO-2 on two ranks: what the others are compared with."""
     return losses(train(folder, "zero2", *FP32))
+
+
+def largest_checkpoint(run_dir: Path) -> int:
+    """Its bytes, all files of all ranks together."""
+    folders = (run_dir / "checkpoints").glob("step-*")
+    return max(sum(file.stat().st_size for file in folder.rglob("*")) for folder in folders)
+
+
+def computed_checkpoint(run_dir: Path, world_size: int = 2) -> int:
+    """What a checkpoint of this run was computed to take."""
+    config = json.loads((run_dir / "resolved" / "ds_config.json").read_text())
+    run = run_file.check(run_file.read(run_dir / "resolved" / "run.yaml"), source="run.yaml")
+    return checkpoint_bytes(read_settings(config, cuda=False), num_parameters(run.model), world_size)
 
 
 def assert_close(ours: list[float], theirs: list[float]) -> None:
@@ -86,6 +103,9 @@ def test_a_run_stopped_in_each_phase_and_resumed_gives_the_losses_of_an_undistur
     assert [(step.loss, step.learning_rate, step.phase, step.grad_norm) for step in ours] == [
         (step.loss, step.learning_rate, step.phase, step.grad_norm) for step in theirs
     ]
+    # So small a model's checkpoint is as much frame as content: no more than computed, and all of the content.
+    frames = 2 * FRAME_BYTES
+    assert computed_checkpoint(resumed) - frames <= largest_checkpoint(resumed) <= computed_checkpoint(resumed)
 
 
 def test_compiled_and_eager_losses_agree(folder: Path, zero2_losses: list[float]) -> None:
@@ -120,6 +140,7 @@ def test_tiny_learns_more_than_how_often_each_token_occurs(folder: Path) -> None
     assert summary["num_steps"] == 150
     assert summary["last_loss"] < summary["unigram_entropy_nats"] - 0.5
     assert [verdict["reason"] for verdict in summary["verdicts"]] == ["no GPU", "no GPU"]
+    assert largest_checkpoint(run_dir) == pytest.approx(computed_checkpoint(run_dir), rel=0.02)
 
 
 def test_a_checkpoint_is_due_by_minutes_as_rank_zeros_clock_says(folder: Path) -> None:

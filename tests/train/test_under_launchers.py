@@ -86,8 +86,9 @@ def test_slurm_gives_them_too(how: str, folder: Path, expected: list[float], slu
     if how == "srun":
         command = ["srun", "--ntasks=2", "--kill-on-bad-exit=1", PYTHON, "-m", "dist_trainer", *words]
     else:
-        script = ROOT / "slurm" / "train.sbatch"
-        command = ["sbatch", "--parsable", f"--output={folder}/sbatch.out", str(script), *words[1:]]
+        script = ROOT / "slurm" / "one-node.sbatch"
+        options = ["--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={folder}/sbatch.out"]
+        command = ["sbatch", "--parsable", *options, str(script), *words[1:]]
     ended = run(command, cwd=ROOT, environ=environ)
     assert ended.status == 0, ended.output
     if how == "sbatch":

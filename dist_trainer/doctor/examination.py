@@ -1,0 +1,140 @@
+"""All that was found out, as one value: what the checks judge, and what `--json` prints beside the findings."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dist_trainer.cluster.topology import Topology
+from dist_trainer.config.resolve import Request
+from dist_trainer.doctor.clock import Offset
+from dist_trainer.doctor.facts import (
+    Connections,
+    Folder,
+    HostFacts,
+    HostGpus,
+    Listening,
+    RankReports,
+    Revision,
+    Seen,
+)
+from dist_trainer.doctor.needs import Needs
+from dist_trainer.launch.remote import ProblemKind
+
+How = Literal["ssh", "srun", "here"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be examined. `folder`: where the runs' folders are made, absolute, and there on this host."""
+
+    how: How
+    topology: Topology
+    request: Request
+    needs: Needs
+    port: MeetingPort
+    folder: str
+    cwd: str
+    interpreter: str = sys.executable
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(host.name for host in self.topology.hosts)
+
+
+@dataclass(frozen=True)
+class Startup:
+    """Why the questions could not be asked on a host that can be reached: what a plain shell found there.
+
+    `python`: the version of the interpreter at the path that is asked for, None where there is none.
+    """
+
+    has_folder: bool
+    has_interpreter: bool
+    python: str | None
+    import_error: str | None
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """One host. `unreachable`: why nothing can be run there, and of which kind that is; None where something can.
+
+    `unanswered`: why a question got no answer, by the question. What was not asked is None here and not there.
+    """
+
+    name: str
+    slots: tuple[int, ...]
+    unreachable: str | None = None
+    unreachable_kind: ProblemKind | None = None
+    startup: Startup | None = None
+    facts: HostFacts | None = None
+    gpus: HostGpus | None = None
+    clock: Offset | None = None
+    folder: Folder | None = None
+    seen: Seen | None = None
+    listening: Listening | None = None
+    connections: Connections | None = None
+    ranks: RankReports | None = None
+    noise: tuple[str, ...] = ()
+    unanswered: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_slots(self) -> int:
+        return len(self.slots)
+
+
+@dataclass(frozen=True)
+class MeetingPort:
+    """Where the ranks would meet, on the first host. `said_by`: who fixed it; None for torchrun's usual one."""
+
+    number: int
+    said_by: str | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The all-reduce that was tried: the hosts and slots that took part in rank order, or why there was none."""
+
+    hosts: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    device: Literal["cpu", "cuda"] = "cpu"
+    why_not: str | None = None
+
+
+@dataclass(frozen=True)
+class Asker:
+    """The host on which the doctor runs, and what it asked the others to run. `is_asked`: whether it is one of them.
+
+    `sees_folder`: whether the file that the first host wrote is there too; None where that was not looked for.
+    """
+
+    hostname: str
+    interpreter: str
+    cwd: str
+    python: str
+    packages: dict[str, str | None] = field(default_factory=dict)
+    torch_cuda: str | None = None
+    revision: Revision | None = None
+    is_asked: bool = True
+    sees_folder: bool | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    how: How
+    asker: Asker
+    hosts: tuple[HostReport, ...]
+    port: MeetingPort
+    folder: str
+    needs: Needs
+    trial: Trial
+    seconds: float = 0.0
+
+    @property
+    def num_ranks(self) -> int:
+        return sum(host.num_slots for host in self.hosts)
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What the ranks would run on: GPUs as soon as one host has any."""
+        return "cuda" if any(host.gpus and host.gpus.devices for host in self.hosts) else "cpu"

@@ -1,0 +1,76 @@
+"""One line of the doctor's table, and the ways in which many hosts become few lines."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+Level = Literal["ok", "warn", "fail"]
+LEVELS: tuple[Level, ...] = ("fail", "warn", "ok")
+
+Value = TypeVar("Value", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found of one thing. `hosts`: of which hosts, none for all that answered; `do`: what to do about it."""
+
+    level: Level
+    check: str
+    found: str
+    hosts: tuple[str, ...] = ()
+    do: str | None = None
+
+
+def usual(values: Mapping[str, Value], here: Value | None = None) -> Value:
+    """What most hosts have; of values that equally many have, the asker's own, else that of the host named first."""
+    counts = Counter(values.values())
+    most = max(counts.values())
+    if here is not None and counts.get(here) == most:
+        return here
+    return next(value for value in values.values() if counts[value] == most)
+
+
+def by_value(values: Mapping[str, Value]) -> dict[Value, tuple[str, ...]]:
+    """The hosts of each value, in the order in which they are named."""
+    found: dict[Value, list[str]] = {}
+    for host, value in values.items():
+        found.setdefault(value, []).append(host)
+    return {value: tuple(hosts) for value, hosts in found.items()}
+
+
+def sameness(
+    check: str, values: Mapping[str, str], *, level: Level, do: str, here: str | None = None
+) -> Iterator[Finding]:
+    """One line where all hosts have the same; else a line for each value that is not the usual one.
+
+    `here`: what the asker's own host has, which is worth a warning where it is none of theirs.
+    """
+    if not values:
+        return
+    common = usual(values, here)
+    groups = by_value(values)
+    if len(groups) == 1:
+        if here in (None, common):
+            yield Finding("ok", check, common)
+        else:
+            yield Finding("warn", check, f"{common}, where the doctor itself runs with {here}", tuple(values), do)
+        return
+    others = groups[common]
+    who = f"{others[0]} has" if len(others) == 1 else f"{len(others)} hosts have"
+    for value, hosts in groups.items():
+        if value != common:
+            yield Finding(level, check, f"{value}, where {who} {common}", hosts, do)
+
+
+def grouped(level: Level, check: str, found: Mapping[str, str], do: str | None) -> Iterator[Finding]:
+    """A line for each text, of all hosts that it is true of."""
+    for text, hosts in by_value(found).items():
+        yield Finding(level, check, text, hosts, do)
+
+
+def worst(findings: Iterable[Finding]) -> Level:
+    levels = {finding.level for finding in findings}
+    return next((level for level in LEVELS if level in levels), "ok")

@@ -1,0 +1,156 @@
+"""What one host answers the doctor: `python -m dist_trainer.doctor.host [NAME]`.
+
+Each line of its stdin is a question as JSON, `{"id": 1, "do": "clock"}`; each gets an answer on stdout (see `wire`).
+When stdin ends, so does this process, and what it made is taken away; it ends also when nobody closes stdin. It needs
+no package but for what a question is about.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dist_trainer.doctor import wire
+from dist_trainer.doctor.facts import ClockReading, Connections, Folder, HostFacts, Listening, RankReports, Seen
+from dist_trainer.doctor.probes import network, software, system
+
+# Nobody asks for longer; a host that the asker has lost is not kept busy.
+LIFETIME_S = 180
+_STDIN = 0
+
+
+class Respondent:
+    """The state between questions. `name` is how the asker calls this host."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._listener: socket.socket | None = None
+        self._interface: str | None = None
+        self._left_behind: list[Callable[[], None]] = []
+
+    def answer(self, question: Mapping[str, Any]) -> Any:
+        """A dataclass of `facts`. Raises OSError, ValueError or ImportError where there is none."""
+        kinds: dict[str, Callable[..., Any]] = {
+            "facts": self.facts,
+            "clock": self.clock,
+            "gpus": self.gpus,
+            "write": self.write,
+            "look": self.look,
+            "listen": self.listen,
+            "connect": self.connect,
+            "reduce": self.reduce,
+        }
+        options = {name: value for name, value in question.items() if name not in ("id", "do")}
+        return kinds[question["do"]](**options)
+
+    def close(self) -> None:
+        for undo in self._left_behind:
+            undo()
+
+    def facts(self, ports: list[int]) -> HostFacts:
+        troubles: list[str] = []
+
+        def measured(what: str, measure: Callable[[], Any], otherwise: Any = None) -> Any:
+            try:
+                return measure()
+            except (OSError, ValueError, ImportError) as error:
+                troubles.append(f"{what}: {error}")
+                return otherwise
+
+        return HostFacts(
+            hostname=socket.gethostname(),
+            python=software.python_version(),
+            interpreter=sys.executable,
+            packages=software.package_versions(),
+            torch_cuda=software.torch_cuda_version(),
+            revision=software.revision(),
+            kernel=os.uname().release,
+            cpus=measured("CPUs", system.cpus),
+            memory=measured("memory", system.memory),
+            limits=measured("limits", system.limits),
+            shared_memory=measured("/dev/shm", system.shared_memory),
+            infiniband=measured("InfiniBand", system.infiniband_devices, ()),
+            ports=measured("ports", lambda: tuple(network.look_at_port(port) for port in ports), ()),
+            troubles=tuple(troubles),
+        )
+
+    def clock(self) -> ClockReading:
+        return ClockReading(time.time())
+
+    def gpus(self) -> Any:
+        from dist_trainer.doctor.probes.gpus import find_gpus
+
+        return find_gpus(os.environ)
+
+    def write(self, folder: str, token: str, max_bytes: int) -> Folder:
+        from dist_trainer.doctor.probes import folder as probe
+
+        self._left_behind.append(lambda: probe.remove(Path(folder), token, self.name))
+        return probe.write(Path(folder), token, self.name, max_bytes)
+
+    def look(self, folder: str, token: str, hosts: list[str]) -> Seen:
+        from dist_trainer.doctor.probes import folder as probe
+
+        return probe.look(Path(folder), token, list(network.peers_of(self.name, hosts)))
+
+    def listen(self) -> Listening:
+        from dist_trainer.launch.ports import first_free_port
+
+        self._listener = network.listen()
+        return Listening(self._listener.getsockname()[1], first_free_port(20_000 + os.getpid() % 10_000))
+
+    def connect(self, ports: dict[str, int], limit_s: float) -> Connections:
+        hosts = list(ports)
+        found = [network.connect(peer, ports[peer], limit_s) for peer in network.peers_of(self.name, hosts)]
+        self._interface = next((one.interface for one in found if one.interface), None)
+        own = network.own_address(self.name)
+        return Connections(tuple(found), own)
+
+    def reduce(self, **options: Any) -> RankReports:
+        from dist_trainer.doctor.ranks import run_ranks
+
+        if self._listener is not None:
+            self._listener.close()
+        return run_ranks(self.name, self._interface, stop_fd=_STDIN, **options)
+
+
+def lines_of(fd: int) -> Iterator[bytes]:
+    """The whole lines that come in, as they come, up to the end."""
+    rest = b""
+    while block := os.read(fd, 2**16):
+        *whole, rest = (rest + block).split(b"\n")
+        yield from whole
+
+
+def main(argv: list[str]) -> None:
+    for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):
+        # By an exception, so that what was made is taken away.
+        signal.signal(number, lambda *_: sys.exit(1))
+    signal.alarm(LIFETIME_S)
+    # Under srun each task finds its name in its environment, for all of them have one command line.
+    name = argv[0] if argv else os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    respondent = Respondent(name)
+    try:
+        for line in lines_of(_STDIN):
+            question = json.loads(line)
+            reply: dict[str, Any]
+            try:
+                reply = {"answer": dataclasses.asdict(respondent.answer(question))}
+            except (OSError, ValueError, ImportError) as error:
+                reply = {"error": f"{type(error).__name__}: {error}"}
+            sys.stdout.write(wire.pack(name, question["id"], reply))
+            sys.stdout.flush()
+    finally:
+        respondent.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,30 @@
+"""`python -m dist_trainer.doctor.planning`: one order on stdin, its plan as JSON on stdout. See `needs`."""
+
+from __future__ import annotations
+
+import sys
+
+from dist_trainer.config.resolve import resolve
+from dist_trainer.doctor.needs import read_planning_order
+from dist_trainer.errors import EXIT_OK, UserError
+from dist_trainer.launch.devices import assumed_facts
+from dist_trainer.logs import quiet_deepspeed
+from dist_trainer.memory.plan import dump_plan
+from dist_trainer.memory.planner import PlannedDevice, make_plan
+
+
+def main() -> int:
+    request, world_size, device = read_planning_order(sys.stdin.read())
+    try:
+        with quiet_deepspeed():
+            resolved = resolve(request, world_size=world_size, device=assumed_facts(device))
+            plan = make_plan(resolved, world_size=world_size, device=PlannedDevice(device))
+    except UserError as error:
+        print(error.problem, file=sys.stderr)
+        return error.exit_status
+    sys.stdout.write(dump_plan(plan))
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""How the questions reach the hosts, as command lines; and what so many connections take of this host."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from dist_trainer.cluster.topology import is_own_name
+from dist_trainer.doctor.examination import Task
+from dist_trainer.doctor.session import Route
+from dist_trainer.errors import UserError
+from dist_trainer.launch import remote
+
+_MODULE = "dist_trainer.doctor.host"
+# Three pipes a connection, and what this process has open besides.
+_FILES_A_CONNECTION = 3
+_OWN_FILES = 64
+
+
+def routes(task: Task, environ: Mapping[str, str], hostname: str, *, open_files: int) -> list[Route]:
+    """How the questions reach the hosts: one step over all nodes under SLURM, else a connection to each.
+
+    `open_files`: the limit that holds for what a user starts on this host.
+    """
+    if task.how == "srun":
+        return [Route(task.names, srun_command(task.names, (task.interpreter, "-m", _MODULE)))]
+    texts = {
+        name: remote.shell_text((task.interpreter, "-m", _MODULE, name), cwd=task.cwd, env=search_path(environ))
+        for name in task.names
+    }
+    limit = "unlimited" if open_files == resource.RLIM_INFINITY else open_files
+    texts |= {name: f"ulimit -Sn {limit}; {text}" for name, text in texts.items() if is_own_name(name, hostname)}
+    return [Route((name,), remote.command_for(name, text, hostname=hostname)) for name, text in texts.items()]
+
+
+def search_path(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variable by which a checkout that is not installed is found, there as here."""
+    return {"PYTHONPATH": environ["PYTHONPATH"]} if environ.get("PYTHONPATH") else {}
+
+
+def srun_command(names: tuple[str, ...], argv: tuple[str, ...]) -> tuple[str, ...]:
+    """One task a node, beside whatever runs there, with every line of stdin copied to each."""
+    count = len(names)
+    return (
+        *("srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"),
+        *(f"--nodelist={','.join(names)}", "--cpu-bind=none", "--input=all"),
+        *argv,
+    )
+
+
+@contextmanager
+def enough_files(num_connections: int) -> Iterator[int]:
+    """So many connections may need more open files than are usual; yields the usual limit. Raises UserError."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = _OWN_FILES + _FILES_A_CONNECTION * num_connections
+    if needed <= soft or soft == resource.RLIM_INFINITY:
+        yield soft
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise UserError(
+            f"{num_connections} connections need {needed} open files.",
+            where="ulimit -Hn",
+            found=hard,
+            hint="raise the limit, or look at part of the hosts with --include",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    try:
+        yield soft
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
