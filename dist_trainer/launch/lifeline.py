@@ -14,11 +14,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from dist_trainer.launch.roster import Roster, Trouble, name_ranks
+from dist_trainer.launch.roster import Roster, Trouble, name_hosts
 from dist_trainer.launch.wire import BEAT_S, FAILURE_GRACE_S, SILENCE_S, LineReader, Message, encode
 
 _REMIND_S = 30.0
@@ -119,6 +118,7 @@ class Lifeline:
 
     def _serve(self) -> None:
         started_s = beaten_s = reminded_s = time.monotonic()
+        self._listener.setblocking(False)
         with selectors.DefaultSelector() as selector, self._listener:
             selector.register(self._listener, selectors.EVENT_READ)
             while not self._is_closing:
@@ -151,11 +151,15 @@ class Lifeline:
             self.stop(FAILURE_GRACE_S)
 
     def _missing(self) -> str:
-        return "; ".join(f"{host} (ranks {name_ranks(r)})" for host, r in self.roster.missing_hosts().items())
+        return name_hosts(self.roster.missing_hosts())
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        with suppress(OSError):
-            accepted, _ = self._listener.accept()
+        """All that wait: thousands may come at once."""
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                return
             accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             connection = _Connection(accepted)
@@ -259,11 +263,11 @@ class Lifeline:
                 connection.to_send += data
 
     def _flush(self, selector: selectors.BaseSelector) -> None:
-        for connection in list(self._connections.values()):
+        with self._lock:
+            connections = [connection for connection in self._connections.values() if connection.to_send]
+        for connection in connections:
             with self._lock:
                 data, connection.to_send = connection.to_send, b""
-            if not data:
-                continue
             try:
                 sent = connection.socket.send(data)
             except BlockingIOError:

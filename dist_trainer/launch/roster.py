@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dist_trainer.errors import EXIT_FAILURE
@@ -11,6 +11,7 @@ from dist_trainer.launch.wire import BEAT_S, SILENCE_S
 
 # So long the first trouble waits for another that began earlier and is heard of later.
 SETTLE_S = 0.3
+_MAX_NUM_NAMED = 8
 
 
 @dataclass
@@ -105,7 +106,7 @@ class Roster:
         """What went wrong first; None while nothing has, or while something earlier may still be heard of."""
         silent = self.silent_hosts(now_s, SILENCE_S)
         if silent:
-            where = "; ".join(f"{host} (rank{'s' * (len(r) > 1)} {name_ranks(r)})" for host, r in silent.items())
+            where = name_hosts(silent)
             return Trouble(f"nothing was heard for {SILENCE_S:.0f} s from {where}: down, or cut off", EXIT_FAILURE)
         if not self._candidates:
             return None
@@ -126,6 +127,14 @@ class Roster:
         return Trouble(
             f"{member.host} (ranks {ranks}) is gone: every connection to it was closed at once", EXIT_FAILURE
         )
+
+
+def name_hosts(ranks_by_host: Mapping[str, Sequence[int]]) -> str:
+    """{'n1': [0, 1], 'n2': [2]} -> 'n1 (ranks 0-1); n2 (rank 2)'. Of very many hosts the first are named."""
+    named = list(ranks_by_host.items())[:_MAX_NUM_NAMED]
+    texts = [f"{host} (rank{'s' * (len(ranks) > 1)} {name_ranks(ranks)})" for host, ranks in named]
+    more = len(ranks_by_host) - len(named)
+    return "; ".join(texts) + (f"; and {more} more hosts" if more else "")
 
 
 def name_ranks(ranks: Iterable[int]) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import resource
 import shutil
 import socket
 import sys
@@ -30,6 +31,7 @@ from dist_trainer.launch.wire import FAILURE_GRACE_S, FROM_SRUN
 START_LIMIT_S = 300.0
 _BACKLOG = 4096
 _CLOSING_S = 4.0
+_OTHER_OPEN_FILES = 256
 _NUM_LAUNCHER_LINES = 10
 _PYTHON_MODULES = {"torchrun": "torch", "deepspeed": "deepspeed"}
 _DEBIAN_PACKAGES = {"mpirun": "openmpi-bin", "srun": "slurm-client"}
@@ -47,6 +49,7 @@ def run_request(
     launcher: str, request: LaunchRequest, run_dir: Path, *, is_port_fixed: bool = False, limits: Limits = Limits()
 ) -> int:
     """Starts the ranks with their guards, records that in RUN_DIR/resolved/launch.json, and returns their status."""
+    allow_connections(request.num_ranks)
     listener, host = _listen(launcher, request)
     token = rendezvous_token(request.rendezvous) if request.rendezvous else new_token()
     address = f"{host}:{listener.getsockname()[1]}"
@@ -71,6 +74,23 @@ def run_request(
         lifeline.stop(FAILURE_GRACE_S)
         lifeline.close(FAILURE_GRACE_S + _CLOSING_S)
     return _status(launcher, ending, lifeline, launcher_log)
+
+
+def allow_connections(num_ranks: int) -> None:
+    """Lets this process have a connection a rank open. Raises UserError where the system does not let it."""
+    needed = num_ranks + _OTHER_OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"{num_ranks} ranks need as many connections to this process, which may not have so many open.",
+            where="ulimit -Hn",
+            found=hard,
+            expected=f"at least {needed}",
+            hint="have the limit raised on this host, or submit slurm/many-nodes-srun.sbatch, which needs none",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _listen_beside(meeting: Rendezvous) -> socket.socket:

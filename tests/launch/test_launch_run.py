@@ -71,3 +71,28 @@ def test_what_launch_and_rank_finding_import() -> None:
         text=True,
     )
     assert answer.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "num_ranks", "then"),
+    [
+        ((1000, 5000), 8, "1000"),
+        ((300, 20000), 8192, "8448"),
+        ((300, 1024), 8192, "8192 ranks need as many connections to this process, which may not have so many open."),
+    ],
+)
+def test_there_may_be_a_connection_a_rank(limits: tuple[int, int], num_ranks: int, then: str) -> None:
+    """In a process of its own: a limit once lowered cannot be raised again by everybody."""
+    code = (
+        "import resource as r\n"
+        "from dist_trainer.errors import UserError\n"
+        "from dist_trainer.launch.run import allow_connections\n"
+        f"r.setrlimit(r.RLIMIT_NOFILE, {limits})\n"
+        "try:\n"
+        f"    allow_connections({num_ranks})\n"
+        "    print(r.getrlimit(r.RLIMIT_NOFILE)[0])\n"
+        "except UserError as error:\n"
+        "    print(error.problem)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == then

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_trainer.launch.roster import SETTLE_S, Roster, name_ranks
+from dist_trainer.launch.roster import SETTLE_S, Roster, name_hosts, name_ranks
 from dist_trainer.launch.wire import SILENCE_S
 
 
@@ -101,3 +101,10 @@ def test_hosts_that_did_not_report_are_named() -> None:
 )
 def test_ranks_are_named_shortly(ranks: list[int], text: str) -> None:
     assert name_ranks(ranks) == text
+
+
+def test_of_very_many_hosts_the_first_are_named() -> None:
+    assert name_hosts({"n1": [0, 1], "n2": [2]}) == "n1 (ranks 0-1); n2 (rank 2)"
+    text = name_hosts({f"n{host}": range(8 * host, 8 * host + 8) for host in range(1000)})
+    assert text.startswith("n0 (ranks 0-7); n1 (ranks 8-15); ") and text.endswith("; and 992 more hosts")
+    assert len(text) < 250
