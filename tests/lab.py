@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -128,7 +129,9 @@ class Lab:
     ) -> HostProcess:
         """The command's environment is the tests' own, with their interpreter first on the PATH, and `environ`."""
         around = ["setsid", "env", "-C", str(cwd or self.folder), *_assignments(self._environs[host])]
-        kwargs = {"stdin": subprocess.DEVNULL, "text": True} | kwargs
+        # Whatever started the tests may ignore Ctrl-C, and then so would all commands.
+        restore = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+        kwargs = {"stdin": subprocess.DEVNULL, "text": True, "preexec_fn": restore} | kwargs
         return HostProcess([*self._enter(host), *around, *argv], env=_environment(environ), **kwargs)
 
     def run(
