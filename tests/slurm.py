@@ -207,7 +207,7 @@ def wait_for_job(
         shown = _run(["scontrol", "--oneliner", "show", "job", job_id], environ, lab)
         assert shown.status == 0, shown.output
         facts = dict(part.split("=", 1) for part in shown.output.split() if "=" in part)
-        if facts["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+        if facts["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING"):
             return facts
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"job {job_id} has not ended after {limit_s:.0f} s: {shown.output}")

@@ -31,6 +31,7 @@ from dist_trainer.launch.hosts import (
 from dist_trainer.launch.network import is_own_address
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.ports import first_free_port, planned_port
+from dist_trainer.launch.reach import check_hosts
 from dist_trainer.launch.run import START_LIMIT_S, Limits, require_launcher, run_beside, run_request
 from dist_trainer.logs import quiet_deepspeed
 
@@ -136,6 +137,8 @@ def run(
     require_launcher(launcher)
     if rendezvous is not None and not is_own_address(rendezvous.host):
         return run_beside(request(planned_dir, 0))
+    if launcher != "srun" and rendezvous is None and not topology.is_local(facts.hostname):
+        check_hosts(request(planned_dir, 0))
     planned = None
     if train_request is not None and rendezvous is None:
         planned = plan_here(train_request, topology, facts, force=force)

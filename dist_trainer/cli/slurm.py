@@ -22,13 +22,13 @@ from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.slurm import cadence
 from dist_trainer.slurm.commands import is_here
 from dist_trainer.slurm.facts import Cluster, read_cluster
-from dist_trainer.slurm.job import Checked, GpuOption, GpuRequest, JobRequest, Launcher, check, lay_out
+from dist_trainer.slurm.fitting import Checked, check
+from dist_trainer.slurm.job import GpuOption, GpuRequest, JobRequest, Launcher, lay_out
 from dist_trainer.slurm.jobs import ask_for_job
 from dist_trainer.slurm.notation import format_time, parse_array
 from dist_trainer.slurm.script import TASK_MARK, Training, output_pattern, render
 from dist_trainer.slurm.submit import read_submitted, submit
 
-KINDS = ("submit", "status", "lint")
 # What `submit` writes for a switch of its own, and what would change the number of ranks or where the job runs.
 _SAID_BY_SWITCHES = (
     *("nodes", "gpus-per-node", "gres", "gpus-per-task", "ntasks-per-node", "ntasks", "cpus-per-task", "mem", "time"),
@@ -118,7 +118,7 @@ def main(argv: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {"submit": _submit, "status": _status, "lint": _lint}
     if kind not in commands:
         raise UserError(
-            "say what to do with SLURM", where="command line", found=kind or None, expected=" or ".join(KINDS)
+            "say what to do with SLURM", where="command line", found=kind or None, expected=" or ".join(commands)
         )
     return commands[kind](argv[1:])
 

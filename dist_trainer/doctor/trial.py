@@ -28,6 +28,7 @@ def trial_of(reports: Iterable[HostReport]) -> Trial:
     hosts = {report.name: report.slots for report in able}
     if sum(map(len, hosts.values())) > MOST_TRIAL_RANKS:
         hosts = {name: slots[:1] for name, slots in hosts.items()}
-    if sum(map(len, hosts.values())) == 1:
+    # One GPU alone still shows whether CUDA and NCCL work.
+    if sum(map(len, hosts.values())) == 1 and device == "cpu":
         return Trial(why_not="there is one rank only")
     return Trial(hosts, device)

@@ -6,13 +6,14 @@ import resource
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from dist_trainer.cluster.topology import is_own_name
+from dist_trainer.cluster.topology import Topology, is_own_name
 from dist_trainer.doctor.examination import Task
 from dist_trainer.doctor.session import Route
 from dist_trainer.errors import UserError
 from dist_trainer.launch import remote
 
 _MODULE = "dist_trainer.doctor.host"
+_OF_EACH_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK")
 # Three pipes a connection, and what this process has open besides.
 _FILES_A_CONNECTION = 3
 _OWN_FILES = 64
@@ -24,7 +25,7 @@ def routes(task: Task, environ: Mapping[str, str], hostname: str, *, open_files:
     `open_files`: the limit that holds for what a user starts on this host.
     """
     if task.how == "srun":
-        return [Route(task.names, srun_command(task.names, (task.interpreter, "-m", _MODULE)))]
+        return [Route(task.names, srun_command(task.topology, (task.interpreter, "-m", _MODULE), environ))]
     texts = {
         name: remote.shell_text((task.interpreter, "-m", _MODULE, name), cwd=task.cwd, env=search_path(environ))
         for name in task.names
@@ -39,14 +40,25 @@ def search_path(environ: Mapping[str, str]) -> dict[str, str]:
     return {"PYTHONPATH": environ["PYTHONPATH"]} if environ.get("PYTHONPATH") else {}
 
 
-def srun_command(names: tuple[str, ...], argv: tuple[str, ...]) -> tuple[str, ...]:
-    """One task a node, beside whatever runs there, with every line of stdin copied to each."""
-    count = len(names)
+def srun_command(topology: Topology, argv: tuple[str, ...], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """One task a node, beside whatever runs there, with all that the job has on the node and every line of stdin."""
+    count = len(topology.hosts)
     return (
+        # What each task of the job gets is not for the one task here.
+        *("env", *(word for name in _OF_EACH_TASK for word in ("-u", name))),
         *("srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"),
-        *(f"--nodelist={','.join(names)}", "--cpu-bind=none", "--input=all"),
+        f"--nodelist={','.join(host.name for host in topology.hosts)}",
+        *("--cpu-bind=none", "--mem=0", *_all_gpus(topology, environ), "--input=all"),
         *argv,
     )
+
+
+def _all_gpus(topology: Topology, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """In a job with --gpus-per-task a step has the GPUs of its own tasks alone, unless it asks for more."""
+    a_task = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
+    if not a_task.isdigit() or not topology.is_even:
+        return ()
+    return (f"--gpus-per-node={int(a_task) * topology.hosts[0].num_slots}",)
 
 
 @contextmanager

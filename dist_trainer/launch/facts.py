@@ -76,3 +76,7 @@ def _count_nvidia_gpus() -> int:
         return 0
     finally:
         pynvml.nvmlShutdown()
+
+
+if __name__ == "__main__":
+    print(_count_nvidia_gpus())

@@ -40,8 +40,8 @@ def notices(checkpoints: CheckpointConfig, *, time_s: float | None, signal_s: in
         if signal_s is None:
             return []
         return [
-            "no checkpoint is written within a phase (checkpoints.every_steps and every_minutes are 0): a job that "
-            "is requeued begins the phase anew"
+            "no checkpoint is written within a phase (checkpoints.every_steps and every_minutes are 0): what a phase "
+            "has done when the job's time is over is lost"
         ]
     if not every_s:
         # How long so many steps take is not known before the run.

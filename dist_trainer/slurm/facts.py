@@ -61,7 +61,7 @@ def read_cluster(environ: Mapping[str, str]) -> Cluster:
     """Asks SLURM. Raises UserError when it does not answer."""
     texts = []
     for kind in ("partition", "node"):
-        answer = ask(("scontrol", "show", kind, "--oneliner"), environ)
+        answer = ask(("scontrol", "show", "--all", "--oneliner", kind), environ)
         if answer.status != 0:
             raise UserError(
                 "SLURM does not say what there is in the cluster.",

@@ -70,9 +70,12 @@ def ask_for_job(job_id: str, tasks: Sequence[int], environ: Mapping[str, str]) -
     if wanted <= set(known) or shutil.which("sacct") is None:
         return Asked(known)
     fields = ",".join(_ACCOUNTING_FIELDS)
-    accounted = ask(
-        ("sacct", "--jobs", job_id, "--allocations", "--noheader", "--parsable2", f"--format={fields}"), environ
-    )
+    question = ("sacct", "--jobs", job_id, "--allocations", "--noheader", "--parsable2", f"--format={fields}")
+    try:
+        accounted = ask(question, environ)
+    except UserError:
+        # The records know more than an accounting that does not answer.
+        return Asked(known)
     return Asked({**parse_accounting(accounted.out), **known} if accounted.status == 0 else known)
 
 

@@ -65,6 +65,7 @@ class Status:
     nodes: str | None
     requeued: int | None
     start_s: float | None
+    end_s: float | None
     time_limit: str | None
     newest: Newest | None
     memory: Memory | None
@@ -155,6 +156,7 @@ def status_of(
         nodes=job.nodes if job else None,
         requeued=job.restarts if job else None,
         start_s=job.start_s if job else None,
+        end_s=job.end_s if job and stage == "ended" else None,
         time_limit=job.time_limit if job else None,
         newest=_newest(findings, start_s),
         memory=_memory(findings),

@@ -152,12 +152,18 @@ def test_torchrun_started_by_hand_on_each_host(lab: Lab, folder: Path, expected:
     lab.wait_until_nothing_runs()
 
 
-def test_a_python_that_one_host_lacks_is_named(lab: Lab, folder: Path) -> None:
-    """The launcher's own words say it, and the end comes before the limit."""
+def test_hosts_on_which_ranks_could_not_start_are_named_before_anything_is_started(lab: Lab, folder: Path) -> None:
     lab.check(LOGIN, ["sh", "-c", f"mkdir -p /run/here && ln -sf {sys.executable} /run/here/python"])
     where = ["--launcher", "mpirun", "--hostfile", "hosts", "--config", str(mini_config(folder))]
     command = ["/run/here/python", "-m", "dist_trainer", "launch", *where, "--run-dir", str(folder / "lacks"), *SHORT]
-    ended = lab.run(LOGIN, command, cwd=folder, environ={"PYTHONPATH": f"{ROOT}:{':'.join(sys.path)}"})
-    assert ended.status == 1
-    assert "mpirun ended without starting a rank" in ended.output
+    lab.cut_link("node2")
+    try:
+        ended = lab.run(LOGIN, command, cwd=folder, environ={"PYTHONPATH": f"{ROOT}:{':'.join(sys.path)}"})
+    finally:
+        lab.mend_link("node2")
+    assert ended.status == 2
+    assert "ranks could not start on 2 of 2 hosts" in ended.output
+    assert "node1: " in ended.output
     assert "/run/here/python" in ended.output
+    assert "node2: " in ended.output
+    assert not (folder / "lacks").exists()

@@ -105,8 +105,9 @@ def test_srun(lab: Lab, folder: Path, expected: list[float], slurm_lab: dict[str
 
 def test_sbatch(lab: Lab, folder: Path, expected: list[float], slurm_lab: dict[str, str]) -> None:
     printed = folder / "sbatch.out"
-    script = str(ROOT / "slurm" / "train.sbatch")
-    command = ["sbatch", "--parsable", "--nodes=2", f"--output={printed}", script, *words(folder, "sbatch")[1:]]
+    script = str(ROOT / "slurm" / "many-nodes-srun.sbatch")
+    size = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
+    command = ["sbatch", "--parsable", *size, f"--output={printed}", script, *words(folder, "sbatch")[1:]]
     submitted = lab.run(LOGIN, command, cwd=ROOT, environ=slurm_lab | {"VIRTUAL_ENV": sys.prefix})
     assert submitted.status == 0, submitted.output
     job = slurm.wait_for_job(slurm_lab, submitted.output.strip(), lab=lab)

@@ -36,7 +36,11 @@ def test_nothing_is_tried_where_it_would_wait_for_ever() -> None:
 
 
 def test_one_rank_has_nobody_to_reduce_with() -> None:
-    assert trial_of([ready("a", num_slots=1)]).why_not == "there is one rank only"
+    assert trial_of([ready("a", num_slots=1, gpus=NO_GPUS)]).why_not == "there is one rank only"
+
+
+def test_one_gpu_alone_is_tried() -> None:
+    assert trial_of([ready("a", num_slots=1)]).hosts == {"a": (0,)}
 
 
 def test_of_very_many_ranks_one_of_each_host_takes_part() -> None:

@@ -43,9 +43,28 @@ def test_each_host_has_a_way_of_its_own() -> None:
 def test_in_a_job_one_step_reaches_all_nodes() -> None:
     (way,) = routes(task(how="srun"), {}, "box", open_files=1024)
     assert way.hosts == ("box", "node2")
-    assert way.command == srun_command(way.hosts, ("/env/bin/python", "-m", "dist_trainer.doctor.host"))
+    assert way.command[-3:] == ("/env/bin/python", "-m", "dist_trainer.doctor.host")
     for word in ("--overlap", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--nodelist=box,node2"):
         assert word in way.command
+
+
+@pytest.mark.parametrize(
+    ("a_task", "slots", "words"),
+    [
+        ("1", (4, 4), ["--gpus-per-node=4"]),
+        ("a100:2", (2, 2), ["--gpus-per-node=4"]),
+        ("1", (4, 2), []),
+        ("", (4, 4), []),
+    ],
+    ids=["one a task", "of a type", "uneven nodes", "not by task"],
+)
+def test_the_step_has_all_gpus_that_the_job_has_on_a_node(
+    a_task: str, slots: tuple[int, ...], words: list[str]
+) -> None:
+    topology = Topology(tuple(Host(f"n{place}", tuple(range(count))) for place, count in enumerate(slots)))
+    command = srun_command(topology, ("true",), {"SLURM_GPUS_PER_TASK": a_task})
+    assert [word for word in command if word.startswith("--gpus")] == words
+    assert command[:3] == ("env", "-u", "SLURM_GPUS_PER_TASK")
 
 
 def limited(soft: int, hard: int, code: str) -> str:

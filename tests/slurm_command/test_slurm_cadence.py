@@ -51,7 +51,7 @@ def test_nothing_is_said_where_nothing_is_lost(
 @pytest.mark.parametrize(
     ("checkpoints", "time_s", "signal_s", "said"),
     [
-        (NEVER, 43_200.0, 120, "begins the phase anew"),
+        (NEVER, 43_200.0, 120, "what a phase has done when the job's time is over is lost"),
         (HOURLY, 3_600.0, 120, "the job has 58 min until USR1 comes, and a checkpoint is due every 1 h"),
         (HOURLY, 3_600.0, 120, "never gets ahead"),
         (HALF_HOURLY, 1_800.0, 120, "unless 1000 steps take less"),

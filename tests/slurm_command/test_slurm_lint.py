@@ -95,6 +95,13 @@ def test_every_rule_is_tried() -> None:
     assert {rule for rule, *_ in BROKEN} == set(RULES)
 
 
+def test_the_docs_have_every_rule() -> None:
+    rows = [
+        line.split("`")[1] for line in (ROOT / "docs" / "slurm.md").read_text().splitlines() if line.startswith("| `")
+    ]
+    assert [row for row in rows if row in RULES] == list(RULES)
+
+
 def test_several_nodes_are_never_one_host() -> None:
     one = GOOD.replace("--nodes=2", "--nodes=1").replace(
         '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', "localhost"

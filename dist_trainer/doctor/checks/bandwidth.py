@@ -102,6 +102,9 @@ def _all_reduce(exam: Examination) -> Iterator[Finding]:
     done = [rank for host in exam.hosts for rank in (host.ranks.ranks if host.ranks else ()) if rank.all_reduce_s]
     if not done:
         return
+    if num_ranks == 1:
+        yield Finding("ok", "all-reduce", "CUDA and NCCL work for the one rank")
+        return
     num_bytes, seconds = done[0].all_reduce_bytes or 0, max(rank.all_reduce_s or 0.0 for rank in done)
     # What has to cross each rank's link, whatever the algorithm.
     rate = 2 * (num_ranks - 1) / num_ranks * num_bytes / seconds

@@ -100,6 +100,11 @@ def test_the_all_reduce_is_told_with_its_rate() -> None:
     assert lines(bandwidth.check(made), "all-reduce") == [("ok", (), "4 ranks, 16.8 MB over NCCL: 2.52 GB/s a rank")]
 
 
+def test_one_gpu_has_no_rate() -> None:
+    made = with_trial([host("node1", num_slots=1)], {})
+    assert lines(bandwidth.check(made)) == [("ok", (), "CUDA and NCCL work for the one rank")]
+
+
 def test_hosts_that_took_no_part_are_named() -> None:
     made = with_trial([host("node1"), host("node2")], {})
     without = replace(made, trial=Trial({"node1": (0, 1)}, "cpu"))
