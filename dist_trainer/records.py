@@ -24,8 +24,15 @@ def memory_file(rank: int) -> str:
     return f"memory-rank-{rank}.jsonl"
 
 
+def host_memory_file(first_rank: int) -> str:
+    """The MemoryRecords of all ranks of one host, of a run with a monitor a host. `first_rank` is its local rank 0."""
+    return f"memory-host-{first_rank}.jsonl"
+
+
 def samples_file(source: str) -> str:
-    """The DeviceSamples of one source: "rank-3", the GPU of a rank; "gpu-0", a GPU that `monitor` watched."""
+    """The DeviceSamples of one source: "rank-3", the GPU of a rank; "gpu-0", a GPU that `monitor` watched; "host-8",
+    all GPUs of the host whose local rank 0 is rank 8.
+    """
     return f"memory-samples-{source}.jsonl"
 
 
@@ -74,7 +81,7 @@ class DeviceSample:
     `used_version`: the version of nvmlDeviceGetMemoryInfo that gave `used_bytes`; 2 leaves out what the driver
     reserves, 1 does not. `process_bytes`: on the GPU, of this rank or of the watched command's tree. `rss_bytes`: their
     resident set on the host. `ecc_errors`: uncorrected, since the driver was loaded. `xid_errors`: the numbers that the
-    driver reported since the sample before.
+    driver reported since the sample before. `rank`: whose GPU it is; None for a watched command.
     """
 
     host: str
@@ -94,6 +101,7 @@ class DeviceSample:
     throttle_reasons: tuple[str, ...] | None = None
     ecc_errors: int | None = None
     xid_errors: tuple[int, ...] | None = None
+    rank: int | None = None
 
 
 @dataclass(frozen=True)

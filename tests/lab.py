@@ -41,6 +41,7 @@ _NEW_HOST = ("unshare", *_NAMESPACES, "--fork", "--kill-child=KILL", "--mount-pr
 _TIED_TO_PARENT = ("setpriv", "--pdeathsig", "KILL")
 _PRIVATE_FOLDERS = ("/tmp", "/run", "/dev/shm", "/sys", "/mnt")
 _POLL_S = 0.01
+_DAEMONS = ("sshd:", "slurmd", "slurmstepd:")
 
 _SSHD_CONFIG = """\
 Port 22
@@ -163,9 +164,16 @@ class Lab:
         return [(pid, argv) for pid, argv in self._all_processes(host) if pid not in own]
 
     def wait_until_nothing_runs(self, limit_s: float = 30.0) -> None:
-        """On no host; fails the test, naming what still runs. A host that is off runs nothing."""
+        """On no host; fails the test, naming what still runs. A host that is off runs nothing.
+
+        What the daemons start for a session or a job, and end in their own time, does not count.
+        """
+
+        def started(host: str) -> list[tuple[int, tuple[str, ...]]]:
+            return [(pid, argv) for pid, argv in self.processes(host) if not argv or not argv[0].startswith(_DAEMONS)]
+
         deadline_s = time.monotonic() + limit_s
-        while left := {host: found for host in self._init_pids if (found := self.processes(host))}:
+        while left := {host: found for host in self._init_pids if (found := started(host))}:
             assert time.monotonic() < deadline_s, f"still running after {limit_s:g} s: {left}"
             time.sleep(_POLL_S)
 

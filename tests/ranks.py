@@ -62,14 +62,17 @@ def run(command: Sequence[str], *, cwd: Path, environ: Mapping[str, str] | None 
     return Ended(done.returncode, done.stdout)
 
 
-def run_ranks(arguments: Sequence[str], *, cwd: Path, world_size: int) -> Ended:
-    """Runs `python ARGUMENTS` as that many ranks, with nothing in between; the status is the highest of theirs."""
+def run_ranks(arguments: Sequence[str], *, cwd: Path, world_size: int, num_ranks_a_host: int | None = None) -> Ended:
+    """Runs `python ARGUMENTS` as that many ranks, with nothing in between; the status is the highest of theirs. They
+    are told that they are on one host, or, with `num_ranks_a_host`, on several.
+    """
+    on_host = num_ranks_a_host or world_size
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     meeting = {
         "WORLD_SIZE": world_size,
-        "LOCAL_WORLD_SIZE": world_size,
+        "LOCAL_WORLD_SIZE": on_host,
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port,
     }
@@ -77,7 +80,7 @@ def run_ranks(arguments: Sequence[str], *, cwd: Path, world_size: int) -> Ended:
         ranks = []
         for rank in range(world_size):
             environ = bin_environment({name: str(value) for name, value in meeting.items()})
-            environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank % on_host)}
             command = [sys.executable, *arguments]
             ranks.append(subprocess.Popen(command, cwd=cwd, env=environ, stdout=printed, stderr=subprocess.STDOUT))
         statuses = [rank.wait(TIME_LIMIT_S) for rank in ranks]

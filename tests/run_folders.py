@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.memory.plan import Plan, write_plan
-from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
+from dist_trainer.records import EVENTS_FILE, STEPS_FILE, host_memory_file, memory_file, samples_file
 
 START_S = 1_790_000_000.0
 GPU_BYTES = 24 * 2**30
@@ -120,8 +120,9 @@ def make_gpu_run(
     ends: bool = True,
     events: Iterable[Mapping[str, object]] = (),
     deepspeed: Mapping[str, object] | None = None,
+    num_gpus_a_host: int | None = None,
 ) -> Path:
-    """A training run with one rank for each peak."""
+    """A training run with one rank for each peak; with `num_gpus_a_host`, one so large that each host has a monitor."""
     peaks = list(peaks_bytes)
     seconds = 12.0 + num_steps
     records, resolved = folder / "records", folder / "resolved"
@@ -145,7 +146,11 @@ def make_gpu_run(
     if ends:
         found.append(event("end", f"step {num_steps}", seconds, step=num_steps))
     write_lines(records / EVENTS_FILE, sorted(found, key=lambda one: float(str(one["time_s"]))))
-    for rank, peak in enumerate(peaks):
+    if num_gpus_a_host is not None:
+        for first in range(0, len(peaks), num_gpus_a_host):
+            of_host = peaks[first : first + num_gpus_a_host]
+            write_host(records, first, of_host, num_samples=num_samples, num_steps=num_steps)
+    for rank, peak in enumerate(peaks) if num_gpus_a_host is None else ():
         device = f"GPU-{rank}"
         points = curve(peak, num_samples=num_samples, seconds=seconds)
         write_lines(records / samples_file(f"rank-{rank}"), (sample(at, used, device=device) for at, used in points()))
@@ -162,6 +167,31 @@ def make_gpu_run(
     if plan is not None:
         write_plan(plan, folder)
     return folder
+
+
+def write_host(records: Path, first: int, peaks: list[int], *, num_samples: int, num_steps: int) -> None:
+    """What the monitor of one host writes, of these GPUs, the first of which is the rank `first`'s."""
+    seconds, places = 12.0 + num_steps, range(first, first + len(peaks))
+    named = {rank: {"device": f"GPU-{rank}", "host": f"host{first}"} for rank in places}
+    curves = [curve(peak, num_samples=num_samples, seconds=seconds)() for peak in peaks]
+    write_lines(
+        records / samples_file(f"host-{first}"),
+        (
+            sample(at, used, rank=rank, **named[rank])  # type: ignore[arg-type]
+            for looks in zip(*curves, strict=True)
+            for rank, (at, used) in zip(places, looks, strict=True)
+        ),
+    )
+    # When a peak has risen, once a minute, and at the end.
+    steps = sorted({1, *range(1, num_steps, max(1, num_steps // 300)), num_steps})
+    write_lines(
+        records / host_memory_file(first),
+        (
+            memory(number, rank, peak, **named[rank])
+            for number in steps
+            for rank, peak in zip(places, peaks, strict=True)
+        ),
+    )
 
 
 def make_cpu_run(folder: Path, *, plan: Plan | None = None) -> Path:

@@ -130,7 +130,7 @@ def one_host_slurm(folder: Path, num_cpus: int = 4) -> Iterator[dict[str, str]]:
             stderr=log,
         )
     try:
-        _wait_until_idle(1, environ, folder)
+        wait_until_idle(1, environ, folder)
         yield environ
     finally:
         daemons.send_signal(signal.SIGKILL)
@@ -185,7 +185,7 @@ def slurm_over(lab: Lab) -> Iterator[dict[str, str]]:
     try:
         for host in (LOGIN, *lab.hosts):
             lab.start(host, start_daemons)
-        _wait_until_idle(len(lab.hosts), environ, folder, lab)
+        wait_until_idle(len(lab.hosts), environ, folder, lab)
         yield environ
     finally:
         lab.at_boot.remove(start_daemons)
@@ -207,7 +207,7 @@ def wait_for_job(
         shown = _run(["scontrol", "--oneliner", "show", "job", job_id], environ, lab)
         assert shown.status == 0, shown.output
         facts = dict(part.split("=", 1) for part in shown.output.split() if "=" in part)
-        if facts["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING"):
+        if facts["JobState"] not in ("PENDING", "CONFIGURING", "RUNNING", "SIGNALING", "COMPLETING"):
             return facts
         if time.monotonic() > deadline_s:
             raise TimeoutError(f"job {job_id} has not ended after {limit_s:.0f} s: {shown.output}")
@@ -221,7 +221,7 @@ def _run(command: Sequence[str], environ: Mapping[str, str], lab: Lab | None) ->
     return run(command, cwd=Path.cwd(), environ=environ)
 
 
-def _wait_until_idle(num_nodes: int, environ: Mapping[str, str], folder: Path, lab: Lab | None = None) -> None:
+def wait_until_idle(num_nodes: int, environ: Mapping[str, str], folder: Path, lab: Lab | None = None) -> None:
     count = ["sinfo", "--noheader", "--states=idle", "--partition=main", "--format=%D"]
     _wait_until(lambda: _run(count, environ, lab).output.strip() == str(num_nodes), folder)
 

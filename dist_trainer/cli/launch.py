@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +18,20 @@ from dist_trainer.config.resolve import Request, names, resolve
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
 from dist_trainer.errors import EXIT_OK
 from dist_trainer.launch.choose import PLANNERS, build_plan, choose_launcher
-from dist_trainer.launch.facts import read_host_facts
-from dist_trainer.launch.hosts import NUM_RANKS_WITHOUT_GPU, HostChoice, find_topology, parse_ranks_per_host
+from dist_trainer.launch.environment import named_env
+from dist_trainer.launch.facts import read_host_facts, whose_mpirun
+from dist_trainer.launch.hosts import (
+    NUM_RANKS_WITHOUT_GPU,
+    HostChoice,
+    check_ssh,
+    find_topology,
+    parse_ranks_per_host,
+    read_rendezvous,
+)
+from dist_trainer.launch.network import is_own_address
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.ports import first_free_port, planned_port
-from dist_trainer.launch.run import require_launcher, run_plan
+from dist_trainer.launch.run import START_LIMIT_S, Limits, require_launcher, run_beside, run_request
 from dist_trainer.logs import quiet_deepspeed
 
 if TYPE_CHECKING:
@@ -46,6 +56,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hostfile", metavar="FILE", help="lines 'host slots=N', as DeepSpeed has them")
     parser.add_argument("--include", metavar="SPEC", default="", help="use only these slots: node1:0,1@node2")
     parser.add_argument("--exclude", metavar="SPEC", default="", help="leave these slots out: node1:0")
+    parser.add_argument(
+        "--nnodes", metavar="N", type=int, help="with torchrun, started by hand on each of N hosts: see --rdzv-endpoint"
+    )
+    parser.add_argument(
+        "--rdzv-endpoint", metavar="HOST:PORT", help="where these hosts meet; HOST is one of them, PORT + 1 free too"
+    )
+    parser.add_argument("--rdzv-id", metavar="NAME", default="dist_trainer", help="keeps two such runs apart")
+    parser.add_argument("--ssh", action="store_true", help="with torchrun and a hostfile: start it on all hosts by ssh")
+    parser.add_argument(
+        "--env",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="give every rank this variable, on every host; may be said again",
+    )
+    parser.add_argument(
+        "--start-limit",
+        metavar="SECONDS",
+        type=float,
+        default=START_LIMIT_S,
+        help="name the hosts whose ranks have not started by then, and end (default %(default)g)",
+    )
     parser.add_argument("--dry-run", action="store_true", help="print the command and start nothing")
 
 
@@ -70,11 +102,18 @@ def run(
     environ = os.environ
     facts = read_host_facts(environ)
     launcher = args.launcher or choose_launcher(environ, args.hostfile)
+    if launcher == "mpirun":
+        facts = replace(facts, mpirun=whose_mpirun())
     choice = HostChoice(args.hostfile, args.include, args.exclude, parse_ranks_per_host(args.nproc_per_node))
+    rendezvous = read_rendezvous(args.nnodes, args.rdzv_endpoint, args.rdzv_id, launcher=launcher)
     topology, is_filtered = find_topology(launcher, choice, facts)
+    if launcher == "torchrun":
+        check_ssh(args.ssh, topology, facts, rendezvous)
+    num_ranks = topology.num_ranks * (rendezvous.num_hosts if rendezvous else 1)
     if train_request is not None:
-        resolve(train_request, world_size=topology.num_ranks, device=ANY_DEVICE)
+        resolve(train_request, world_size=num_ranks, device=ANY_DEVICE)
     told_port = read_count(environ, "MASTER_PORT")
+    env = named_env(args.env, environ)
 
     def request(chosen_dir: Path, free_port: int) -> LaunchRequest:
         named_dir = () if run_dir else ("--run-dir", str(chosen_dir))
@@ -86,15 +125,20 @@ def run(
             module=module,
             hostfile=args.hostfile,
             is_filtered=is_filtered,
+            env=env,
+            rendezvous=rendezvous,
         )
 
     planned_dir = run_dir or next_run_dir(config_name, ds_name)
-    plan = build_plan(launcher, request(planned_dir, planned_port(planned_dir)))
     if args.dry_run:
-        sys.stdout.write(plan.shell())
+        sys.stdout.write(build_plan(launcher, request(planned_dir, planned_port(planned_dir))).shell())
         return EXIT_OK
     require_launcher(launcher)
-    planned = plan_here(train_request, topology, facts, force=force) if train_request is not None else None
+    if rendezvous is not None and not is_own_address(rendezvous.host):
+        return run_beside(request(planned_dir, 0))
+    planned = None
+    if train_request is not None and rendezvous is None:
+        planned = plan_here(train_request, topology, facts, force=force)
     if run_dir:
         create_run_dir(run_dir)
         chosen_dir = run_dir
@@ -102,8 +146,13 @@ def run(
         chosen_dir = create_next_run_dir(config_name, ds_name)
     if planned is not None:
         _say(planned, chosen_dir)
-    plan = build_plan(launcher, request(chosen_dir, first_free_port(planned_port(chosen_dir))))
-    return run_plan(plan, chosen_dir, environ, hostname=facts.hostname)
+    return run_request(
+        launcher,
+        request(chosen_dir, first_free_port(planned_port(chosen_dir))),
+        chosen_dir,
+        is_port_fixed=told_port is not None,
+        limits=Limits(start_s=args.start_limit),
+    )
 
 
 def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: bool) -> Preflight | None:

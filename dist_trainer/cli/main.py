@@ -14,6 +14,7 @@ from dist_trainer.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 COMMANDS = {
     "train": "train the transformer: what one rank does (the default)",
     "launch": "start the ranks with torchrun, deepspeed, mpirun or srun",
+    "slurm": "submit a run to SLURM, say where it is, or check a batch script",
     "plan": "say how many bytes each rank will need",
     "doctor": "look on every host for what would keep a run from starting, or slow it down",
     "data": "make token files from text",

@@ -8,7 +8,8 @@ from pathlib import Path
 from dist_trainer.cluster.topology import Host, Topology
 from dist_trainer.errors import UserError
 
-_LINE = re.compile(r"(\S+)\s+slots=(\d+)")
+_LINE = re.compile(r"(\S+)[ \t]+slots=([0-9]{1,9})")
+_COMMENT = re.compile(r"(^|[ \t])#.*")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _MOST_SLOTS = 1024
 
@@ -26,8 +27,8 @@ def parse_hostfile(text: str, *, where: str) -> Topology:
     """The hosts in the order of their lines. Raises UserError, with where='WHERE:LINE', for anything else."""
     hosts: list[Host] = []
     first_lines: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        content = re.sub(r"(^|\s)#.*", "", line).strip()
+    for number, line in enumerate(text.split("\n"), start=1):
+        content = _COMMENT.sub("", line).strip(" \t")
         if not content:
             continue
         place = f"{where}:{number}"
@@ -76,4 +77,4 @@ def _parse_line(content: str, place: str) -> Host:
             expected=f"slots=1 to slots={_MOST_SLOTS}",
             hint="leave the host out, or correct its slots",
         )
-    return Host(name, tuple(range(num_slots)))
+    return Host(name, tuple(range(num_slots)), place)

@@ -9,9 +9,11 @@ from itertools import product
 from dist_trainer.errors import UserError
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
+_RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 _LAST_NUMBER = re.compile(r"(.*?)(\d+)(\D*)")
-_REPEATED = re.compile(r"(\d+)(?:\(x(\d+)\))?")
+_REPEATED = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,5})\))?")
+# SLURM's own limit, MAX_RANGE: what is longer is no list of nodes, and would fill the memory.
+_MAX_NUM_IN_RANGE = 1 << 16
 
 
 def expand_nodelist(text: str, *, where: str = "SLURM_JOB_NODELIST") -> tuple[str, ...]:
@@ -90,7 +92,7 @@ def _expand_ranges(ranges: str, text: str, where: str) -> tuple[str, ...]:
         if match is None:
             raise _not_a_nodelist(text, where)
         first, last = match.group(1), match.group(2) or match.group(1)
-        if int(last) < int(first):
+        if not 0 <= int(last) - int(first) < _MAX_NUM_IN_RANGE:
             raise _not_a_nodelist(text, where)
         names.extend(f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     return tuple(names)

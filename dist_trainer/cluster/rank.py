@@ -12,7 +12,7 @@ from dist_trainer.errors import UserError
 
 FIRST_PORT = 20_000
 NUM_PORTS = 10_000
-_LAST_PORT = 65_535
+LAST_PORT = 65_535
 _THIS_HOST = "127.0.0.1"
 
 
@@ -113,20 +113,20 @@ def _master_port(place: Place, environ: Environ) -> int | None:
         "Nothing says on which port the ranks meet.",
         where="the environment",
         key="MASTER_PORT",
-        expected=f"a port of rank 0's host, 1 to {_LAST_PORT}",
+        expected=f"a port of rank 0's host, 1 to {LAST_PORT}",
         hint="set MASTER_PORT for every rank, or start the ranks with ./launch.sh",
     )
 
 
 def _told_port(environ: Environ) -> int | None:
     port = read_count(environ, "MASTER_PORT")
-    if port is not None and not 1 <= port <= _LAST_PORT:
+    if port is not None and not 1 <= port <= LAST_PORT:
         raise UserError(
             "This is not a port.",
             where="the environment",
             key="MASTER_PORT",
             found=port,
-            expected=f"1 to {_LAST_PORT}",
+            expected=f"1 to {LAST_PORT}",
         )
     return port
 

@@ -24,7 +24,7 @@ def allocated_topology(environ: Environ, num_ranks_per_host: int | None = None) 
             "srun starts ranks only inside a SLURM allocation, and this is none.",
             where="the environment",
             key="SLURM_JOB_ID",
-            hint="submit one with: sbatch slurm/train.sbatch",
+            hint="submit the run: python -m dist_trainer slurm submit --nodes 1 --gpus-per-node N ...",
         )
     names = expand_nodelist(environ[variable], where=variable)
     counts = _ranks_per_node(environ, len(names)) if num_ranks_per_host is None else (num_ranks_per_host,) * len(names)

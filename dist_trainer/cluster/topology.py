@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from dist_trainer.errors import UserError
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1")
+# An error is to be read: of a thousand hosts it names a few.
+_MAX_NUM_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Host:
-    """One host and the slots (places for one rank each, as a rule a GPU) used on it, ascending."""
+    """One host and the slots (places for one rank each, as a rule a GPU) used on it, ascending.
+
+    `place` is where that is said, FILE:LINE; None where no file says it. Two hosts do not differ by it.
+    """
 
     name: str
     slots: tuple[int, ...]
+    place: str | None = field(default=None, compare=False)
 
     @property
     def num_slots(self) -> int:
@@ -59,10 +67,10 @@ class Topology:
                     f"{num_slots} ranks a host are more than the slots of {host.name}.",
                     where="--nproc-per-node",
                     found=num_slots,
-                    expected=f"at most {host.num_slots}",
+                    expected=f"at most {host.num_slots}{_said_at(host)}",
                     hint="ask for fewer ranks, or raise slots= in the hostfile",
                 )
-        return Topology(tuple(Host(host.name, host.slots[:num_slots]) for host in self.hosts))
+        return Topology(tuple(replace(host, slots=host.slots[:num_slots]) for host in self.hosts))
 
     def filter(self, *, include: str = "", exclude: str = "") -> Topology:
         """The part that DeepSpeed's `--include` or `--exclude` leaves, in the order of this topology.
@@ -79,11 +87,11 @@ class Topology:
             )
         if include:
             named = self._named_slots(include, "--include")
-            kept = [Host(host.name, named.get(host.name, ())) for host in self.hosts]
+            kept = [replace(host, slots=named.get(host.name, ())) for host in self.hosts]
         elif exclude:
             named = self._named_slots(exclude, "--exclude")
             kept = [
-                Host(host.name, tuple(slot for slot in host.slots if slot not in named.get(host.name, ())))
+                replace(host, slots=tuple(slot for slot in host.slots if slot not in named.get(host.name, ())))
                 for host in self.hosts
             ]
         else:
@@ -96,26 +104,32 @@ class Topology:
         return Topology(hosts)
 
     def _named_slots(self, text: str, switch: str) -> dict[str, tuple[int, ...]]:
-        slots_by_host = {host.name: host.slots for host in self.hosts}
+        by_name = {host.name: host for host in self.hosts}
         named: dict[str, tuple[int, ...]] = {}
         for part in text.split("@"):
             name, colon, slot_text = part.partition(":")
-            if name not in slots_by_host:
+            host = by_name.get(name)
+            if host is None:
+                near = difflib.get_close_matches(name, by_name, n=1)
                 raise UserError(
-                    f"There is no host {name!r}.", where=switch, found=text, expected=f"of {', '.join(slots_by_host)}"
+                    f"There is no host {name!r}.",
+                    where=switch,
+                    found=text,
+                    expected=f"of {_named(by_name)}",
+                    hint=f"did you mean {near[0]!r}?" if near else None,
                 )
             if name in named:
                 raise UserError(
                     f"The host {name} is named twice.", where=switch, found=text, hint="write NODE:SLOT,SLOT once"
                 )
-            named[name] = _parse_slots(slot_text, text, switch) if colon else slots_by_host[name]
+            named[name] = _parse_slots(slot_text, text, switch) if colon else host.slots
             for slot in named[name]:
-                if slot not in slots_by_host[name]:
+                if slot not in host.slots:
                     raise UserError(
                         f"The host {name} has no slot {slot}.",
                         where=switch,
                         found=text,
-                        expected=f"of {', '.join(map(str, slots_by_host[name]))}",
+                        expected=f"of {_named(map(str, host.slots))}{_said_at(host)}",
                     )
         return named
 
@@ -130,9 +144,19 @@ def render_include(topology: Topology) -> str:
     return "@".join(f"{host.name}:{','.join(map(str, host.slots))}" for host in topology.hosts)
 
 
+def _named(names: Iterable[str]) -> str:
+    known = list(names)
+    more = f" and {len(known) - _MAX_NUM_NAMED} more" if len(known) > _MAX_NUM_NAMED else ""
+    return ", ".join(known[:_MAX_NUM_NAMED]) + more
+
+
+def _said_at(host: Host) -> str:
+    return f" ({host.place})" if host.place else ""
+
+
 def _parse_slots(slot_text: str, text: str, switch: str) -> tuple[int, ...]:
     parts = slot_text.split(",")
-    if not all(part.isascii() and part.isdigit() for part in parts):
+    if not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts):
         raise UserError(
             "The slots of a host are whole numbers.", where=switch, found=text, expected="a form like node1:0,1@node2"
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from dist_trainer.cluster.slurm import in_allocation
 from dist_trainer.launch.deepspeed import plan_deepspeed
+from dist_trainer.launch.hydra import plan_hydra
 from dist_trainer.launch.mpirun import plan_mpirun
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
 from dist_trainer.launch.srun import plan_srun
@@ -27,4 +28,6 @@ def choose_launcher(environ: Mapping[str, str], hostfile: str | None) -> str:
 
 
 def build_plan(launcher: str, request: LaunchRequest) -> LaunchPlan:
+    if launcher == "mpirun" and request.facts.mpirun == "hydra":
+        return plan_hydra(request)
     return PLANNERS[launcher](request)

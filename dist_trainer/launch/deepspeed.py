@@ -15,7 +15,7 @@ _SAFE_FOR_PDSH = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 def plan_deepspeed(request: LaunchRequest) -> LaunchPlan:
     """Raises UserError for what DeepSpeed's launcher would do wrongly: see each message."""
-    if not request.is_local:
+    if not (request.is_local or request.is_guarded):
         _refuse_what_pdsh_breaks(request)
     return LaunchPlan(
         launcher="deepspeed",

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from dist_trainer.errors import UserError
 from dist_trainer.launch.plan import LaunchRequest
+
+# What a rank on another host needs to find the same programs and libraries, where it is set here.
+SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 def common_env(request: LaunchRequest, *, num_threads: int | None = None) -> tuple[tuple[str, str], ...]:
@@ -15,7 +20,7 @@ def common_env(request: LaunchRequest, *, num_threads: int | None = None) -> tup
     accelerator = environ.get("DS_ACCELERATOR") or ("cpu" if request.facts.num_gpus == 0 else None)
     if accelerator:
         pairs.append(("DS_ACCELERATOR", accelerator))
-    return tuple(pairs)
+    return (*pairs, *request.env)
 
 
 def visible_gpus_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
@@ -48,12 +53,27 @@ def refuse_stray_rank(request: LaunchRequest, launcher: str) -> None:
             )
 
 
-def refuse_other_hosts(request: LaunchRequest, launcher: str) -> None:
-    """Raises UserError where the topology names a host other than this one."""
-    if not request.is_local:
-        raise UserError(
-            f"{launcher} starts ranks on this host only.",
-            where=request.hostfile,
-            found=", ".join(host.name for host in request.topology.hosts),
-            hint="use --launcher deepspeed or --launcher mpirun for several hosts",
-        )
+def refuse_left_out_slots(request: LaunchRequest) -> None:
+    """Raises UserError for a host of which mpirun would take other slots than were chosen."""
+    for host in request.topology.hosts:
+        if not host.has_first_slots:
+            raise UserError(
+                f"mpirun cannot choose the slots {', '.join(map(str, host.slots))} of {host.name}.",
+                where="--include or --exclude",
+                hint="use --launcher deepspeed, or --nproc-per-node for the first slots of each host",
+            )
+
+
+def named_env(words: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """--env NAME (its value here) or NAME=VALUE. Raises UserError for a name that is none, or is not set here."""
+    pairs: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not name.isidentifier():
+            raise UserError("This is not a variable's name.", where="--env", found=word, expected="NAME or NAME=VALUE")
+        if not equals and name not in environ:
+            raise UserError(
+                f"{name} is not set here.", where="--env", found=word, hint=f"set it, or write --env {name}=VALUE"
+            )
+        pairs[name] = value if equals else environ[name]
+    return tuple(pairs.items())

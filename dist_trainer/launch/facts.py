@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping
+from typing import Literal
 
 from dist_trainer.launch.plan import HostFacts
+
+_VERSION_LIMIT_S = 20.0
 
 
 def read_host_facts(environ: Mapping[str, str]) -> HostFacts:
@@ -19,6 +24,22 @@ def read_host_facts(environ: Mapping[str, str]) -> HostFacts:
         is_root=os.geteuid() == 0,
         environ=environ,
     )
+
+
+def whose_mpirun() -> Literal["openmpi", "hydra"]:
+    """Whose `mpirun` the PATH finds, by what it says of itself; Open MPI's where there is none."""
+    try:
+        said = subprocess.run(
+            ["mpirun", "--version"], capture_output=True, text=True, timeout=_VERSION_LIMIT_S, check=False
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return "openmpi"
+    return mpirun_by_version(said)
+
+
+def mpirun_by_version(text: str) -> Literal["openmpi", "hydra"]:
+    """From what `mpirun --version` prints."""
+    return "hydra" if re.search(r"\bHYDRA\b|Intel\(R\) MPI", text, re.IGNORECASE) else "openmpi"
 
 
 def count_visible_gpus(num_gpus: int, visible: str | None) -> int:

@@ -1,16 +1,19 @@
 """Open MPI's mpirun. The ranks never start MPI: they read their place from the variables it sets.
 
-Another mpirun (MPICH's Hydra) spells its switches differently and would get a module of its own beside this one.
+Another mpirun, Hydra, spells its switches differently: see `hydra.py`.
 """
 
 from __future__ import annotations
 
-from dist_trainer.errors import UserError
-from dist_trainer.launch.environment import common_env, refuse_stray_rank, visible_gpus_env
+from dist_trainer.launch.environment import (
+    SEARCH_PATHS,
+    common_env,
+    refuse_left_out_slots,
+    refuse_stray_rank,
+    visible_gpus_env,
+)
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
-# What a rank on another host needs to find the same programs and libraries, where it is set here.
-_SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 _AS_ROOT = (("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"))
 
 
@@ -26,12 +29,13 @@ def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
     )
     exported = [name for name, _ in env]
     if not request.is_local:
-        _refuse_left_out_slots(request)
-        exported += [name for name in _SEARCH_PATHS if request.facts.environ.get(name)]
+        if not request.is_guarded:
+            refuse_left_out_slots(request)
+        exported += [name for name in SEARCH_PATHS if request.facts.environ.get(name)]
     return LaunchPlan(
         launcher="mpirun",
         command=(
-            ("mpirun", "--quiet", "-n", str(request.topology.num_ranks)),
+            ("mpirun", *_quiet(request), "-n", str(request.topology.num_ranks)),
             _where(request),
             ("--bind-to", "none"),
             tuple(word for name in exported for word in ("-x", name)),
@@ -43,18 +47,13 @@ def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
     )
 
 
+def _quiet(request: LaunchRequest) -> tuple[str, ...]:
+    """Guards tell what happened to ranks; over hosts mpirun's own words, of hosts it cannot start on, go to a file."""
+    return () if request.is_guarded and not request.is_local else ("--quiet",)
+
+
 def _where(request: LaunchRequest) -> tuple[str, ...]:
     if request.is_local:
         # Open MPI's own slots are the host's physical cores; how many ranks there are was decided before.
         return ("--oversubscribe",)
     return ("--host", ",".join(f"{host.name}:{host.num_slots}" for host in request.topology.hosts))
-
-
-def _refuse_left_out_slots(request: LaunchRequest) -> None:
-    for host in request.topology.hosts:
-        if not host.has_first_slots:
-            raise UserError(
-                f"mpirun cannot choose the slots {', '.join(map(str, host.slots))} of {host.name}.",
-                where="--include or --exclude",
-                hint="use --launcher deepspeed, or --nproc-per-node for the first slots of each host",
-            )

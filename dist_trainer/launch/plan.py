@@ -5,13 +5,16 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from dist_trainer.cluster.topology import Topology
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a plan has to know of the host that starts it. `num_cores` are those this process may use."""
+    """What a plan has to know of the host that starts it. `num_cores` are those this process may use. `mpirun`: whose
+    it is, "openmpi" or "hydra" (MPICH, Intel MPI).
+    """
 
     hostname: str
     interpreter: str
@@ -19,6 +22,21 @@ class HostFacts:
     num_gpus: int
     is_root: bool
     environ: Mapping[str, str]
+    mpirun: Literal["openmpi", "hydra"] = "openmpi"
+
+
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where torchrun's agents meet that were started by hand on `num_hosts` hosts. `endpoint` is HOST:PORT."""
+
+    num_hosts: int
+    host: str
+    port: int
+    job_id: str
+
+    @property
+    def endpoint(self) -> str:
+        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
@@ -26,7 +44,9 @@ class LaunchRequest:
     """What is to run and where. `arguments` reach every rank of `module` literally.
 
     `hostfile` is the path as the user wrote it, None when there is none; `is_filtered` says that the topology
-    holds fewer slots than the hostfile.
+    holds fewer slots than the hostfile. `env` are the variables that the user named for every rank. `is_guarded`:
+    the ranks' guards bring what a launcher would get wrong, so that nothing need be refused. With `rendezvous` the
+    topology is this host's part of the run.
     """
 
     arguments: tuple[str, ...]
@@ -36,10 +56,18 @@ class LaunchRequest:
     module: str = "dist_trainer"
     hostfile: str | None = None
     is_filtered: bool = False
+    env: tuple[tuple[str, str], ...] = ()
+    is_guarded: bool = False
+    rendezvous: Rendezvous | None = None
 
     @property
     def is_local(self) -> bool:
-        return self.topology.is_local(self.facts.hostname)
+        return self.rendezvous is None and self.topology.is_local(self.facts.hostname)
+
+    @property
+    def num_ranks(self) -> int:
+        """All ranks of the run; `topology` has this host's alone where others are started by hand."""
+        return self.topology.num_ranks * (self.rendezvous.num_hosts if self.rendezvous else 1)
 
 
 @dataclass(frozen=True)

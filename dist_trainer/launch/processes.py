@@ -1,15 +1,22 @@
-"""The processes below this one, as the Linux kernel shows them, and the two promises asked of it about them."""
+"""The processes below and above this one, as the Linux kernel shows them, and the promises asked of it about them."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+# What launchers run on a host to start its ranks; cut off from the others they would stay.
+_DAEMONS = ("orted", "hydra_pmi_proxy")
+_MODULES = ("deepspeed.launcher.launch", "dist_trainer.launch.elastic")
+_SWEEP_AFTER_S = 3.0
+_SWEEP_POLL_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -26,11 +33,52 @@ def adopt_orphans(wanted: bool) -> None:
     _prctl(_PR_SET_CHILD_SUBREAPER, int(wanted))
 
 
-def end_with_parent(parent_pid: int) -> None:
-    """Has the kernel send this process SIGTERM when its parent ends; at once when that has happened already."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def end_with_parent(parent_pid: int, number: signal.Signals = signal.SIGTERM) -> None:
+    """Has the kernel send this process the signal when its parent ends; at once when that has happened already."""
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent_pid:
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
+
+
+def launchers_above(pid: int) -> list[tuple[int, int]]:
+    """The parts of launchers among the ancestors of `pid`, as (process id, start in clock ticks)."""
+    found = []
+    while pid > 1:
+        try:
+            fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+            words = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace").split("\0")
+        except OSError:
+            break
+        if Path(words[0]).name in _DAEMONS or any(word in _MODULES for word in words):
+            found.append((pid, int(fields[19])))
+        pid = int(fields[1])
+    return found
+
+
+def sweep_later(processes: list[tuple[int, int]]) -> None:
+    """Leaves a process behind that ends these, unless they end by themselves within _SWEEP_AFTER_S."""
+    if not processes or os.fork() > 0:
+        return
+    os.setsid()
+    # Whoever reads what this process prints, such as ssh, must not wait for it.
+    os.closerange(0, os.sysconf("SC_OPEN_MAX"))
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        deadline_s = time.monotonic() + _SWEEP_AFTER_S
+        while (left := [process for process in processes if _is_running(*process)]) and time.monotonic() < deadline_s:
+            time.sleep(_SWEEP_POLL_S)
+        for pid, _ in left:
+            with contextlib.suppress(OSError):
+                os.kill(pid, number)
+    os._exit(0)
+
+
+def _is_running(pid: int, started: int) -> bool:
+    """Whether it is still the process that started then, in clock ticks, and has not ended."""
+    try:
+        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return int(fields[19]) == started and fields[0] not in "ZX"
 
 
 def list_descendants(pid: int) -> list[Process]:

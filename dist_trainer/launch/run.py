@@ -2,44 +2,187 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import math
+import resource
 import shutil
+import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
-from dist_trainer.errors import UserError
-from dist_trainer.launch.plan import LaunchPlan
-from dist_trainer.launch.processes import signal_name
-from dist_trainer.launch.supervise import GRACE_S, supervise
+from dist_trainer.cluster.topology import render_include
+from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
+from dist_trainer.launch.choose import build_plan
+from dist_trainer.launch.job import guarded, job_for, roster_for
+from dist_trainer.launch.lifeline import Job, Lifeline, new_token
+from dist_trainer.launch.network import address_towards
+from dist_trainer.launch.plan import LaunchRequest, Rendezvous
+from dist_trainer.launch.roster import Trouble
+from dist_trainer.launch.supervise import GRACE_S, Ending, supervise
+from dist_trainer.launch.wire import FAILURE_GRACE_S, FROM_SRUN
 
+START_LIMIT_S = 300.0
+_BACKLOG = 4096
+_CLOSING_S = 4.0
+_OTHER_OPEN_FILES = 256
+_NUM_LAUNCHER_LINES = 10
 _PYTHON_MODULES = {"torchrun": "torch", "deepspeed": "deepspeed"}
-# As we start them these say nothing of a rank that was killed; a killed rank cannot say it either.
-_SILENT_LAUNCHERS = ("deepspeed", "mpirun")
 _DEBIAN_PACKAGES = {"mpirun": "openmpi-bin", "srun": "slurm-client"}
 
 
-def run_plan(
-    plan: LaunchPlan, run_dir: Path, environ: Mapping[str, str], *, hostname: str, grace_s: float = GRACE_S
+@dataclass(frozen=True)
+class Limits:
+    """`start_s` until every rank has reported; `grace_s` from a stop signal until what still runs is killed."""
+
+    start_s: float = START_LIMIT_S
+    grace_s: float = GRACE_S
+
+
+def run_request(
+    launcher: str, request: LaunchRequest, run_dir: Path, *, is_port_fixed: bool = False, limits: Limits = Limits()
 ) -> int:
-    """Records the plan in RUN_DIR/resolved/launch.json, runs it, and returns the exit status of the ranks."""
-    write_launch_record(plan, run_dir, hostname=hostname, start_time_s=time.time())
+    """Starts the ranks with their guards, records that in RUN_DIR/resolved/launch.json, and returns their status."""
+    allow_connections(request.num_ranks)
+    listener, host = _listen(launcher, request)
+    token = rendezvous_token(request.rendezvous) if request.rendezvous else new_token()
+    address = f"{host}:{listener.getsockname()[1]}"
+    plan = build_plan(launcher, guarded(request, address, token))
+    job = job_for(launcher, request, plan, run_dir, is_port_fixed=is_port_fixed)
+    roster = roster_for(launcher, request)
+    write_launch_record(launcher, request, job, run_dir, start_time_s=time.time())
     # What was printed so far must stand before what the ranks print.
     sys.stdout.flush()
-    ending = supervise(plan.argv, {**environ, **dict(plan.env)}, grace_s=grace_s)
-    status = rank_status(plan.launcher, ending.status)
-    if plan.launcher in _SILENT_LAUNCHERS and ending.stopped_by is None and status > 128:
-        print(f"a rank was killed by {signal_name(status - 128)}", file=sys.stderr)
-    return status
+    launcher_log = None if request.is_local else run_dir / "logs" / "launcher.log"
+    with (
+        Lifeline(listener, token, job, roster, start_limit_s=limits.start_s, say=_say) as lifeline,
+        _open_log(launcher_log) as output,
+    ):
+        ending = supervise(
+            plan.argv,
+            {**request.facts.environ, **dict(plan.env)},
+            grace_s=limits.grace_s,
+            guards=lifeline,
+            output=output,
+        )
+        lifeline.stop(FAILURE_GRACE_S)
+        lifeline.close(FAILURE_GRACE_S + _CLOSING_S)
+    return _status(launcher, ending, lifeline, launcher_log)
 
 
-def rank_status(launcher: str, status: int) -> int:
-    """The exit status of the ranks. DeepSpeed's launcher says 256 - N when signal N ended one: 247 -> 137."""
-    if launcher == "deepspeed" and 256 - 32 < status < 256:
-        return 128 + 256 - status
-    return status
+def allow_connections(num_ranks: int) -> None:
+    """Lets this process have a connection a rank open. Raises UserError where the system does not let it."""
+    needed = num_ranks + _OTHER_OPEN_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UserError(
+            f"{num_ranks} ranks need as many connections to this process, which may not have so many open.",
+            where="ulimit -Hn",
+            found=hard,
+            expected=f"at least {needed}",
+            hint="have the limit raised on this host, or submit slurm/many-nodes-srun.sbatch, which needs none",
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _listen_beside(meeting: Rendezvous) -> socket.socket:
+    """At the port after the rendezvous's own, which is how the other hosts know it."""
+    try:
+        return socket.create_server(("", meeting.port + 1), backlog=_BACKLOG)
+    except OSError as error:
+        raise UserError(
+            f"Port {meeting.port + 1}, where the ranks of the other hosts report, cannot be used.",
+            where="--rdzv-endpoint",
+            found=f"{meeting.endpoint} ({error.strerror})",
+            hint="name another port, the same on every host",
+        ) from error
+
+
+def run_beside(request: LaunchRequest, *, grace_s: float = GRACE_S) -> int:
+    """Runs this host's ranks of a run whose rendezvous is on another host, where their guards get their job."""
+    meeting = request.rendezvous
+    assert meeting is not None
+    plan = build_plan("torchrun", guarded(request, f"{meeting.host}:{meeting.port + 1}", rendezvous_token(meeting)))
+    ending = supervise(plan.argv, {**request.facts.environ, **dict(plan.env)}, grace_s=grace_s)
+    if ending.status and ending.stopped_by is None:
+        _say(f"this host's ranks ended with status {ending.status}; {meeting.host} says which rank failed first")
+    return ending.status
+
+
+def rendezvous_token(meeting: Rendezvous) -> str:
+    """What keeps two runs apart; whoever knows the run's id can join it, as torchrun's own rendezvous has it."""
+    return hashlib.sha256(meeting.job_id.encode()).hexdigest()[:32]
+
+
+@contextmanager
+def _open_log(path: Path | None) -> Iterator[IO[bytes] | None]:
+    """Over hosts the launcher's own words are for a file: what ranks say comes by way of their guards."""
+    if path is None:
+        yield None
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        yield file
+
+
+def _listen(launcher: str, request: LaunchRequest) -> tuple[socket.socket, str]:
+    """A socket for the guards, and this host's address as they see it. Raises UserError where there is no way."""
+    if request.is_local:
+        return socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG), "127.0.0.1"
+    if request.rendezvous is not None:
+        return _listen_beside(request.rendezvous), request.rendezvous.host
+    own = {request.facts.hostname, request.facts.hostname.split(".")[0], "localhost", "127.0.0.1"}
+    other = next(host.name for host in request.topology.hosts if host.name not in own)
+    address = address_towards(other)
+    if address is None and launcher == "srun":
+        # A node's name need not be a host's: SLURM itself tells the tasks where srun runs.
+        address = FROM_SRUN
+    if address is None:
+        raise UserError(
+            f"The host {other} is not known here, or there is no way to it.",
+            where=request.hostfile or "the hosts of the run",
+            found=other,
+            hint="correct the name, or see that it can be resolved: getent hosts " + other,
+        )
+    return socket.create_server(("", 0), backlog=_BACKLOG), address
+
+
+def _status(launcher: str, ending: Ending, lifeline: Lifeline, launcher_log: Path | None) -> int:
+    """The status of the ranks, not the launcher's; says what the ranks cannot have said themselves."""
+    roster = lifeline.roster
+    if roster.all_ended_well:
+        return EXIT_OK
+    if ending.stopped_by is not None:
+        return 128 + ending.stopped_by
+    trouble = lifeline.trouble or roster.first_trouble(math.inf)
+    if trouble is None:
+        began = "after some ranks had begun" if roster.members else "without starting a rank"
+        said = launcher_log.read_text(errors="replace") if launcher_log else ""
+        trouble = Trouble(
+            f"{launcher} ended {began}",
+            ending.status if 0 < ending.status < 128 else EXIT_FAILURE,
+            lines=tuple(said.splitlines()[-_NUM_LAUNCHER_LINES:]),
+        )
+    if trouble.lines:
+        _say(f"{trouble.message}; said last:")
+        for line in trouble.lines:
+            print(f"    {line}", file=sys.stderr)
+    elif trouble.rank != 0 or trouble.status > 128:
+        # Rank 0 has the terminal, and speaks for itself.
+        _say(trouble.message)
+    return trouble.status
+
+
+def _say(text: str) -> None:
+    print(f"dist_trainer: {text}", file=sys.stderr, flush=True)
 
 
 def require_launcher(launcher: str) -> None:
@@ -60,14 +203,15 @@ def require_launcher(launcher: str) -> None:
         )
 
 
-def write_launch_record(plan: LaunchPlan, run_dir: Path, *, hostname: str, start_time_s: float) -> None:
+def write_launch_record(launcher: str, request: LaunchRequest, job: Job, run_dir: Path, *, start_time_s: float) -> None:
     """RUN_DIR/resolved/launch.json: enough to start the same ranks again."""
     record = {
-        "launcher": plan.launcher,
-        "argv": list(plan.argv),
-        "env": dict(plan.env),
-        "num_ranks": plan.num_ranks,
-        "host": hostname,
+        "launcher": launcher,
+        "argv": list(job.argv),
+        "env": dict(job.env),
+        "num_ranks": request.num_ranks,
+        "hosts": render_include(request.topology),
+        "host": request.facts.hostname,
         "start_time_s": start_time_s,
     }
     path = run_dir / "resolved" / "launch.json"

@@ -29,7 +29,7 @@ def plan_srun(request: LaunchRequest) -> LaunchPlan:
         ),
         env=(
             *common_env(request, num_threads=cpus_per_rank(environ, topology)),
-            ("MASTER_ADDR", topology.hosts[0].name),
+            ("MASTER_ADDR", topology.hosts[0].name if len(topology.hosts) > 1 else "127.0.0.1"),
             ("MASTER_PORT", str(port_from(environ["SLURM_JOB_ID"]))),
         ),
         num_ranks=topology.num_ranks,

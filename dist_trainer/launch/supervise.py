@@ -10,14 +10,20 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO, Protocol
 
 from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import adopt_orphans, end_with_parent, list_descendants
+from dist_trainer.launch.wire import FAILURE_GRACE_S
 
 GRACE_S = 20.0
 _STRAGGLER_GRACE_S = 3.0
 _POLL_S = 0.05
 _LONG_S = 3600.0
+_LOOK_S = 0.2
+# What a launcher needs to end by itself after its last rank.
+_LAUNCHER_GRACE_S = 4.0
+_TERM_GRACE_S = 2.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -29,12 +35,35 @@ class Ending:
     stopped_by: signal.Signals | None
 
 
-def supervise(argv: tuple[str, ...], environ: Mapping[str, str], *, grace_s: float = GRACE_S) -> Ending:
+class Guards(Protocol):
+    """What watches the ranks on all hosts, and can end them. See `lifeline.Lifeline`."""
+
+    @property
+    def trouble(self) -> object | None: ...
+
+    @property
+    def has_guards(self) -> bool: ...
+
+    def stop(self, grace_s: float) -> None: ...
+
+
+def supervise(
+    argv: tuple[str, ...],
+    environ: Mapping[str, str],
+    *,
+    grace_s: float = GRACE_S,
+    guards: Guards | None = None,
+    output: IO[bytes] | None = None,
+) -> Ending:
     """Runs the command with exactly this environment, to its end and that of all it started.
 
     SIGINT, SIGTERM and SIGHUP to this process reach the command's whole process group as SIGTERM; what is not
     gone `grace_s` later, or at a second signal, is killed. A command so stopped gives 128 + the signal, unless it
     ends with 0. What the command leaves running is ended, and then status 0 becomes 1. For the main thread only.
+
+    Where `guards` are connected they end the ranks instead, and the command is left to end by itself within the same
+    time; so it is, within FAILURE_GRACE_S and a little more, once they know of trouble. What the command prints goes
+    to `output`, else to this process's own streams.
     """
     stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     not_ours = {process.pid for process in list_descendants(os.getpid())}
@@ -42,10 +71,11 @@ def supervise(argv: tuple[str, ...], environ: Mapping[str, str], *, grace_s: flo
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals | {signal.SIGCHLD})
     adopt_orphans(True)
     try:
-        launcher = _start(argv, environ, old_mask)
+        launcher = _start(argv, environ, old_mask, output)
         try:
-            stopped_by = _wait(launcher, stop_signals, not_ours, grace_s)
-            is_left_over = stopped_by is None and not _end_stragglers(launcher, not_ours)
+            stopped_by = _wait(launcher, stop_signals, not_ours, grace_s, guards)
+            is_known = guards is not None and guards.trouble is not None
+            is_left_over = stopped_by is None and not is_known and not _end_stragglers(launcher, not_ours)
         finally:
             _kill_the_rest(launcher, not_ours)
     finally:
@@ -58,14 +88,17 @@ def supervise(argv: tuple[str, ...], environ: Mapping[str, str], *, grace_s: flo
     status = 128 - returncode if returncode < 0 else returncode
     if stopped_by is not None:
         return Ending(128 + stopped_by if status else status, stopped_by)
-    if is_left_over:
+    if is_left_over and guards is None:
         print("The launcher ended before the ranks did; the ranks were ended.", file=sys.stderr)
         return Ending(status or EXIT_FAILURE, None)
     return Ending(status, None)
 
 
 def _start(
-    argv: tuple[str, ...], environ: Mapping[str, str], mask: Collection[int | signal.Signals]
+    argv: tuple[str, ...],
+    environ: Mapping[str, str],
+    mask: Collection[int | signal.Signals],
+    output: IO[bytes] | None,
 ) -> subprocess.Popen[bytes]:
     parent_pid = os.getpid()
 
@@ -74,26 +107,57 @@ def _start(
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     return subprocess.Popen(
-        argv, env=dict(environ), stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=in_child
+        argv,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        preexec_fn=in_child,
     )
 
 
 def _wait(
-    launcher: subprocess.Popen[bytes], stop_signals: set[signal.Signals], not_ours: Collection[int], grace_s: float
+    launcher: subprocess.Popen[bytes],
+    stop_signals: set[signal.Signals],
+    not_ours: Collection[int],
+    grace_s: float,
+    guards: Guards | None,
 ) -> signal.Signals | None:
     """Until the launcher has ended, or until it and all its processes had their time after a signal: that signal."""
+    awaited = stop_signals | {signal.SIGCHLD}
     while launcher.poll() is None:
-        received = signal.sigtimedwait(stop_signals | {signal.SIGCHLD}, _LONG_S)
-        if received is None or received.si_signo == signal.SIGCHLD:
-            continue
-        with suppress(ProcessLookupError):
-            os.killpg(launcher.pid, signal.SIGTERM)
-        deadline_s = time.monotonic() + grace_s
-        while time.monotonic() < deadline_s and _remaining(launcher, not_ours):
-            if signal.sigtimedwait(stop_signals, _POLL_S) is not None:
-                break
-        return signal.Signals(received.si_signo)
+        received = signal.sigtimedwait(awaited, _LONG_S if guards is None else _LOOK_S)
+        if received is not None and received.si_signo != signal.SIGCHLD:
+            if guards is not None and guards.has_guards:
+                guards.stop(grace_s)
+                grace_s += _LAUNCHER_GRACE_S
+            else:
+                _signal_group(launcher, signal.SIGTERM)
+            _give_time(launcher, stop_signals, not_ours, grace_s)
+            return signal.Signals(received.si_signo)
+        if guards is not None and guards.trouble is not None:
+            if not _give_time(launcher, stop_signals, not_ours, FAILURE_GRACE_S + _LAUNCHER_GRACE_S):
+                _signal_group(launcher, signal.SIGTERM)
+                _give_time(launcher, stop_signals, not_ours, _TERM_GRACE_S)
+            return None
     return None
+
+
+def _give_time(
+    launcher: subprocess.Popen[bytes], stop_signals: set[signal.Signals], not_ours: Collection[int], limit_s: float
+) -> bool:
+    """Waits for the end of everything, at most so long, and not beyond a stop signal: whether all has ended."""
+    deadline_s = time.monotonic() + limit_s
+    while _remaining(launcher, not_ours):
+        if time.monotonic() >= deadline_s or signal.sigtimedwait(stop_signals, _POLL_S) is not None:
+            return False
+    return True
+
+
+def _signal_group(launcher: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(launcher.pid, number)
 
 
 def _end_stragglers(launcher: subprocess.Popen[bytes], not_ours: Collection[int]) -> bool:

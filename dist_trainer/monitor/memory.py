@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from dist_trainer.monitor.devices import DeviceIdentity
-from dist_trainer.monitor.rank import RankSampler
+from dist_trainer.monitor.rank import RankMonitor
 from dist_trainer.records import MemoryRecord
 
 
@@ -32,23 +32,23 @@ class MemoryProbe:
 
     rank: int
     device: torch.device | None
-    sampler: RankSampler
+    monitor: RankMonitor
 
     def read(self, step: int) -> MemoryRecord:
-        """The peaks since the start; a figure that cannot be had is None. The device's is the sampler's peak so far."""
+        """The peaks since the start; a figure that cannot be had is None. The device's is the monitor's peak so far."""
         allocated = reserved = None
         if self.device is not None:
             allocated = torch.cuda.max_memory_allocated(self.device)
             reserved = torch.cuda.max_memory_reserved(self.device)
-        self.sampler.at_step_edge()
+        self.monitor.at_step_edge()
         return MemoryRecord(
             step=step,
             rank=self.rank,
             host=socket.gethostname(),
-            device=self.sampler.device,
+            device=self.monitor.device,
             allocated_peak_bytes=allocated,
             reserved_peak_bytes=reserved,
-            device_used_bytes=self.sampler.peak_used_bytes,
+            device_used_bytes=self.monitor.peak_used_bytes,
             rss_bytes=psutil.Process().memory_info().rss,
             time_s=time.time(),
             monotonic_s=time.monotonic(),

@@ -36,6 +36,25 @@ class OwnProcess:
         return self._process.memory_info().rss
 
 
+class OtherProcess:
+    """Another process of this host."""
+
+    def __init__(self, pid: int, started_s: float) -> None:
+        """`started_s` tells it from a process of the same id elsewhere, or later. Raises psutil.NoSuchProcess."""
+        self._process = psutil.Process(pid)
+        if self._process.create_time() != started_s:
+            raise psutil.NoSuchProcess(pid)
+
+    def pids(self) -> Collection[int]:
+        return (self._process.pid,)
+
+    def rss_bytes(self) -> int | None:
+        try:
+            return self._process.memory_info().rss or None
+        except psutil.NoSuchProcess:
+            return None
+
+
 class ProcessTree:
     """A process and its descendants. One seen once counts until it ends, also when its parent has ended before."""
 

@@ -6,8 +6,8 @@ import os
 import threading
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
-from dist_trainer.monitor.series import Series
 from dist_trainer.monitor.ticks import next_tick_s
 from dist_trainer.monitor.troubles import Say, Trouble
 from dist_trainer.records import SAMPLER_FAILED
@@ -18,13 +18,21 @@ FULL_EVERY_S = 1.0
 STOP_LIMIT_S = 2.0
 
 
+class Looked(Protocol):
+    """What is looked at again and again. Both raise OSError when a file cannot be written."""
+
+    def look(self, *, is_full: bool) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Sampler:
     """Looks at each series every `interval_s`, and at all their fields every second.
 
     `cpu_s`: CPU time of the thread up to its last look.
     """
 
-    def __init__(self, series: Sequence[Series], interval_s: float, say: Say) -> None:
+    def __init__(self, series: Sequence[Looked], interval_s: float, say: Say) -> None:
         self.series = tuple(series)
         self.cpu_s = 0.0
         self._interval_s = interval_s

@@ -10,12 +10,14 @@ from dist_trainer.records import DeviceSample, RecordWriter
 
 
 class Series:
-    """Looks, keeps the peaks, and writes what is worth a line; nothing is written where `path` is None.
+    """Looks, keeps the peaks, and writes what is worth a line; nothing is written where `file` is None.
+
+    `file` is a path, or a writer that others write with too, which is left open. `spacing` is the thinner's.
 
     The peaks are plain numbers that another thread may read at any time; None until there was something to see.
     """
 
-    def __init__(self, source: Source, path: Path | None) -> None:
+    def __init__(self, source: Source, file: Path | RecordWriter | None, *, spacing: float = 1.0) -> None:
         self.source = source
         self.peak_used_bytes: int | None = None
         self.peak_process_bytes: int | None = None
@@ -23,8 +25,9 @@ class Series:
         self.used_version: int | None = None
         self.total_bytes: int | None = None
         self.num_looks = 0
-        self._thinner = Thinner()
-        self._writer = None if path is None else RecordWriter(path)
+        self._thinner = Thinner(spacing=spacing)
+        self._is_shared = isinstance(file, RecordWriter)
+        self._writer = RecordWriter(file) if isinstance(file, Path) else file
 
     def look(self, *, is_full: bool) -> None:
         """Raises OSError when the file cannot be written."""
@@ -44,7 +47,8 @@ class Series:
         self.source.close()
         if self._writer is not None:
             self._write(self._thinner.flush())
-            self._writer.close()
+            if not self._is_shared:
+                self._writer.close()
             self._writer = None
 
     def _write(self, samples: list[DeviceSample]) -> None:

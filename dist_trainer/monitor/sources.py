@@ -59,9 +59,10 @@ class Source(Protocol):
 class HostSource:
     """The resident set of the processes alone."""
 
-    def __init__(self, processes: Processes, device: str = CPU) -> None:
+    def __init__(self, processes: Processes, device: str = CPU, *, rank: int | None = None) -> None:
         self.device = device
         self.name = "host memory"
+        self._rank = rank
         self._processes = processes
         self._host = socket.gethostname()
 
@@ -69,7 +70,9 @@ class HostSource:
         rss_bytes = self._processes.rss_bytes()
         if rss_bytes is None:
             return None
-        return DeviceSample(self._host, self.device, time.monotonic(), time.time(), rss_bytes=rss_bytes)
+        return DeviceSample(
+            self._host, self.device, time.monotonic(), time.time(), rss_bytes=rss_bytes, rank=self._rank
+        )
 
     def close(self) -> None:
         pass
@@ -82,8 +85,10 @@ class GpuSource:
     NVML's answers, and cannot have changed by much where the total has not.
     """
 
-    def __init__(self, nvml: Nvml, identity: DeviceIdentity, processes: Processes, say: Say) -> None:
-        """Raises NvmlError when NVML cannot find the device."""
+    def __init__(
+        self, nvml: Nvml, identity: DeviceIdentity, processes: Processes, say: Say, *, rank: int | None = None
+    ) -> None:
+        """`rank` is whose GPU it is. Raises NvmlError when NVML cannot find the device."""
         found = find_device(nvml, identity)
         self.device = found.uuid
         self.name = found.name
@@ -91,6 +96,7 @@ class GpuSource:
         self._nvml = nvml
         self._processes = processes
         self._say = say
+        self._rank = rank
         self._host = socket.gethostname()
         self._handle = found.handle
         self._generation = nvml.generation
@@ -139,6 +145,7 @@ class GpuSource:
             used_version=None if memory is None else self._version,
             total_bytes=None if memory is None else int(memory.total),
             process_bytes=self._process_bytes,
+            rank=self._rank,
             **(self._other_fields() if is_full else {}),
         )
 
@@ -277,7 +284,7 @@ class GpuSource:
         self._say(trouble.about(self.device, _EVERYTHING_OF_NVML, message=message))
 
     def _rss_alone(self) -> DeviceSample | None:
-        return HostSource(self._processes, self.device).look(is_full=True)
+        return HostSource(self._processes, self.device, rank=self._rank).look(is_full=True)
 
 
 def throttle_reasons(mask: int) -> tuple[str, ...]:

@@ -17,9 +17,15 @@ CHURN_FRACTION = 1 / 18000
 
 
 class Thinner:
-    """Takes the samples of one source in order and gives back those to write. Holds at most four of them."""
+    """Takes the samples of one source in order and gives back those to write. Holds at most four of them.
 
-    def __init__(self) -> None:
+    `spacing` is how many times rarer than usual the quiet ones and the extremes of a busy stretch are.
+    """
+
+    def __init__(self, *, spacing: float = 1.0) -> None:
+        self._heartbeat_s = spacing * HEARTBEAT_S
+        self._heartbeat_fraction = spacing * HEARTBEAT_FRACTION
+        self._churn_fraction = spacing * CHURN_FRACTION
         self._start_s: float | None = None
         self._peak = (-1, -1)
         self._last_kept: DeviceSample | None = None
@@ -39,7 +45,7 @@ class Thinner:
         is_new_peak = (sample.used_bytes or 0) > self._peak[0] or (sample.process_bytes or 0) > self._peak[1]
         self._peak = (max(self._peak[0], sample.used_bytes or 0), max(self._peak[1], sample.process_bytes or 0))
         heartbeat_is_due = is_full and now_s - self._last_heartbeat_s >= max(
-            HEARTBEAT_S * 0.99, elapsed_s * HEARTBEAT_FRACTION
+            self._heartbeat_s * 0.99, elapsed_s * self._heartbeat_fraction
         )
 
         kept: list[DeviceSample] = []
@@ -51,7 +57,7 @@ class Thinner:
                 kept.append(self._previous)
             self._lowest = min(self._lowest or sample, sample, key=_memory)
             self._highest = max(self._highest or sample, sample, key=_memory)
-            if now_s - self._last_churn_s >= elapsed_s * CHURN_FRACTION:
+            if now_s - self._last_churn_s >= elapsed_s * self._churn_fraction:
                 kept += self._extremes()
                 self._last_churn_s = now_s
         if kept:

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from dist_trainer.memory.targets import CPU, Verdict
 from dist_trainer.report.chart import Chart, Mark, Rule, Series
-from dist_trainer.report.envelope import Bucket, joined
+from dist_trainer.report.envelope import Bucket, Envelope
 from dist_trainer.report.findings import Findings
 from dist_trainer.report.measured import History
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import fullest, label, main_prediction
 from dist_trainer.units import GB, format_bytes
 
-MAX_NUM_CURVES = 8
 STEP_CURVES = (
     ("loss", "Loss", False),
     ("learning_rate", "Learning rate", True),
@@ -34,20 +33,18 @@ class Compared:
 
 def memory_chart(findings: Findings, summary: Summary) -> Chart:
     """Every GPU over time, or, of more than eight, the range over all and the fullest."""
-    histories = findings.histories
-    is_resident = all(history.is_resident for history in histories)
-    shown = [history for history in histories if history.is_resident == is_resident]
+    memory = findings.memory
+    is_resident, shown, top = memory.is_resident, memory.shown, memory.fullest
     names = {verdict.source: label(verdict) for verdict in summary.verdicts}
-    if len(shown) <= MAX_NUM_CURVES:
+    if memory.range_over_all is None or top is None:
         series = [
-            Series(names[history.measured.source], in_gb(history.curve.buckets()), number)
+            Series(names[history.measured.source], _in_gb(history.curve), number)
             for number, history in enumerate(shown)
         ]
     else:
-        top = _fullest_history(shown)
         series = [
-            Series(f"all {len(shown)}", in_gb(joined(history.curve for history in shown)), 0, is_band=True),
-            Series(f"{names[top.measured.source]}, the fullest", in_gb(top.curve.buckets()), 5),
+            Series(f"all {len(shown)}", _in_gb(memory.range_over_all), 0, is_band=True),
+            Series(f"{names[top.measured.source]}, the fullest", _in_gb(top.curve), 5),
         ]
     what = "Resident set of each process" if is_resident else "Memory in use on each GPU, by NVML"
     return Chart(
@@ -59,7 +56,7 @@ def memory_chart(findings: Findings, summary: Summary) -> Chart:
         rules=() if is_resident else rules(summary),
         marks=[Mark(time_s - _origin(findings), name) for time_s, name in findings.marks],
         breaks=restarts(findings),
-        caption=_memory_caption(is_resident, histories),
+        caption=_memory_caption(is_resident, memory.histories),
     )
 
 
@@ -84,11 +81,11 @@ def compare_charts(runs: Sequence[Compared]) -> list[Chart]:
     memory = []
     are_resident = []
     for number, run in enumerate(runs):
-        if run.findings.histories:
-            history = _fullest_history(run.findings.histories)
+        history = run.findings.memory.fullest
+        if history is not None:
             are_resident.append(history.is_resident)
             name = f"{run.name} (resident set)" if history.is_resident else run.name
-            memory += since_start([Series(name, in_gb(history.curve.buckets()), number % 8)], run.findings)
+            memory += since_start([Series(name, _in_gb(history.curve), number % 8)], run.findings)
     has_gpu = not all(are_resident)
     charts = [
         Chart(
@@ -127,7 +124,8 @@ def rules(summary: Summary, *, plan: bool = True) -> list[Rule]:
     return found
 
 
-def in_gb(buckets: Sequence[Bucket]) -> list[Bucket]:
+def _in_gb(curve: Envelope | None) -> list[Bucket]:
+    buckets = [] if curve is None else curve.buckets()
     return [Bucket(one.start, one.low / GB, one.high / GB, one.mean / GB, one.last / GB) for one in buckets]
 
 
@@ -153,15 +151,7 @@ def restarts(findings: Findings) -> list[float]:
 
 
 def _origin(findings: Findings) -> float:
-    return findings.histories[0].curve.origin if findings.histories else 0.0
-
-
-def _fullest_history(histories: Sequence[History]) -> History:
-    def peak(history: History) -> tuple[bool, int]:
-        measured = history.measured
-        return not history.is_resident, (measured.resident_bytes if history.is_resident else measured.used_bytes) or 0
-
-    return max(histories, key=peak)
+    return findings.memory.origin_s
 
 
 def _planned_bytes(verdict: Verdict) -> int | None:

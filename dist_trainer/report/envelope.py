@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 DEFAULT_NUM_BUCKETS = 400
@@ -61,13 +60,48 @@ class Envelope:
             for number, (low, high, total, count, last) in sorted(self._buckets.items())
         ]
 
-    def widened(self, width: float) -> Envelope:
-        """The same curve in stretches of this width, which is this one's doubled some times."""
-        other = Envelope(origin=self.origin, width=self.width, num_buckets=self.num_buckets)
-        other._buckets = {number: list(bucket) for number, bucket in self._buckets.items()}
-        while other.width < width:
-            other._double()
-        return other
+    def __bool__(self) -> bool:
+        """Whether it has a point."""
+        return bool(self._buckets)
+
+    def widen(self, width: float) -> None:
+        """Makes the stretches this wide, which is their width now doubled some times."""
+        while self.width < width:
+            self._double()
+
+    def include(self, other: Envelope) -> None:
+        """Takes another part of the same curve, with the same origin and first width, which may come to be widened."""
+        width = max(self.width, other.width)
+        self.widen(width)
+        other.widen(width)
+        for number, bucket in other._buckets.items():
+            known = self._buckets.get(number)
+            self._buckets[number] = list(bucket) if known is None else _joined(known, bucket)
+
+    def include_whole(self, other: Envelope) -> None:
+        """Takes a whole curve beside those so far: the stretches are the range over all. Where it has no point in a
+        stretch between its first and its last it stays where it was. The rest is as in `include`.
+        """
+        width = max(self.width, other.width)
+        self.widen(width)
+        other.widen(width)
+        own = other._buckets
+        held = 0.0
+        for number in range(min(own, default=0), max(own, default=-1) + 1):
+            bucket = own.get(number)
+            mean = held if bucket is None else bucket[2] / bucket[3]
+            low, high, held = (held, held, held) if bucket is None else (bucket[0], bucket[1], bucket[4])
+            known = self._buckets.get(number)
+            if known is None:
+                self._buckets[number] = [low, high, mean, 1.0, held]
+                continue
+            if low < known[0]:
+                known[0] = low
+            if high > known[1]:
+                known[1] = high
+            known[2] += mean
+            known[3] += 1.0
+            known[4] = held
 
     def _double(self) -> None:
         self.width *= 2
@@ -76,31 +110,6 @@ class Envelope:
         for number, bucket in halves:
             known = self._buckets.get(number // 2)
             self._buckets[number // 2] = bucket if known is None else _joined(known, bucket)
-
-
-def joined(envelopes: Iterable[Envelope]) -> list[Bucket]:
-    """Many curves as one: in each stretch the lowest and the highest of all. A curve without a point in a stretch
-    between its first and its last stays where it was. They share an origin and a first width.
-    """
-    found = [envelope for envelope in envelopes if envelope._buckets]
-    if not found:
-        return []
-    width = max(envelope.width for envelope in found)
-    buckets: dict[int, list[float]] = {}
-    origin = found[0].origin
-    for envelope in found:
-        own = envelope.widened(width)._buckets
-        held = 0.0
-        for number in range(min(own), max(own) + 1):
-            bucket = own.get(number, [held, held, held, 1.0, held])
-            held = bucket[4]
-            known = buckets.get(number)
-            mine = [bucket[0], bucket[1], bucket[2] / bucket[3], 1, held]
-            buckets[number] = mine if known is None else _joined(known, mine)
-    return [
-        Bucket(origin + number * width, low, high, total / count, last)
-        for number, (low, high, total, count, last) in sorted(buckets.items())
-    ]
 
 
 def _joined(one: list[float], other: list[float]) -> list[float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, read_records, read_steps
 from dist_trainer.report.asked import Asked, read_asked
-from dist_trainer.report.measured import History, read_histories
+from dist_trainer.report.measured import History, Memory, read_memory
 from dist_trainer.report.progress import Progress, progress
 from dist_trainer.report.steps import Steps, steps_of
 
@@ -22,9 +22,13 @@ class Findings:
     asked: Asked
     events: tuple[Event, ...]
     steps: Steps
-    histories: tuple[History, ...]
+    memory: Memory
     marks: tuple[tuple[float, str], ...]
     progress: Progress
+
+    @property
+    def histories(self) -> tuple[History, ...]:
+        return self.memory.histories
 
     @property
     def is_without_steps(self) -> bool:
@@ -40,15 +44,15 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
     marks = tuple(_marks(events))
     edges = [event for event in events if event.kind in ("start", "end")]
     ended_s = edges[-1].time_s if edges and edges[-1].kind == "end" else None
-    histories = read_histories(records_dir, events, marks_s=[time_s for time_s, _ in marks], ended_s=ended_s)
-    lasts = [history.last_s for history in histories if history.last_s is not None]
+    memory = read_memory(records_dir, events, marks_s=[time_s for time_s, _ in marks], ended_s=ended_s)
+    lasts = [history.last_s for history in memory.histories if history.last_s is not None]
     lasts += steps.columns["time_s"][-1:]
     return Findings(
         run_dir=run_dir,
         asked=read_asked(run_dir, events),
         events=tuple(events),
         steps=steps,
-        histories=tuple(histories),
+        memory=memory,
         marks=marks,
         progress=progress(
             events,

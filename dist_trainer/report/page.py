@@ -40,7 +40,7 @@ class Page:
     error: str | None
     tiles: tuple[Tile, ...]
     gpus: Table
-    all_gpus: Table | None
+    all_gpus: tuple[Table, ...]
     memory: Drawn | None
     phases: Table | None
     makeup: Makeup | None
@@ -66,7 +66,7 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
         error=findings.progress.error,
         tiles=tuple(_tiles(summary)),
         gpus=tables.gpu_table(summary),
-        all_gpus=tables.all_gpus_table(summary),
+        all_gpus=tuple(tables.all_gpus_tables(summary)),
         memory=draw(charts.memory_chart(findings, summary)),
         phases=tables.phase_table(findings, summary),
         makeup=makeup(findings, summary),

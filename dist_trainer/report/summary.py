@@ -19,7 +19,7 @@ from dist_trainer.report.progress import State
 from dist_trainer.report.remedies import remedies
 from dist_trainer.report.steps import total
 from dist_trainer.report.verdict import RunVerdict, describe, fullest, label, run_verdict
-from dist_trainer.units import format_count, format_duration
+from dist_trainer.units import format_bytes, format_count, format_duration
 
 SUMMARY_FILE = "summary.json"
 MAX_NUM_ROWS = 8
@@ -140,10 +140,19 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         shown.sort(key=lambda verdict: verdict.peak_bytes or verdict.resident_bytes or 0, reverse=True)
     found += [(f"memory, {label(verdict)}", describe(verdict)) for verdict in shown[:MAX_NUM_ROWS]]
     if len(shown) > MAX_NUM_ROWS:
-        found.append(("memory, others", f"{len(shown) - MAX_NUM_ROWS} more, none of them higher"))
+        found.append(("memory, others", _others(shown)))
     found.append(("verdict", summary.verdict.sentence))
     found += [("to change", line) for line in summary.verdict.advice]
     return found
+
+
+def _others(shown: list[Verdict]) -> str:
+    """`shown` are all, the fullest first."""
+    text = f"{len(shown) - MAX_NUM_ROWS} more, none of them higher"
+    peaks = [verdict.peak_bytes for verdict in shown if verdict.peak_bytes is not None]
+    if len(peaks) < len(shown):
+        return text
+    return f"{text}; half of all at most {format_bytes(peaks[len(peaks) // 2])}, the lowest {format_bytes(peaks[-1])}"
 
 
 def _training_rows(summary: Summary) -> list[tuple[str, str]]:

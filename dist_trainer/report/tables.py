@@ -24,6 +24,15 @@ from dist_trainer.units import format_bytes, format_count, format_duration
 UNKNOWN = "not known"
 NUM_GPUS_AT_ONCE = 8
 MAX_NUM_GPUS = 256
+MAX_NUM_HOSTS = 16
+SPREAD = (
+    ("highest", 1.0),
+    ("99% are at most", 0.99),
+    ("90% are at most", 0.9),
+    ("half are at most", 0.5),
+    ("10% are at most", 0.1),
+    ("lowest", 0.0),
+)
 NUM_STEP_ROWS = 12
 MAX_NUM_EVENTS = 40
 
@@ -44,19 +53,67 @@ def gpu_table(summary: Summary) -> Table:
     verdicts = list(summary.verdicts)
     if len(verdicts) <= NUM_GPUS_AT_ONCE:
         return _gpus(verdicts, "Each GPU")
-    verdicts.sort(key=lambda one: (one.judgement != "missed", -(one.peak_bytes or one.resident_bytes or 0)))
+    verdicts.sort(key=lambda one: (one.judgement != "missed", -_figure(one)))
     return _gpus(verdicts[:NUM_GPUS_AT_ONCE], f"{NUM_GPUS_AT_ONCE} of {len(verdicts)} GPUs, the fullest first")
 
 
-def all_gpus_table(summary: Summary) -> Table | None:
-    """Every GPU, where `gpu_table` does not show them all."""
+def all_gpus_tables(summary: Summary) -> list[Table]:
+    """Every GPU, where `gpu_table` does not show them all; of very many, how their peaks are spread, and the hosts with
+    the highest.
+    """
     verdicts = summary.verdicts
     if len(verdicts) <= NUM_GPUS_AT_ONCE:
-        return None
-    table = _gpus(verdicts[:MAX_NUM_GPUS], f"All {len(verdicts)} GPUs")
-    if len(verdicts) > MAX_NUM_GPUS:
-        table = replace(table, note=f"{len(verdicts) - MAX_NUM_GPUS} more are in summary.json.")
-    return table
+        return []
+    if len(verdicts) <= MAX_NUM_GPUS:
+        return [_gpus(verdicts, f"All {len(verdicts)} GPUs")]
+    return [_spread(verdicts), _hosts(verdicts)]
+
+
+def _spread(verdicts: Sequence[Verdict]) -> Table:
+    """A row for each of some places in the order of their peaks."""
+    known = sorted(verdicts, key=_figure)
+    rows = []
+    for name, fraction in SPREAD:
+        one = known[round(fraction * (len(known) - 1))]
+        rows.append((name, _gb(_figure(one) or None), label(one), one.host, one.device))
+    counts = ", ".join(
+        f"{count} {judgement}"
+        for judgement in ("met", "missed", "not judged")
+        if (count := sum(one.judgement == judgement for one in verdicts))
+    )
+    return Table(
+        f"The peaks of all {len(verdicts)} GPUs",
+        ("", "peak", "of", "host", "device"),
+        tuple(rows),
+        note=f"The target: {counts}. Each GPU is in summary.json.",
+    )
+
+
+def _hosts(verdicts: Sequence[Verdict]) -> Table:
+    by_host: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        by_host.setdefault(verdict.host, []).append(verdict)
+    order = sorted(
+        by_host.items(),
+        key=lambda host: (
+            -sum(one.judgement == "missed" for one in host[1]),
+            -max(_figure(one) for one in host[1]),
+        ),
+    )
+    rows, kinds = [], []
+    for host, those in order[:MAX_NUM_HOSTS]:
+        top, num_missed = max(those, key=_figure), sum(one.judgement == "missed" for one in those)
+        lowest = min(_figure(one) for one in those)
+        rows.append(
+            (host, str(len(those)), _gb(_figure(top) or None), label(top), _gb(lowest or None), str(num_missed))
+        )
+        kinds.append("missed" if num_missed else "")
+    title = f"{len(rows)} of {len(by_host)} hosts, the fullest first" if len(rows) < len(by_host) else "Each host"
+    return Table(title, ("host", "GPUs", "highest", "of", "lowest", "missed"), tuple(rows), tuple(kinds))
+
+
+def _figure(verdict: Verdict) -> int:
+    return verdict.peak_bytes or verdict.resident_bytes or 0
 
 
 def prediction_table(summary: Summary) -> Table | None:

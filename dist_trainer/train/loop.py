@@ -18,7 +18,7 @@ from dist_trainer.data.loader import BatchLoader, build_loader
 from dist_trainer.data.tokens import TokenFile
 from dist_trainer.monitor.allocator import AllocatorWatch
 from dist_trainer.monitor.memory import MemoryProbe
-from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord, memory_file
+from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord
 from dist_trainer.train import checkpoint, hygiene
 from dist_trainer.train.checkpoint import Position
 from dist_trainer.train.display import Display
@@ -34,12 +34,11 @@ class PhaseData:
 
 
 class Recorder:
-    """Writes what happens to records/: memory of every rank, steps and events of rank 0 alone."""
+    """Records what happens: memory of every rank by way of its monitor, steps and events of rank 0 alone."""
 
     def __init__(self, records_dir: Path, rank: int, probe: MemoryProbe) -> None:
         self.rank = rank
         self.probe = probe
-        self._memory = RecordWriter(records_dir / memory_file(rank))
         self._steps = RecordWriter(records_dir / STEPS_FILE) if rank == 0 else None
         self._events = RecordWriter(records_dir / EVENTS_FILE) if rank == 0 else None
 
@@ -50,7 +49,7 @@ class Recorder:
     def memory(self, step: int, *, allocator_peaks_bytes: dict[str, int] | None = None) -> int:
         """Records this rank's memory; returns the bytes in use, on the device or else in the process."""
         reading = replace(self.probe.read(step), allocator_peaks_bytes=allocator_peaks_bytes)
-        self._memory.write(reading)
+        self.probe.monitor.write(reading)
         return reading.rss_bytes if reading.device_used_bytes is None else reading.device_used_bytes
 
     def event(self, kind: str, message: str, **facts: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import secrets
 import shutil
 import sys
 import time
@@ -24,7 +25,7 @@ from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
 if TYPE_CHECKING:
     from dist_trainer.memory.preflight import Preflight
     from dist_trainer.memory.targets import Baseline
-    from dist_trainer.monitor.rank import RankSampler
+    from dist_trainer.monitor.rank import RankMonitor
     from dist_trainer.report.summary import Summary
     from dist_trainer.train.loop import PhaseData
 
@@ -73,7 +74,7 @@ def start(job: Job) -> NoReturn:
     stderr_fd = os.dup(2)
     try:
         process.open_logs(run_dir, job.rank)
-        with open_sampler(job.rank, resolved, run_dir, device) as sampler:
+        with open_monitor(job.rank, resolved, run_dir, device) as monitor:
             result = train(
                 job,
                 resolved,
@@ -81,7 +82,7 @@ def start(job: Job) -> NoReturn:
                 run_dir,
                 device=device,
                 num_threads=num_threads,
-                sampler=sampler,
+                monitor=monitor,
                 planned=planned,
                 baseline=baseline,
             )
@@ -148,14 +149,24 @@ def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
     return opened
 
 
-def open_sampler(rank: RankInfo, resolved: ResolvedRun, run_dir: Path, device: DeviceFacts) -> RankSampler:
-    """What watches this rank's GPU from before the model is built to the end, on a thread of its own."""
+def open_monitor(rank: RankInfo, resolved: ResolvedRun, run_dir: Path, device: DeviceFacts) -> RankMonitor:
+    """What watches this rank's GPU from before the model is built to the end: this rank, or in a large run its host's
+    first.
+    """
+    import torch.distributed as dist
+
+    from dist_trainer.monitor import host
     from dist_trainer.monitor.memory import rank_device
     from dist_trainer.monitor.rank import RankSampler
     from dist_trainer.train import process
 
+    records_dir, interval_s = run_dir / "records", resolved.run.memory.sample_every_s
     identity = rank_device(process.device_index(rank, device) if device.kind == "cuda" else None)
-    return RankSampler(run_dir / "records", rank.rank, identity, resolved.run.memory.sample_every_s)
+    if rank.world_size <= host.MAX_NUM_RANKS_ALONE:
+        return RankSampler(records_dir, rank.rank, identity, interval_s)
+    name = process.agree_on(secrets.token_hex(8) if rank.rank == 0 else None)
+    place = host.Place(rank.rank, rank.local_rank, rank.local_world_size)
+    return host.open_monitor(records_dir, place, identity, interval_s, name=name, meet=dist.barrier)
 
 
 def train(
@@ -166,7 +177,7 @@ def train(
     *,
     device: DeviceFacts,
     num_threads: int,
-    sampler: RankSampler,
+    monitor: RankMonitor,
     planned: Preflight | None,
     baseline: Baseline | None,
 ) -> Summary | None:
@@ -176,6 +187,7 @@ def train(
     from rich.console import Console
 
     from dist_trainer.data.workers import default_num_workers
+    from dist_trainer.monitor import host
     from dist_trainer.monitor.allocator import AllocatorWatch
     from dist_trainer.monitor.memory import MemoryProbe
     from dist_trainer.report import summary
@@ -187,7 +199,7 @@ def train(
     rank, is_first = job.rank.rank, job.rank.rank == 0
     display = Display(speaks=is_first)
     device_index = process.device_index(job.rank, device)
-    probe = MemoryProbe(rank, torch.device("cuda", device_index) if device.kind == "cuda" else None, sampler)
+    probe = MemoryProbe(rank, torch.device("cuda", device_index) if device.kind == "cuda" else None, monitor)
     recorder = Recorder(run_dir / "records", rank, probe)
     if is_first:
         _write_resolved(resolved, run_dir)
@@ -246,8 +258,11 @@ def train(
         train_phases(run)
     finally:
         display.close()
+    if job.rank.world_size > host.MAX_NUM_RANKS_ALONE:
+        # The monitors of whole hosts wait for the last that their ranks have to say.
+        dist.barrier()
     # Before the ranks meet, so that every sample is there when the summary is made.
-    sampler.stop()
+    monitor.stop()
     dist.barrier()
     result = None
     if is_first:

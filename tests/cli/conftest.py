@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.cli import launch
-from dist_trainer.launch.plan import LaunchPlan
+from dist_trainer.launch.choose import build_plan
+from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
 
 
 @pytest.fixture(scope="session")
@@ -30,9 +31,9 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[LaunchPlan]:
     """The plans that `launch` would have run; each ends with status 7."""
     plans: list[LaunchPlan] = []
 
-    def run_plan(plan: LaunchPlan, *rest: object, **named: object) -> int:
-        plans.append(plan)
+    def run_request(launcher: str, request: LaunchRequest, *rest: object, **named: object) -> int:
+        plans.append(build_plan(launcher, request))
         return 7
 
-    monkeypatch.setattr(launch, "run_plan", run_plan)
+    monkeypatch.setattr(launch, "run_request", run_request)
     return plans

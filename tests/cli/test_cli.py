@@ -15,7 +15,7 @@ from plans import make_plan
 from run_folders import make_gpu_run
 
 import dist_trainer
-from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, train
+from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, slurm, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.launch.plan import LaunchPlan
 
@@ -53,7 +53,8 @@ SURFACE = {
     ),
     "launch": (
         *("-h", "--help", "--launcher", "--nproc-per-node", "--nproc_per_node", "--hostfile"),
-        *("--include", "--exclude", "--dry-run"),
+        *("--include", "--exclude", "--nnodes", "--rdzv-endpoint", "--rdzv-id", "--ssh"),
+        *("--env", "--start-limit", "--dry-run"),
     ),
     "plan": (
         *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set", "--micro-batch"),
@@ -70,6 +71,13 @@ SURFACE = {
     ),
     "report": ("-h", "--help", "--compare", "--baseline", "--strict", "--debug"),
     "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
+    "slurm submit": (
+        *("-h", "--help", "--nodes", "--gpus-per-node", "--gres", "--gpus-per-task", "--ntasks-per-node", "--ntasks"),
+        *("--cpus-per-task", "--mem", "--time", "--partition", "--account", "--nodelist", "--sbatch", "--launcher"),
+        *("--array", "--signal", "--no-requeue", "--run-dir", "--dry-run"),
+    ),
+    "slurm status": ("-h", "--help", "--json", "--debug"),
+    "slurm lint": ("-h", "--help", "--debug"),
     "data prepare": ("-h", "--help", "--input", "--output", "--tokenizer", "--vocab-size", "--debug"),
 }
 
@@ -186,6 +194,9 @@ def write_ds(path: Path, **keys: object) -> Path:
         ("doctor", doctor.build_parser()),
         ("report", report.build_parser()),
         ("monitor", monitor.build_parser()),
+        ("slurm submit", slurm.build_submit_parser()),
+        ("slurm status", slurm.build_status_parser()),
+        ("slurm lint", slurm.build_lint_parser()),
         ("data prepare", data.build_parser()),
     ],
     ids=list(SURFACE),
@@ -193,15 +204,19 @@ def write_ds(path: Path, **keys: object) -> Path:
 def test_the_switches_are_those_that_users_know(name: str, parser: argparse.ArgumentParser) -> None:
     assert tuple(option for action in parser._actions for option in action.option_strings) == SURFACE[name]
     named = [action.dest for action in parser._actions if not action.option_strings]
-    assert named == (["run_dir"] if name == "report" else [])
+    assert named == {"report": ["run_dir"], "slurm status": ["run_dir"], "slurm lint": ["files"]}.get(name, [])
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "plan", "doctor", "data", "benchmark", "report", "monitor")
+    assert tuple(COMMANDS) == ("train", "launch", "slurm", "plan", "doctor", "data", "benchmark", "report", "monitor")
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
     assert set(SURFACE["launch"]) & set(SURFACE["train"]) == {"-h", "--help"}
+
+
+def test_slurm_submit_names_the_runs_folder_itself() -> None:
+    assert set(SURFACE["slurm submit"]) & set(SURFACE["train"]) == {"-h", "--help", "--run-dir"}
 
 
 def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -222,6 +237,9 @@ def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixtu
         ("report", "--help"),
         ("launch", "--dry-run"),
         ("launch", "--dry-run", "--launcher", "deepspeed", "--config", "small", "--ds", "zero3"),
+        ("slurm", "--help"),
+        ("slurm", "submit", "--help"),
+        ("slurm", "lint", "--help"),
         ("data", "--help"),
         ("data", "prepare", "--help"),
         ("--version",),
@@ -412,7 +430,7 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
     [
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
-        (("qqqq",), "train, launch, plan, doctor, data, benchmark, report, monitor"),
+        (("qqqq",), "train, launch, slurm, plan, doctor, data, benchmark, report, monitor"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
         (("launch", "--dry-run", "--nproc-per-nod=2"), "did you mean --nproc-per-node?"),
         (("launch", "--hostfil", "hosts"), "did you mean --hostfile?"),

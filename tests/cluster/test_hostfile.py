@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from dist_trainer.cluster.hostfile import parse_hostfile, read_hostfile, render_hostfile, render_openmpi_hostfile
@@ -15,6 +16,33 @@ NAMES = st.from_regex(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,10}[A-Za-z0-9])?", fullmatc
 TOPOLOGIES = st.dictionaries(NAMES, st.integers(1, 64), min_size=1, max_size=20).map(
     lambda slots: Topology(tuple(Host(name, tuple(range(count))) for name, count in slots.items()))
 )
+JUNK = st.text(st.characters(codec="utf-8", exclude_characters="\n"), min_size=1, max_size=12)
+
+
+@st.composite
+def parts_of_a_topology(draw: st.DrawFn) -> tuple[Topology, Topology]:
+    """A whole topology, and some of its slots in the same order."""
+    whole = draw(TOPOLOGIES)
+    kept = [
+        Host(host.name, tuple(slot for slot in host.slots if draw(st.booleans())))
+        for host in draw(st.sets(st.sampled_from(whole.hosts), min_size=1).map(lambda some: sorted(some, key=str)))
+    ]
+    by_name = {host.name: host for host in kept if host.slots}
+    assume(by_name)
+    return whole, Topology(tuple(by_name[host.name] for host in whole.hosts if host.name in by_name))
+
+
+@st.composite
+def hostfiles(draw: st.DrawFn) -> tuple[list[str], Topology]:
+    """The lines of a hostfile with what people write around the hosts, and what they mean."""
+    meant = draw(TOPOLOGIES)
+    blank, space = st.sampled_from(["", "  ", "\t", "# slots=3", "\t#"]), st.sampled_from([" ", "  ", "\t"])
+    lines = []
+    for host in meant.hosts:
+        lines += draw(st.lists(blank, max_size=2))
+        comment = draw(st.sampled_from(["", " ", " #", "\t# h9 slots=1"]))
+        lines.append(f"{draw(st.sampled_from(['', ' ']))}{host.name}{draw(space)}slots={host.num_slots}{comment}")
+    return lines, meant
 
 
 def topology(**slots: int) -> Topology:
@@ -31,6 +59,79 @@ def test_including_everything_changes_nothing(original: Topology) -> None:
     assert original.filter(include=render_include(original)) == original
 
 
+@given(parts_of_a_topology())
+def test_a_part_survives_being_written_as_include_and_taken_from_the_hostfile(
+    both: tuple[Topology, Topology],
+) -> None:
+    whole, part = both
+    read = parse_hostfile(render_hostfile(whole), where="hf")
+    assert read.filter(include=render_include(part)) == part
+
+
+@given(parts_of_a_topology())
+def test_excluding_the_rest_leaves_the_part(both: tuple[Topology, Topology]) -> None:
+    whole, part = both
+    kept = {host.name: host.slots for host in part.hosts}
+    rest = [
+        Host(host.name, tuple(slot for slot in host.slots if slot not in kept.get(host.name, ())))
+        for host in whole.hosts
+    ]
+    left_out = Topology(tuple(host for host in rest if host.slots))
+    assume(left_out.hosts)
+    assert whole.filter(exclude=render_include(left_out)) == part
+
+
+@given(hostfiles())
+def test_whatever_stands_around_the_hosts_they_are_read(written: tuple[list[str], Topology]) -> None:
+    lines, meant = written
+    assert parse_hostfile("\n".join(lines), where="hf") == meant
+
+
+@given(TOPOLOGIES, JUNK, st.integers(0))
+def test_junk_behind_a_host_is_an_error_with_its_line(original: Topology, junk: str, place: int) -> None:
+    # A comment behind a space, or more digits of the number, are no junk.
+    assume(junk.strip(" \t") and not re.match(r"[0-9]*[ \t]+#|[0-9]+[ \t]*$", junk))
+    lines = render_hostfile(original).splitlines()
+    number = place % len(lines)
+    lines[number] += junk
+    with pytest.raises(UserError) as caught:
+        parse_hostfile("\n".join(lines), where="hf")
+    assert caught.value.where == f"hf:{number + 1}"
+
+
+@given(hostfiles(), st.data())
+def test_a_host_that_stands_twice_and_one_without_slots_are_errors_with_their_line(
+    written: tuple[list[str], Topology], data: st.DataObject
+) -> None:
+    lines, meant = written
+    name = data.draw(st.sampled_from(meant.hosts)).name
+    for wrong in (f"{name} slots=1", f"{name}x-new-0 slots=0"):
+        with pytest.raises(UserError) as caught:
+            parse_hostfile("\n".join([*lines, wrong]), where="hf")
+        assert caught.value.where == f"hf:{len(lines) + 1}"
+
+
+@given(hostfiles(), st.integers(0, 2000), st.data())
+def test_a_slot_that_does_not_exist_is_an_error_with_the_line_of_its_host(
+    written: tuple[list[str], Topology], slot: int, data: st.DataObject
+) -> None:
+    lines, meant = written
+    host = data.draw(st.sampled_from(meant.hosts))
+    assume(slot not in host.slots)
+    (line,) = (number for number, line in enumerate(lines, 1) if re.match(rf"\s*{re.escape(host.name)}\s", line))
+    with pytest.raises(UserError, match=f"has no slot {slot}") as caught:
+        parse_hostfile("\n".join(lines), where="hf").filter(include=f"{host.name}:0,{slot}")
+    assert f"(hf:{line})" in str(caught.value)
+
+
+def test_an_unknown_host_among_a_thousand_is_told_in_a_few_words() -> None:
+    whole = Topology(tuple(Host(f"node{number}", (0,)) for number in range(1000)))
+    with pytest.raises(UserError, match="no host 'nod7'") as caught:
+        whole.filter(include="nod7")
+    assert caught.value.expected is not None and caught.value.expected.endswith("node7 and 992 more")
+    assert caught.value.hint == "did you mean 'node7'?"
+
+
 def test_comments_and_blank_lines() -> None:
     text = "# hosts\n\n  h1   slots=2  # two\nh2\tslots=1\n   # end\n"
     assert parse_hostfile(text, where="hf") == topology(h1=2, h2=1)
@@ -45,6 +146,9 @@ def test_comments_and_blank_lines() -> None:
         ("h1 slots = 2", 1, "not understood"),
         ("h1 slots=-1", 1, "not understood"),
         ("h1 slots=2#", 1, "not understood"),
+        ("h1 slots=\u0662", 1, "not understood"),
+        ("h1\u00a0slots=2", 1, "not understood"),
+        (f"h1 slots={'9' * 5000}", 1, "not understood"),
         ("h1 slots=0", 1, "at least one slot"),
         ("h1 slots=999999999", 1, "at least one slot"),
         ("# x\nh1 slots=1\nh1 slots=2", 3, "stands twice"),
@@ -97,6 +201,7 @@ def test_include_and_exclude(include: str, exclude: str, left: str) -> None:
         ("", "h1:2", "no slot 2"),
         ("h1:", "", "whole numbers"),
         ("h1:a", "", "whole numbers"),
+        (f"h1:{'9' * 5000}", "", "whole numbers"),
         ("h1@h1:0", "", "named twice"),
         ("", "h1@h2", "No slot is left"),
         ("h1", "h2", "cannot be used together"),

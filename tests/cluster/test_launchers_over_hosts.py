@@ -4,6 +4,7 @@ What a user has to add to the launcher's own words is here, and nothing else:
 
     deepspeed   nothing: the host that types it needs no slot, and the other hosts' PATH does not matter
     mpirun      -x PATH, or the interpreter's whole path; -x MASTER_ADDR=..., for Open MPI tells no rank the first host
+    mpiexec     (MPICH's) MASTER_ADDR and MASTER_PORT; it passes on the whole environment by itself
     torchrun    once a host, with the same --rdzv-endpoint
     srun        nothing
     sbatch      --nodes
@@ -77,6 +78,14 @@ def test_mpirun(lab: Lab, folder: Path, expected: list[float]) -> None:
     check(lab.run("node1", command, cwd=folder), folder, "mpirun", expected, lab)
 
 
+def test_mpiexec_of_mpich(lab: Lab, folder: Path, expected: list[float]) -> None:
+    require("mpiexec.hydra")
+    where = ["-n", "4", "-hosts", ",".join(HOSTS), "-ppn", "2", "-genv", "MASTER_ADDR", HOSTS[0]]
+    where += ["-genv", "MASTER_PORT", "29511"]
+    command = ["mpiexec.hydra", *where, "python", *MODULE, *words(folder, "hydra")]
+    check(lab.run("node1", command, cwd=folder), folder, "hydra", expected, lab)
+
+
 def test_torchrun_on_each_host(lab: Lab, folder: Path, expected: list[float]) -> None:
     where = ["--nnodes=2", "--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=node1:29500", "--rdzv-id=one"]
     command = ["torchrun", *where, *MODULE, *words(folder, "torchrun")]
@@ -96,8 +105,9 @@ def test_srun(lab: Lab, folder: Path, expected: list[float], slurm_lab: dict[str
 
 def test_sbatch(lab: Lab, folder: Path, expected: list[float], slurm_lab: dict[str, str]) -> None:
     printed = folder / "sbatch.out"
-    script = str(ROOT / "slurm" / "train.sbatch")
-    command = ["sbatch", "--parsable", "--nodes=2", f"--output={printed}", script, *words(folder, "sbatch")[1:]]
+    script = str(ROOT / "slurm" / "many-nodes-srun.sbatch")
+    size = ["--nodes=2", "--ntasks-per-node=2", "--gpus-per-node=2", "--cpus-per-task=1"]
+    command = ["sbatch", "--parsable", *size, f"--output={printed}", script, *words(folder, "sbatch")[1:]]
     submitted = lab.run(LOGIN, command, cwd=ROOT, environ=slurm_lab | {"VIRTUAL_ENV": sys.prefix})
     assert submitted.status == 0, submitted.output
     job = slurm.wait_for_job(slurm_lab, submitted.output.strip(), lab=lab)

@@ -69,6 +69,15 @@ SINGLE = RankInfo(0, 1, 0, 1, "127.0.0.1", None, "single")
         ),
         pytest.param(OPENMPI, RankInfo(1, 2, 1, 2, "127.0.0.1", port_from("2051801089"), "openmpi"), id="mpirun"),
         pytest.param(HYDRA, RankInfo(2, 4, 0, 2, "n1", 1, "pmi"), id="hydra"),
+        pytest.param(
+            HYDRA | {"PMI_SIZE": "3", "MPI_LOCALNRANKS": "1"}, RankInfo(2, 3, 0, 1, "n1", 1, "pmi"), id="hydra, uneven"
+        ),
+        pytest.param(
+            {"PMI_RANK": "0", "PMI_SIZE": "1", "MPI_LOCALRANKID": "0", "MPI_LOCALNRANKS": "1", "HYDI_CONTROL_FD": "7"},
+            RankInfo(0, 1, 0, 1, "127.0.0.1", None, "pmi"),
+            id="hydra, alone",
+        ),
+        pytest.param(STEP | HYDRA, RankInfo(2, 4, 0, 2, "n1", 1, "pmi"), id="hydra in an allocation"),
         pytest.param(STEP, RankInfo(1, 3, 1, 2, "h1", port_from("12.0"), "slurm"), id="srun"),
         pytest.param(
             STEP | {"SLURM_NODEID": "1", "SLURM_PROCID": "2", "SLURM_LOCALID": "0"},
@@ -119,6 +128,12 @@ def test_each_launcher_says_the_place_of_a_rank(environ: dict[str, str], expecte
         pytest.param(STEP | {"SLURM_NODEID": "2"}, "SLURM_NODEID is 2", id="no such node"),
         pytest.param(STEP | {"SLURM_STEP_TASKS_PER_NODE": "two"}, "SLURM_STEP_TASKS_PER_NODE", id="tasks in words"),
         pytest.param({"PMIX_NAMESPACE": "7"}, "no variable says its rank", id="MPI and nobody to ask"),
+        # As mpiexec of MPICH does by itself: it has no job's name from which all could derive a port.
+        pytest.param(HYDRA | {"MASTER_PORT": ""}, "on which port the ranks meet", id="hydra and nowhere to meet"),
+        # Before 2017 Hydra counted one rank on each host.
+        pytest.param(
+            HYDRA | {"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "1"}, "local rank 1 of 1 ranks", id="an old hydra"
+        ),
     ],
 )
 def test_values_that_do_not_fit_are_named(environ: dict[str, str], message: str) -> None:

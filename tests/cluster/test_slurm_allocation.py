@@ -28,10 +28,10 @@ def test_the_allocation_says_where_the_ranks_go(environ: dict[str, str], asked: 
     assert render_include(allocated_topology(environ, asked)) == slots
 
 
-def test_outside_an_allocation_sbatch_is_the_way() -> None:
+def test_outside_an_allocation_the_way_is_to_submit() -> None:
     with pytest.raises(UserError) as caught:
         allocated_topology({})
-    assert "sbatch slurm/train.sbatch" in str(caught.value)
+    assert "dist_trainer slurm submit" in str(caught.value)
 
 
 def test_more_ranks_than_cpus_are_refused() -> None:

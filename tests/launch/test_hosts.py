@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
+from dist_trainer.cluster.hostfile import parse_hostfile
 from dist_trainer.cluster.topology import render_include
 from dist_trainer.errors import UserError
-from dist_trainer.launch.facts import count_visible_gpus
-from dist_trainer.launch.hosts import HostChoice, find_topology, parse_ranks_per_host
-from dist_trainer.launch.plan import HostFacts
+from dist_trainer.launch.facts import count_visible_gpus, mpirun_by_version
+from dist_trainer.launch.hosts import HostChoice, check_ssh, find_topology, parse_ranks_per_host, read_rendezvous
+from dist_trainer.launch.plan import HostFacts, Rendezvous
 
 NO_GPU = HostFacts("box", "python", num_cores=8, num_gpus=0, is_root=False, environ={})
 FOUR_GPUS = HostFacts("box", "python", num_cores=8, num_gpus=4, is_root=False, environ={})
@@ -97,3 +98,47 @@ def test_ranks_per_host_as_text() -> None:
 )
 def test_visible_gpus(num_gpus: int, visible: str | None, count: int) -> None:
     assert count_visible_gpus(num_gpus, visible) == count
+
+
+def test_hosts_started_by_hand_say_how_many_and_where() -> None:
+    assert read_rendezvous(2, "node1:29500", "x", launcher="torchrun") == Rendezvous(2, "node1", 29500, "x")
+    assert read_rendezvous(None, None, "x", launcher="mpirun") is None
+
+
+@pytest.mark.parametrize(
+    ("num_hosts", "endpoint", "launcher", "message"),
+    [
+        (2, "node1:29500", "mpirun", "Only torchrun"),
+        (2, None, "torchrun", "needs their number and where they meet"),
+        (None, "node1:29500", "torchrun", "needs their number and where they meet"),
+        (0, "node1:29500", "torchrun", "needs their number and where they meet"),
+        (2, "node1", "torchrun", "not a place to meet at"),
+        (2, ":29500", "torchrun", "not a place to meet at"),
+        (2, "node1:65535", "torchrun", "not a place to meet at"),
+    ],
+)
+def test_a_meeting_place_that_is_none(num_hosts: int | None, endpoint: str | None, launcher: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_rendezvous(num_hosts, endpoint, "x", launcher=launcher)
+
+
+def test_other_hosts_are_started_by_ssh_only_when_that_is_said() -> None:
+    two = parse_hostfile("node1 slots=2\nnode2 slots=2", where="hf")
+    with pytest.raises(UserError, match="has to be started on every host"):
+        check_ssh(False, two, NO_GPU, None)
+    check_ssh(True, two, NO_GPU, None)
+    with pytest.raises(UserError, match="With --ssh one command"):
+        check_ssh(True, two, NO_GPU, Rendezvous(2, "node1", 29500, "x"))
+
+
+@pytest.mark.parametrize(
+    ("said", "whose"),
+    [
+        ("mpirun (Open MPI) 4.1.4\n\nReport bugs to http://www.open-mpi.org/community/help/\n", "openmpi"),
+        ("HYDRA build details:\n    Version:                                 4.0.2\n", "hydra"),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.13 Build 20240701\nCopyright 2003-2024\n", "hydra"),
+        ("", "openmpi"),
+    ],
+)
+def test_mpirun_says_whose_it_is(said: str, whose: str) -> None:
+    assert mpirun_by_version(said) == whose

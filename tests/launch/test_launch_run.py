@@ -8,25 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
-from dist_trainer.launch.plan import LaunchPlan
-from dist_trainer.launch.run import rank_status, require_launcher, write_launch_record
+from dist_trainer.launch.choose import build_plan
+from dist_trainer.launch.job import job_for
+from dist_trainer.launch.plan import HostFacts, LaunchRequest
+from dist_trainer.launch.run import require_launcher, write_launch_record
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize(
-    ("launcher", "status", "expected"),
-    [
-        ("deepspeed", 247, 137),
-        ("deepspeed", 245, 139),
-        ("deepspeed", 3, 3),
-        ("torchrun", 247, 247),
-        ("mpirun", 137, 137),
-    ],
-)
-def test_the_status_of_the_ranks(launcher: str, status: int, expected: int) -> None:
-    assert rank_status(launcher, status) == expected
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "srun"])
@@ -38,13 +27,27 @@ def test_a_launcher_that_is_not_there(launcher: str, monkeypatch: pytest.MonkeyP
 
 
 def test_what_was_started_is_written_down(tmp_path: Path) -> None:
-    plan = LaunchPlan("torchrun", (("python", "-m"), ("x",)), (("A", "1"),), 2)
-    write_launch_record(plan, tmp_path, hostname="box", start_time_s=5.0)
+    asked = LaunchRequest(
+        arguments=("train", "--ds", "zero2"),
+        topology=Topology.of_this_host(2),
+        master_port=23456,
+        facts=HostFacts("box", "/env/bin/python", num_cores=8, num_gpus=0, is_root=False, environ={"PATH": "/bin"}),
+        env=(("A", "1"),),
+    )
+    job = job_for("mpirun", asked, build_plan("mpirun", asked), tmp_path, is_port_fixed=False)
+    write_launch_record("mpirun", asked, job, tmp_path, start_time_s=5.0)
     assert json.loads((tmp_path / "resolved" / "launch.json").read_text()) == {
-        "launcher": "torchrun",
-        "argv": ["python", "-m", "x"],
-        "env": {"A": "1"},
+        "launcher": "mpirun",
+        "argv": ["/env/bin/python", "-m", "dist_trainer", "train", "--ds", "zero2"],
+        "env": {
+            "OMP_NUM_THREADS": "4",
+            "DS_ACCELERATOR": "cpu",
+            "A": "1",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": "23456",
+        },
         "num_ranks": 2,
+        "hosts": "localhost:0,1",
         "host": "box",
         "start_time_s": 5.0,
     }
@@ -68,3 +71,28 @@ def test_what_launch_and_rank_finding_import() -> None:
         text=True,
     )
     assert answer.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    ("limits", "num_ranks", "then"),
+    [
+        ((1000, 5000), 8, "1000"),
+        ((300, 20000), 8192, "8448"),
+        ((300, 1024), 8192, "8192 ranks need as many connections to this process, which may not have so many open."),
+    ],
+)
+def test_there_may_be_a_connection_a_rank(limits: tuple[int, int], num_ranks: int, then: str) -> None:
+    """In a process of its own: a limit once lowered cannot be raised again by everybody."""
+    code = (
+        "import resource as r\n"
+        "from dist_trainer.errors import UserError\n"
+        "from dist_trainer.launch.run import allow_connections\n"
+        f"r.setrlimit(r.RLIMIT_NOFILE, {limits})\n"
+        "try:\n"
+        f"    allow_connections({num_ranks})\n"
+        "    print(r.getrlimit(r.RLIMIT_NOFILE)[0])\n"
+        "except UserError as error:\n"
+        "    print(error.problem)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == then

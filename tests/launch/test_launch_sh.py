@@ -102,7 +102,7 @@ def test_an_active_environment_that_has_it_comes_first(clone: Path) -> None:
     assert installs(clone) == []
 
 
-@pytest.mark.parametrize("name", ["launch.sh", "slurm/train.sbatch"])
+@pytest.mark.parametrize("name", ["launch.sh", *(f"slurm/{path.name}" for path in sorted((ROOT / "slurm").iterdir()))])
 def test_shellcheck(name: str) -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")
     if not shellcheck.exists():

@@ -8,13 +8,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from dist_trainer.cluster.hostfile import parse_hostfile
 from dist_trainer.cluster.slurm import allocated_topology
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
 from dist_trainer.launch.choose import build_plan, choose_launcher
-from dist_trainer.launch.plan import HostFacts, LaunchPlan, LaunchRequest
+from dist_trainer.launch.job import guarded, job_for
+from dist_trainer.launch.plan import HostFacts, LaunchPlan, LaunchRequest, Rendezvous, argument_groups
 
 GOLDEN = Path(__file__).parent / "golden"
 CPU_HOST = HostFacts("box", "/env/bin/python", num_cores=8, num_gpus=0, is_root=False, environ={})
@@ -48,6 +51,10 @@ def with_environ(facts: HostFacts, environ: dict[str, str]) -> HostFacts:
     return dataclasses.replace(facts, environ=environ)
 
 
+def with_hydra(facts: HostFacts) -> HostFacts:
+    return dataclasses.replace(facts, mpirun="hydra")
+
+
 def slurm_request(environ: dict[str, str]) -> LaunchRequest:
     return request(allocated_topology(environ), with_environ(CPU_HOST, environ))
 
@@ -67,6 +74,15 @@ CASES = {
         "torchrun",
         request(facts=with_environ(CPU_HOST, {"OMP_NUM_THREADS": "3", "DS_ACCELERATOR": "xpu"})),
     ),
+    "torchrun-over-ssh": (
+        "torchrun",
+        request(parse_hostfile("node1 slots=8\nnode2 slots=4", where="hf"), GPU_HOST, hostfile="hf"),
+    ),
+    "torchrun-by-hand": (
+        "torchrun",
+        dataclasses.replace(request(), rendezvous=Rendezvous(2, "node1", 29500, "dist_trainer")),
+    ),
+    "torchrun-named-variables": ("torchrun", dataclasses.replace(request(), env=(("A", "b c"),))),
     "deepspeed": ("deepspeed", request()),
     "deepspeed-localhost": ("deepspeed", request(LOCALHOST, hostfile="hostfiles/localhost")),
     "deepspeed-gpus": ("deepspeed", request(Topology.of_this_host(8), GPU_HOST)),
@@ -88,6 +104,23 @@ CASES = {
             with_environ(GPU_HOST, {"PATH": "/env/bin:/bin", "LD_LIBRARY_PATH": ""}),
             hostfile="hostfiles/a100",
         ),
+    ),
+    "hydra": ("mpirun", request(facts=with_hydra(CPU_HOST))),
+    "hydra-some-gpus": (
+        "mpirun",
+        request(LOCALHOST.filter(include="localhost:1,3"), with_hydra(GPU_HOST), hostfile="hf", is_filtered=True),
+    ),
+    "hydra-two-hosts": (
+        "mpirun",
+        request(
+            TWO_HOSTS,
+            with_hydra(with_environ(GPU_HOST, {"PATH": "/env/bin:/bin", "LD_LIBRARY_PATH": ""})),
+            hostfile="hostfiles/a100",
+        ),
+    ),
+    "hydra-uneven": (
+        "mpirun",
+        request(TWO_HOSTS.filter(exclude="node2:4,5,6,7"), with_hydra(GPU_HOST), hostfile="hf", is_filtered=True),
     ),
     "srun": ("srun", slurm_request(ALLOCATION)),
     "srun-uneven": ("srun", slurm_request(UNEVEN)),
@@ -118,10 +151,28 @@ def test_pasted_into_a_shell_it_works() -> None:
     assert tuple(answer.stdout.split("\0")[:-1]) == words
 
 
+# All that an argument can hold: a zero byte ends it.
+ARGUMENTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+SWITCHES = st.text(st.sampled_from("-=ab '\"\\$`;&|*?~#!\n\t(){}[]<>%^é"), max_size=12)
+WORDS = st.lists(st.one_of(ARGUMENTS, SWITCHES), max_size=8).map(tuple)
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(WORDS, ARGUMENTS), min_size=1, max_size=25))
+@example([(("--a", "-", "\\\n", "a\\", "\n", "\r", "~", "#", "", "=", "é\u2028", "\ud7ff"), "a\\\n'")])
+def test_any_characters_reach_a_command_literally_through_a_shell(cases: list[tuple[tuple[str, ...], str]]) -> None:
+    show = ("sh", "-c", r'printf "%s\0" "$#" "$TOLD" "$@"', "sh")
+    plans = [LaunchPlan("x", (show, *argument_groups(words)), (("TOLD", told),), 1) for words, told in cases]
+    script = "".join(plan.shell() for plan in plans)
+    answer = subprocess.run(["sh", "-c", script], check=True, capture_output=True)
+    assert answer.stdout.decode().split("\0")[:-1] == [
+        text for words, told in cases for text in (str(len(words)), told, *words)
+    ]
+
+
 @pytest.mark.parametrize(
     ("launcher", "asked", "message"),
     [
-        ("torchrun", request(TWO_HOSTS, hostfile="hf"), "on this host only"),
         ("mpirun", request(facts=with_environ(CPU_HOST, {"RANK": "0"})), "RANK is set here"),
         (
             "srun",
@@ -133,6 +184,12 @@ def test_pasted_into_a_shell_it_works() -> None:
             request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True),
             "cannot choose the slots",
         ),
+        (
+            "mpirun",
+            request(TWO_HOSTS.filter(exclude="node1:0"), with_hydra(GPU_HOST), hostfile="hf", is_filtered=True),
+            "cannot choose the slots",
+        ),
+        ("mpirun", request(facts=with_hydra(CPU_HOST), arguments=("train", ":")), "begin another program"),
         (
             "deepspeed",
             request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True),
@@ -163,6 +220,28 @@ def test_pasted_into_a_shell_it_works() -> None:
 def test_what_a_launcher_would_do_wrongly_is_refused(launcher: str, asked: LaunchRequest, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build_plan(launcher, asked)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "asked"),
+    [
+        ("mpirun", request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True)),
+        (
+            "mpirun",
+            request(TWO_HOSTS.filter(exclude="node1:0"), with_hydra(GPU_HOST), ("train", ":"), hostfile="hf"),
+        ),
+        ("deepspeed", request(TWO_HOSTS.filter(exclude="node1:0"), GPU_HOST, hostfile="hf", is_filtered=True)),
+        ("deepspeed", request(TWO_HOSTS, GPU_HOST, ("train", "--set", "a=$HOME"), hostfile="hf")),
+    ],
+)
+def test_guards_bring_what_a_launcher_would_do_wrongly(launcher: str, asked: LaunchRequest, tmp_path: Path) -> None:
+    plan = build_plan(launcher, guarded(asked, "10.0.0.1:2000", "TOKEN"))
+    job = job_for(launcher, asked, plan, tmp_path, is_port_fixed=False)
+    assert plan.argv[-3:] == ("dist_trainer.launch.rank_guard", "10.0.0.1:2000", "TOKEN")
+    assert job.argv[-len(asked.arguments) :] == asked.arguments
+    assert job.local_ranks == tuple((i, host.num_slots) for host in asked.topology.hosts for i in range(host.num_slots))
+    if launcher == "mpirun":
+        assert job.host_env == (("node1", (("CUDA_VISIBLE_DEVICES", "1,2,3,4,5,6,7"),)),)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ many pairs in between, with the sampler off in both, say how far such a ratio st
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import random
 import statistics
@@ -30,6 +31,7 @@ def main() -> None:
     parser.add_argument("--block-s", type=float, default=2.0)
     parser.add_argument("--interval-s", type=float, default=0.1)
     parser.add_argument("--latency-us", type=int, default=1000, help="of each call to the driver")
+    parser.add_argument("--gpus", type=int, default=1, help="of more than one: the monitor of a host with so many")
     parser.add_argument(
         "--step",
         choices=("train", "launches"),
@@ -47,12 +49,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         driver = nvml_stub.build(Path(folder))
         script = nvml_stub.Script(latency_us=args.latency_us)
-        gpu = script.gpu(used_bytes=2**30)
-        # Memory that changes each second, so that the processes are asked for more often than once a second.
-        script.used(gpu, {1000 * second: 2**30 + second % 2 * 2**21 for second in range(3600)})
-        script.process(gpu, "self", 2**29)
-        script.value(gpu, utilization_percent=90, power_mw=300_000, temperature_c=60, sm_clock_mhz=1400)
-        script.value(gpu, memory_clock_mhz=1200, throttle_reasons=0, ecc_errors=0)
+        for _ in range(args.gpus):
+            gpu = script.gpu(used_bytes=2**30)
+            # Memory that changes each second, so that the processes are asked for more often than once a second.
+            script.used(gpu, {1000 * second: 2**30 + second % 2 * 2**21 for second in range(3600)})
+            script.process(gpu, "self", 2**29)
+            script.value(gpu, utilization_percent=90, power_mw=300_000, temperature_c=60, sm_clock_mhz=1400)
+            script.value(gpu, memory_clock_mhz=1200, throttle_reasons=0, ecc_errors=0)
         environ = os.environ | driver.environ(script) | {INSIDE: folder}
         subprocess.run([sys.executable, __file__, *sys.argv[1:]], env=environ, check=True)
 
@@ -60,8 +63,20 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> None:
     import nvml_stub
 
+    from dist_trainer.monitor.board import Board
     from dist_trainer.monitor.devices import DeviceIdentity
+    from dist_trainer.monitor.host import Hello, HostMonitor, Place
     from dist_trainer.monitor.rank import RankSampler
+
+    def make_monitor() -> RankSampler | HostMonitor:
+        if args.gpus == 1:
+            return RankSampler(records, 0, DeviceIdentity(nvml_stub.gpu_uuid(0)), args.interval_s)
+        path = records.with_name(f"board-{time.monotonic_ns()}")
+        board = Board.make(path, args.gpus)
+        for number in range(args.gpus):
+            hello = Hello.of_this_process(number, DeviceIdentity(nvml_stub.gpu_uuid(number)))
+            board.post(number, dataclasses.asdict(hello))
+        return HostMonitor(records, board, Place(0, 0, args.gpus), args.interval_s)
 
     records = Path(os.environ[INSIDE]) / "records"
     step = training_step() if args.step == "train" else launching_step()
@@ -73,7 +88,7 @@ def measure(args: argparse.Namespace) -> None:
     def block(is_on: bool) -> tuple[float, float]:
         if not is_on:
             return mean_step_s(step, args.block_s)
-        rank = RankSampler(records, 0, DeviceIdentity(nvml_stub.gpu_uuid(0)), args.interval_s)
+        rank = make_monitor()
         with rank:
             # The first look is at all fields and belongs to the start, not to the steps.
             while not rank.sampler.cpu_s:
@@ -97,7 +112,8 @@ def measure(args: argparse.Namespace) -> None:
     on, off = ([list(column) for column in zip(*kind, strict=True)] for kind in zip(*pairs, strict=True))
     assert threading.active_count() == 1
     print(f"step {args.step}: {1000 * statistics.median(off_steps_s):.2f} ms, the median with the sampler off")
-    print(f"sampler every {args.interval_s} s, {args.latency_us} us a call; {args.pairs} pairs of {args.block_s} s")
+    setting = f"every {args.interval_s} s, {args.latency_us} us a call"
+    print(f"{args.gpus} GPUs, {setting}; {args.pairs} pairs of {args.block_s} s")
     for name, place in (("wall time", 0), ("CPU time of the step's thread", 1)):
         print(f"{name}: on / off {in_words(on[place])}, off / off {in_words(off[place])}")
     print(f"CPU time of the sampler's thread: {1000 * statistics.median(cpu_per_s):.2f} ms a second")

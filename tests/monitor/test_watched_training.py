@@ -14,22 +14,31 @@ from dist_trainer.records import (
     DeviceSample,
     Event,
     MemoryRecord,
+    host_memory_file,
     memory_file,
     read_records,
     read_steps,
     samples_file,
 )
+from dist_trainer.report.summary import summarise
 from dist_trainer.units import GB
 
 pytestmark = pytest.mark.integration
 
 
-def train(folder: Path, monkeypatch: pytest.MonkeyPatch, environ: Mapping[str, str]) -> Path:
+def train(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    environ: Mapping[str, str],
+    *,
+    world_size: int = 2,
+    num_ranks_a_host: int | None = None,
+) -> Path:
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     files = ("--config", str(mini_config(folder)), "--run-dir", str(folder / "run"))
     arguments = ["-m", "nvml_rank", "train", *files, *BRISK, "--set", "memory.sample_every_s=0.02"]
-    ended = run_ranks(arguments, cwd=folder, world_size=2)
+    ended = run_ranks(arguments, cwd=folder, world_size=world_size, num_ranks_a_host=num_ranks_a_host)
     assert ended.status == 0, ended.output
     return folder / "run" / "records"
 
@@ -78,3 +87,39 @@ def test_each_rank_records_its_own_gpu_and_a_lost_one_stops_nothing(
     assert samples[1][-1].used_bytes is None and samples[1][-1].rss_bytes is not None
     assert {record.device_used_bytes for record in memory[1]} == {2 * GB}
     assert len(read_steps(records)) == len(memory[1]) == 20
+
+
+def test_in_a_large_run_the_first_rank_of_each_host_watches_all_its_gpus(
+    driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(clock="queries")
+    for gpu in range(3):
+        script.used(script.gpu(used_bytes=GB), {6 + gpu: (2 + gpu) * GB, 7 + gpu: GB})
+    environ = {**driver.environ(script), "NVML_RANK_HOST": "2", "NVML_RANK_MEMORY": str(tmp_path / "memory")}
+    # The second host has but one rank.
+    records = train(tmp_path, monkeypatch, environ, world_size=3, num_ranks_a_host=2)
+
+    files = sorted(path.name for path in records.glob("memory-*"))
+    assert files == [
+        "memory-host-0.jsonl",
+        "memory-host-2.jsonl",
+        "memory-samples-host-0.jsonl",
+        "memory-samples-host-2.jsonl",
+    ]
+    for rank in range(3):
+        first = rank - rank % 2
+        samples = read_records(records / samples_file(f"host-{first}"), DeviceSample)
+        own = [sample for sample in samples if sample.rank == rank]
+        assert {sample.device for sample in own} == {gpu_uuid(rank)}
+        assert max(sample.used_bytes or 0 for sample in own) == (2 + rank) * GB
+        assert min(sample.rss_bytes for sample in own if sample.rss_bytes is not None) > 10**7
+        of_host = read_records(records / host_memory_file(first), MemoryRecord)
+        last = [record for record in of_host if record.rank == rank][-1]
+        assert (last.step, last.device, last.device_used_bytes) == (20, gpu_uuid(rank), (2 + rank) * GB)
+
+    verdicts = summarise(records.parent).verdicts
+    assert [(one.rank, one.device, one.peak_bytes) for one in verdicts] == [
+        (rank, gpu_uuid(rank), (2 + rank) * GB) for rank in range(3)
+    ]
+    assert all(one.resident_bytes is not None for one in verdicts)
+    assert [sorted(folder.iterdir()) for folder in (tmp_path / "memory").iterdir()] == [[], []]

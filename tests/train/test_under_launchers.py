@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -53,6 +54,19 @@ def test_the_losses_are_the_same_to_the_bit(launcher: str, folder: Path, expecte
     assert losses(folder / launcher) == expected
 
 
+def test_mpiexec_of_mpich_gives_them_too(folder: Path, expected: list[float]) -> None:
+    """Its variables say the rank; where the ranks meet has to be said."""
+    require("mpiexec.hydra")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        where = ("-n", "2", "-genv", "MASTER_PORT", str(probe.getsockname()[1]))
+    command = ["mpiexec.hydra", *where, "python", "-m", "dist_trainer", *switches(folder, "hydra")]
+    ended = run(command, cwd=folder)
+    assert ended.status == 0, ended.output
+    assert losses(folder / "hydra") == expected
+    assert "2 ranks on CPU (pmi)" in ended.output
+
+
 @pytest.mark.parametrize("launcher", START)
 def test_launch_gives_them_too_and_leaves_what_it_started(launcher: str, folder: Path, expected: list[float]) -> None:
     require(launcher)
@@ -72,8 +86,9 @@ def test_slurm_gives_them_too(how: str, folder: Path, expected: list[float], slu
     if how == "srun":
         command = ["srun", "--ntasks=2", "--kill-on-bad-exit=1", PYTHON, "-m", "dist_trainer", *words]
     else:
-        script = ROOT / "slurm" / "train.sbatch"
-        command = ["sbatch", "--parsable", f"--output={folder}/sbatch.out", str(script), *words[1:]]
+        script = ROOT / "slurm" / "one-node.sbatch"
+        options = ["--ntasks-per-node=2", "--gpus-per-node=0", "--cpus-per-task=1", f"--output={folder}/sbatch.out"]
+        command = ["sbatch", "--parsable", *options, str(script), *words[1:]]
     ended = run(command, cwd=ROOT, environ=environ)
     assert ended.status == 0, ended.output
     if how == "sbatch":

@@ -1,0 +1,73 @@
+"""Hydra, the mpirun of MPICH and of Intel MPI. The ranks never start MPI: they read their place from its variables.
+
+Hydra ends no rank when another ends with a status, joins statuses bit by bit, and waits for ranks that outlive a
+SIGTERM: the ranks' guards see to all that. What is passed to other hosts is named, as for Open MPI.
+"""
+
+from __future__ import annotations
+
+from dist_trainer.errors import UserError
+from dist_trainer.launch.environment import (
+    SEARCH_PATHS,
+    common_env,
+    refuse_left_out_slots,
+    refuse_stray_rank,
+    visible_gpus_env,
+)
+from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
+
+# Intel MPI would bind each rank to cores, MPICH does not unless it is told to.
+_UNBOUND = (("I_MPI_PIN", "0"),)
+
+
+def plan_hydra(request: LaunchRequest) -> LaunchPlan:
+    """Raises UserError for a stray RANK in the environment, for slots left out on another host, and for an argument ':'
+    where Hydra itself would read it.
+    """
+    refuse_stray_rank(request, "mpirun")
+    topology = request.topology
+    env = (
+        *common_env(request),
+        ("MASTER_ADDR", "127.0.0.1" if request.is_local else topology.hosts[0].name),
+        ("MASTER_PORT", str(request.master_port)),
+        *(visible_gpus_env(request) if len(topology.hosts) == 1 and request.is_local else ()),
+        *_UNBOUND,
+    )
+    if not request.is_guarded:
+        _refuse_what_hydra_breaks(request)
+    exported = [name for name, _ in env]
+    exported += [name for name in SEARCH_PATHS if request.facts.environ.get(name)]
+    return LaunchPlan(
+        launcher="mpirun",
+        command=(
+            ("mpirun", "-n", str(topology.num_ranks)),
+            _where(request),
+            ("-genvlist", ",".join(exported)),
+            (request.facts.interpreter, "-m", request.module, *request.arguments[:1]),
+            *argument_groups(request.arguments[1:]),
+        ),
+        env=env,
+        num_ranks=topology.num_ranks,
+    )
+
+
+def _where(request: LaunchRequest) -> tuple[str, ...]:
+    """Without a name Hydra would take the hosts of a SLURM allocation around it."""
+    hosts = request.topology.hosts
+    if request.is_local:
+        return ("-hosts", "localhost")
+    if request.topology.is_even:
+        return ("-hosts", ",".join(host.name for host in hosts), "-ppn", str(hosts[0].num_slots))
+    return ("-hosts", ",".join(f"{host.name}:{host.num_slots}" for host in hosts))
+
+
+def _refuse_what_hydra_breaks(request: LaunchRequest) -> None:
+    if ":" in request.arguments:
+        raise UserError(
+            "An argument ':' would begin another program for mpirun.",
+            where="the command line",
+            found=":",
+            hint="write it into the run file or the DeepSpeed JSON, or use --launcher torchrun",
+        )
+    if not request.is_local:
+        refuse_left_out_slots(request)

@@ -1,0 +1,323 @@
+"""One monitor a host instead of one a rank, for runs of so many ranks that their files would be too many.
+
+The ranks of a host meet at a board in its memory. Each posts there who it is, and after each step what torch says of
+its memory; local rank 0 looks at the GPUs of them all and writes for them all: two files a host. A rank whose GPU it
+cannot see (SLURM may show each task its own alone), or that does not share the host's memory, watches itself.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from dist_trainer.monitor import board as boards
+from dist_trainer.monitor.board import Board
+from dist_trainer.monitor.devices import DeviceIdentity
+from dist_trainer.monitor.nvml import Nvml, NvmlError
+from dist_trainer.monitor.processes import OtherProcess
+from dist_trainer.monitor.rank import RankMonitor, RankSampler
+from dist_trainer.monitor.sampler import Sampler
+from dist_trainer.monitor.series import Series
+from dist_trainer.monitor.sources import CPU, GpuSource, HostSource, Source
+from dist_trainer.monitor.troubles import MEMORY_FIELDS, Trouble, TroubleLog
+from dist_trainer.records import MemoryRecord, RecordWriter, host_memory_file, samples_file
+
+# Two files a rank, opened at once and appended to ten times a second, are what a shared file system takes without
+# anybody noticing while they are about a hundred; at 8,192 ranks they would be 16,384.
+MAX_NUM_RANKS_ALONE = 64
+# Of thousands of GPUs a quiet one is worth a line each half minute, not each second; after n hours each n half minutes.
+# A new peak and a change are written at once all the same.
+SPACING = 30.0
+# A rank says its own figures when a peak has risen, at the end, and else each minute; after n hours each n minutes.
+RECORD_EVERY_S = 60.0
+RECORD_FRACTION = 1 / 60
+
+
+@dataclass(frozen=True)
+class Place:
+    """One rank among those of its host."""
+
+    rank: int
+    local_rank: int
+    local_world_size: int
+
+
+@dataclass(frozen=True)
+class Hello:
+    """What a rank posts first: who it is and which GPU it has, None on a CPU."""
+
+    rank: int
+    pid: int
+    started_s: float
+    identity: DeviceIdentity | None
+
+    @classmethod
+    def of_this_process(cls, rank: int, identity: DeviceIdentity | None) -> Hello:
+        own = psutil.Process()
+        return cls(rank, own.pid, own.create_time(), identity)
+
+    @classmethod
+    def read(cls, message: Mapping[str, Any]) -> Hello:
+        known = message["identity"]
+        return cls(
+            message["rank"], message["pid"], message["started_s"], None if known is None else DeviceIdentity(**known)
+        )
+
+    @property
+    def device(self) -> str:
+        return CPU if self.identity is None else self.identity.uuid or self.identity.pci_bus_id or CPU
+
+
+def open_monitor(
+    records_dir: Path,
+    place: Place,
+    identity: DeviceIdentity | None,
+    interval_s: float,
+    *,
+    name: str,
+    meet: Callable[[], None],
+) -> RankMonitor:
+    """To be called by all ranks of the run: `meet` returns when all of them have called it, and is called three times.
+
+    `name` is one that no other run has now, the same on all ranks. `identity` and `interval_s` are as RankSampler's.
+    """
+    # Two hosts may be containers that share one memory.
+    path = boards.FOLDER / f"dist_trainer-{name}-{socket.gethostname()}"
+    is_first = place.local_rank == 0
+    board = _try(lambda: Board.make(path, place.local_world_size)) if is_first else None
+    meet()
+    if not is_first:
+        board = _try(lambda: Board.open(path, place.local_world_size))
+    if board is not None:
+        board.post(place.local_rank, asdict(Hello.of_this_process(place.rank, identity)))
+    meet()
+    monitor: RankMonitor | None = None
+    if is_first and board is not None:
+        # All have it open who ever will: nothing is left when they are killed.
+        path.unlink()
+        monitor = HostMonitor(records_dir, board, place, interval_s)
+    meet()
+    if not is_first and board is not None and board.has_accepted(place.local_rank, place.rank):
+        monitor = WatchedRank(board, place.local_rank, CPU if identity is None else identity.uuid or CPU)
+    return monitor or RankSampler(records_dir, place.rank, identity, interval_s)
+
+
+class WatchedRank:
+    """A rank whose GPU the first rank of its host looks at. It has no thread and no files, and does not load NVML."""
+
+    def __init__(self, board: Board, slot: int, device: str) -> None:
+        self.device = device
+        self.peak_used_bytes: int | None = None
+        self._board = board
+        self._slot = slot
+
+    def at_step_edge(self) -> None:
+        pass
+
+    def write(self, record: MemoryRecord) -> None:
+        self._board.post(self._slot, vars(record))
+
+    def stop(self) -> None:
+        pass
+
+    def __enter__(self) -> WatchedRank:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+
+class HostMonitor:
+    """The first rank of a host: watches the GPUs of all that have posted who they are, and accepts those it can see.
+
+    They are sampled into records/memory-samples-host-N.jsonl, N being this rank; what the ranks post is written to
+    memory-host-N.jsonl. With `interval_s` 0 there is no thread, and all are looked at when a step of this rank ends.
+    """
+
+    def __init__(self, records_dir: Path, board: Board, place: Place, interval_s: float) -> None:
+        self._board = board
+        self._nvml: Nvml | None = None
+        self._is_threaded = interval_s > 0
+        self._logs: dict[int, TroubleLog] = {}
+        source_name = f"host-{place.rank}"
+        samples = RecordWriter(records_dir / samples_file(source_name)) if self._is_threaded else None
+        watched = list(self._watch(records_dir, place.local_world_size, samples))
+        self._own = next(one for one in watched if one.slot == place.local_rank)
+        self._ranks = _RanksOfHost(board, watched, RecordWriter(records_dir / host_memory_file(place.rank)), samples)
+        self.sampler = Sampler([self._ranks], interval_s, self._say_of_all)
+
+    @property
+    def device(self) -> str:
+        return self._own.series.source.device
+
+    @property
+    def peak_used_bytes(self) -> int | None:
+        return self._own.series.peak_used_bytes
+
+    def at_step_edge(self) -> None:
+        if self._is_threaded:
+            self.sampler.go_on_after_fork()
+        else:
+            self.sampler.look(is_full=False)
+            self._ranks.collect()
+
+    def write(self, record: MemoryRecord) -> None:
+        self._board.post(self._own.slot, vars(record))
+
+    def stop(self) -> None:
+        if self._is_threaded:
+            self.sampler.stop()
+        else:
+            self._ranks.close()
+        if self._nvml is not None:
+            self._nvml.close()
+            self._nvml = None
+
+    def __enter__(self) -> HostMonitor:
+        if self._is_threaded:
+            self.sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _watch(self, records_dir: Path, num_slots: int, samples: RecordWriter | None) -> Iterator[_Watched]:
+        for slot in range(num_slots):
+            message = self._board.read(slot)
+            if message is None:
+                continue
+            hello = Hello.read(message)
+            self._logs[hello.rank] = TroubleLog(records_dir, rank=hello.rank, source=f"rank-{hello.rank}")
+            source = self._source(hello, is_own=slot == 0)
+            if source is not None:
+                self._board.accept(slot, hello.rank)
+                yield _Watched(slot, hello, Series(source, samples, spacing=SPACING))
+
+    def _source(self, hello: Hello, *, is_own: bool) -> Source | None:
+        """None where the rank had better look for itself. A host without NVML has none for any of its ranks."""
+        log = self._logs[hello.rank]
+        try:
+            process = OtherProcess(hello.pid, hello.started_s)
+        except psutil.Error:
+            return None
+        if hello.identity is None:
+            return HostSource(process, rank=hello.rank)
+        try:
+            self._nvml = self._nvml or Nvml(log.say)
+        except NvmlError as error:
+            log.say(error.trouble.about(hello.device, MEMORY_FIELDS))
+            return HostSource(process, hello.device, rank=hello.rank)
+        try:
+            return GpuSource(self._nvml, hello.identity, process, log.say, rank=hello.rank)
+        except NvmlError as error:
+            if not is_own:
+                return None
+            log.say(error.trouble.about(hello.device, MEMORY_FIELDS))
+            return HostSource(process, hello.device, rank=hello.rank)
+
+    def _say_of_all(self, trouble: Trouble) -> None:
+        for log in self._logs.values():
+            log.say(trouble)
+
+
+@dataclass
+class _Watched:
+    """One rank, and what was last posted and last written of it."""
+
+    slot: int
+    hello: Hello
+    series: Series
+    first_s: float = 0.0
+    posted: MemoryRecord | None = None
+    written: MemoryRecord | None = None
+
+    @property
+    def has_news(self) -> bool:
+        if self.posted is None:
+            return False
+        if self.written is None or _peaks(self.posted) != _peaks(self.written):
+            return True
+        elapsed_s = self.posted.time_s - self.first_s
+        return self.posted.time_s - self.written.time_s >= max(RECORD_EVERY_S, RECORD_FRACTION * elapsed_s)
+
+
+class _RanksOfHost:
+    """All that is looked at on a host, and its two files."""
+
+    def __init__(
+        self, board: Board, watched: list[_Watched], records: RecordWriter, samples: RecordWriter | None
+    ) -> None:
+        self._board = board
+        self._watched = watched
+        self._records: RecordWriter | None = records
+        self._samples = samples
+
+    def look(self, *, is_full: bool) -> None:
+        for one in self._watched:
+            one.series.look(is_full=is_full)
+        if is_full:
+            self.collect()
+
+    def collect(self) -> None:
+        """Reads the board, and writes what there is to be said."""
+        for one in self._watched:
+            message = self._board.read(one.slot)
+            # A rank's first message is no record.
+            if message is None or "step" not in message:
+                continue
+            source = one.series.source
+            if isinstance(source, GpuSource):
+                source.expects_own_process = True
+            one.posted = replace(
+                MemoryRecord(**message), device=source.device, device_used_bytes=one.series.peak_used_bytes
+            )
+            if one.has_news:
+                self._write(one)
+
+    def close(self) -> None:
+        """Reads the board once more and writes what was held back. May be called again."""
+        if self._records is None:
+            return
+        self.collect()
+        for one in self._watched:
+            one.series.close()
+            if one.posted is not None and one.posted != one.written:
+                self._write(one)
+        for writer in (self._records, self._samples):
+            if writer is not None:
+                writer.close()
+        self._records = self._samples = None
+
+    def _write(self, one: _Watched) -> None:
+        if self._records is not None and one.posted is not None:
+            self._records.write(one.posted)
+            one.first_s = one.first_s or one.posted.time_s
+            one.written = one.posted
+
+
+def _peaks(record: MemoryRecord) -> tuple[object, ...]:
+    """What only rises."""
+    return (
+        record.allocated_peak_bytes,
+        record.reserved_peak_bytes,
+        record.device_used_bytes,
+        record.allocator_peaks_bytes,
+    )
+
+
+def _try(make: Callable[[], Board]) -> Board | None:
+    """Without a board each rank watches itself."""
+    try:
+        return make()
+    except OSError:
+        return None

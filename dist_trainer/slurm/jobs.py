@@ -1,0 +1,137 @@
+"""What SLURM knows of a job: from its controller, else from its accounting."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dist_trainer.errors import UserError
+from dist_trainer.slurm.commands import ask, is_here
+from dist_trainer.slurm.notation import parse_array, parse_moment, records_of
+
+_UNKNOWN_JOB = "Invalid job id"
+_WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
+_RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT")
+_ACCOUNTING_FIELDS = ("JobID", "State", "ExitCode", "Start", "End", "NodeList", "Reason")
+_EXIT_CODE = re.compile(r"(\d+):(\d+)")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or one task of an array. Times are since the epoch; None is what SLURM does not say.
+
+    `exit_status` is 128 + N where signal N ended the batch script. `start_s` of a job that waits is SLURM's estimate.
+    """
+
+    job_id: str
+    state: str
+    reason: str | None = None
+    exit_status: int | None = None
+    restarts: int | None = None
+    nodes: str | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    time_limit: str | None = None
+
+    @property
+    def waits(self) -> bool:
+        return self.state in _WAITING
+
+    @property
+    def runs(self) -> bool:
+        return self.state in _RUNNING
+
+
+@dataclass(frozen=True)
+class Asked:
+    """`by_task` has the jobs by the number of the array's task, None for a job that is no array.
+
+    A task is missing where SLURM does not know it (any more). `silence` says why nobody could be asked.
+    """
+
+    by_task: Mapping[int | None, Job]
+    silence: str | None = None
+
+
+def ask_for_job(job_id: str, tasks: Sequence[int], environ: Mapping[str, str]) -> Asked:
+    """Asks the controller, and the accounting for what it does not know."""
+    if not is_here():
+        return Asked({}, "there is no SLURM on this host")
+    try:
+        answer = ask(("scontrol", "show", "job", "--oneliner", job_id), environ)
+    except UserError as error:
+        return Asked({}, error.problem)
+    if answer.status != 0 and _UNKNOWN_JOB not in answer.err:
+        return Asked({}, f"SLURM does not answer: {answer.err}")
+    known = parse_controller(answer.out)
+    wanted: set[int | None] = {*tasks} if tasks else {None}
+    if wanted <= set(known) or shutil.which("sacct") is None:
+        return Asked(known)
+    fields = ",".join(_ACCOUNTING_FIELDS)
+    question = ("sacct", "--jobs", job_id, "--allocations", "--noheader", "--parsable2", f"--format={fields}")
+    try:
+        accounted = ask(question, environ)
+    except UserError:
+        # The records know more than an accounting that does not answer.
+        return Asked(known)
+    return Asked({**parse_accounting(accounted.out), **known} if accounted.status == 0 else known)
+
+
+def parse_controller(text: str) -> dict[int | None, Job]:
+    """From `scontrol show job --oneliner`. Tasks of an array that wait stand on one line together."""
+    found: dict[int | None, Job] = {}
+    for fields in records_of(text, "JobId"):
+        array_id = fields.get("ArrayJobId")
+        tasks: tuple[int | None, ...] = (None,)
+        if array_id is not None and "ArrayTaskId" in fields:
+            tasks = parse_array(fields["ArrayTaskId"])
+        for task in tasks:
+            found[task] = Job(
+                job_id=fields["JobId"] if task is None else f"{array_id}_{task}",
+                state=fields["JobState"],
+                reason=_said(fields.get("Reason")),
+                exit_status=_exit_status(fields.get("ExitCode")),
+                restarts=int(fields["Restarts"]) if fields.get("Restarts", "").isdigit() else None,
+                nodes=_said(fields.get("NodeList")),
+                start_s=parse_moment(fields.get("StartTime", "")),
+                end_s=parse_moment(fields.get("EndTime", "")),
+                time_limit=_said(fields.get("TimeLimit")),
+            )
+    return found
+
+
+def parse_accounting(text: str) -> dict[int | None, Job]:
+    """From `sacct --parsable2` with _ACCOUNTING_FIELDS; the last line on a job is its newest start."""
+    found: dict[int | None, Job] = {}
+    for line in text.splitlines():
+        values = dict(zip(_ACCOUNTING_FIELDS, line.split("|"), strict=False))
+        if len(values) < len(_ACCOUNTING_FIELDS) or not values["State"]:
+            continue
+        _, underscore, task = values["JobID"].partition("_")
+        if underscore and not task.isdigit():
+            continue
+        found[int(task) if underscore else None] = Job(
+            job_id=values["JobID"],
+            # 'CANCELLED by 1000'
+            state=values["State"].split()[0],
+            reason=_said(values["Reason"]),
+            exit_status=_exit_status(values["ExitCode"]),
+            nodes=_said(values["NodeList"]),
+            start_s=parse_moment(values["Start"]),
+            end_s=parse_moment(values["End"]),
+        )
+    return found
+
+
+def _said(text: str | None) -> str | None:
+    return None if text in (None, "", "None", "(null)", "None assigned", "Unknown") else text
+
+
+def _exit_status(text: str | None) -> int | None:
+    match = _EXIT_CODE.fullmatch(text or "")
+    if match is None:
+        return None
+    status, signal = int(match.group(1)), int(match.group(2))
+    return 128 + signal if signal else status

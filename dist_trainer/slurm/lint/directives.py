@@ -1,0 +1,37 @@
+"""Rules: does sbatch read the script as it is meant?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from dist_trainer.slurm.lint.batch_file import BatchFile
+from dist_trainer.slurm.lint.problem import Problem
+
+_BLANK_IN_DIRECTIVE = re.compile(r"#\s+SBATCH\s+-")
+
+
+def no_interpreter(file: BatchFile) -> Iterator[Problem]:
+    if not file.raw_lines or not file.raw_lines[0].startswith("#!"):
+        yield Problem(
+            1, "the first line names no interpreter, and sbatch refuses the script", "begin it with #!/bin/bash"
+        )
+
+
+def late_directive(file: BatchFile) -> Iterator[Problem]:
+    for option in file.late_options:
+        yield Problem(
+            option.line,
+            f"sbatch does not read --{option.name} here: it stops at the first command",
+            "move it above the first command",
+        )
+
+
+def blank_in_directive(file: BatchFile) -> Iterator[Problem]:
+    for number, line in enumerate(file.raw_lines, 1):
+        if _BLANK_IN_DIRECTIVE.match(line):
+            yield Problem(
+                number,
+                f"{line.strip()!r} is a comment for sbatch",
+                "write #SBATCH without the blank, or ##SBATCH where it is meant as a comment",
+            )

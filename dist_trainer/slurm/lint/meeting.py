@@ -1,0 +1,43 @@
+"""Rules: where the ranks meet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from dist_trainer.slurm.lint.batch_file import BatchFile
+from dist_trainer.slurm.lint.problem import Problem
+from dist_trainer.slurm.lint.steps import num_nodes
+
+_PLACE = r"(?:MASTER_ADDR=|--master[-_]addr[= ]|--rdzv[-_]endpoint[= ])"
+_LOOPBACK = re.compile(_PLACE + r"[\"']?(?:localhost|127\.0\.0\.1|::1|\[::1\])(?![\w.-])")
+_WHERE_SRUN_IS = re.compile(_PLACE + r"\S*SLURM_LAUNCH_NODE_IPADDR")
+_PORT = re.compile(r"(?:MASTER_PORT=|--master[-_]port[= ]|--rdzv[-_]endpoint[= ]\S*:)[\"']?(\d{2,5})(?![\d$])")
+_FIRST_HOST = 'use $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+
+
+def local_master(file: BatchFile) -> Iterator[Problem]:
+    if num_nodes(file) == 1:
+        return
+    for line in file.lines:
+        if _LOOPBACK.search(line.text):
+            yield Problem(
+                line.number, "the ranks of each node would look for the others on their own node", _FIRST_HOST
+            )
+        elif _WHERE_SRUN_IS.search(line.text):
+            yield Problem(
+                line.number,
+                "SLURM_LAUNCH_NODE_IPADDR is the host where srun was called, which may have no rank",
+                _FIRST_HOST,
+            )
+
+
+def fixed_port(file: BatchFile) -> Iterator[Problem]:
+    for line in file.lines:
+        match = _PORT.search(line.text)
+        if match is not None:
+            yield Problem(
+                line.number,
+                f"two jobs on one node would both use port {match.group(1)}",
+                "derive it from the job: $((20000 + SLURM_JOB_ID % 10000))",
+            )

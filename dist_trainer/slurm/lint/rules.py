@@ -1,0 +1,69 @@
+"""All rules by name, and a script held against them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dist_trainer.errors import UserError
+from dist_trainer.slurm.lint import directives, ending, meeting, ranks
+from dist_trainer.slurm.lint.batch_file import parse
+from dist_trainer.slurm.lint.problem import Rule
+
+RULES: dict[str, Rule] = {
+    "no-interpreter": directives.no_interpreter,
+    "late-directive": directives.late_directive,
+    "blank-in-directive": directives.blank_in_directive,
+    "tasks-and-gpus": ranks.tasks_and_gpus,
+    "gpus-per-task": ranks.gpus_per_task,
+    "torchrun-per-task": ranks.torchrun_per_task,
+    "torchrun-ranks": ranks.torchrun_ranks,
+    "first-node-only": ranks.first_node_only,
+    "visible-devices": ranks.visible_devices,
+    "cpus-per-task": ranks.cpus_per_task,
+    "lost-rank": ranks.lost_rank,
+    "local-master": meeting.local_master,
+    "fixed-port": meeting.fixed_port,
+    "no-time": ending.no_time,
+    "no-signal": ending.no_signal,
+    "signal-unheard": ending.signal_unheard,
+    "signal-waits": ending.signal_waits,
+    "requeue-refused": ending.requeue_refused,
+    "requeue-whole-array": ending.requeue_whole_array,
+    "output-lost": ending.output_lost,
+    "time-and-checkpoints": ending.time_and_checkpoints,
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule found, on which line, and what to do."""
+
+    path: str
+    line: int
+    rule: str
+    found: str
+    hint: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.found} [{self.rule}]\n    do: {self.hint}"
+
+
+def lint_file(path: Path) -> list[Finding]:
+    """The findings in the order of their lines. Raises UserError when the file cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError("This script cannot be read.", where="command line", found=f"{path}: {reason}") from error
+    return lint(text, str(path))
+
+
+def lint(text: str, path: str) -> list[Finding]:
+    file = parse(text)
+    found = [
+        Finding(path, problem.line, name, problem.found, problem.hint)
+        for name, rule in RULES.items()
+        for problem in rule(file)
+    ]
+    return sorted(found, key=lambda finding: finding.line)

@@ -1,0 +1,290 @@
+"""Where a submitted run is: in the queue, under way, or ended and why. From SLURM and from the run's own records."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from dist_trainer.errors import UserError
+from dist_trainer.memory.targets import Judgement
+from dist_trainer.report.findings import Findings, read_findings
+from dist_trainer.report.summary import summary_of
+from dist_trainer.report.verdict import describe, fullest, label
+from dist_trainer.slurm.jobs import Asked, Job, ask_for_job
+from dist_trainer.slurm.submit import Submitted, read_submitted
+from dist_trainer.slurm.words import reason_in_words, state_in_words
+from dist_trainer.units import format_count, format_duration
+
+Stage = Literal["queued", "running", "ended", "unknown"]
+
+_TASK_FOLDER = re.compile(r"task-(\d+)")
+# SLURM's times are whole seconds.
+_ROUNDING_S = 1.0
+
+
+@dataclass(frozen=True)
+class Newest:
+    """The newest step. `is_of_this_start` is False where the job has been started again since."""
+
+    step: int
+    phase: str
+    loss: float
+    tokens_per_s: float
+    time_s: float
+    is_of_this_start: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The fullest GPU so far; `text` is for a person."""
+
+    judgement: Judgement
+    peak_bytes: int | None
+    target_bytes: int | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Status:
+    """One job, or one task of an array. `state` is SLURM's word, None where it no longer knows the job.
+
+    `why` says in words why it waits, or what ended it. Times are since the epoch; `start_s` of a job in the queue is
+    SLURM's estimate. `error` is the first error of the run's records since it was started.
+    """
+
+    job_id: str
+    run_dir: str
+    stage: Stage
+    has_failed: bool
+    state: str | None
+    why: str
+    nodes: str | None
+    requeued: int | None
+    start_s: float | None
+    end_s: float | None
+    time_limit: str | None
+    newest: Newest | None
+    memory: Memory | None
+    error: str | None
+    output: str
+
+
+def read_statuses(run_dir: Path, environ: Mapping[str, str], *, now_s: float | None = None) -> list[Status]:
+    """One for a job, or one for each task of an array. Raises UserError where no job was submitted for the folder."""
+    if not run_dir.is_dir():
+        raise UserError("There is no such folder.", where="command line", found=str(run_dir), expected="a run's folder")
+    job_dir, submitted, wanted = _find_submitted(run_dir)
+    asked = ask_for_job(submitted.job_id, submitted.tasks, environ)
+    now_s = time.time() if now_s is None else now_s
+    if not submitted.tasks:
+        return [_read_status(run_dir, submitted, None, asked, now_s)]
+    tasks = submitted.tasks if wanted is None else (wanted,)
+    return [_read_status(job_dir / f"task-{task}", submitted, task, asked, now_s) for task in tasks]
+
+
+def _find_submitted(run_dir: Path) -> tuple[Path, Submitted, int | None]:
+    """The folder that the job was submitted for, and the task whose folder was named."""
+    submitted = read_submitted(run_dir)
+    if submitted is not None:
+        return run_dir, submitted, None
+    match = _TASK_FOLDER.fullmatch(run_dir.resolve().name)
+    parent = run_dir.resolve().parent
+    submitted = read_submitted(parent) if match else None
+    if match is not None and submitted is not None and int(match.group(1)) in submitted.tasks:
+        return parent, submitted, int(match.group(1))
+    raise UserError(
+        "No job was submitted for this folder.",
+        where="command line",
+        found=str(run_dir),
+        expected="a folder that `slurm submit` named",
+        hint=f"for a run that was started otherwise: python -m dist_trainer report {run_dir}",
+    )
+
+
+def _read_status(run_dir: Path, submitted: Submitted, task: int | None, asked: Asked, now_s: float) -> Status:
+    findings = read_findings(run_dir, now_s=now_s) if (run_dir / "records").is_dir() else None
+    return status_of(
+        asked.by_task.get(task),
+        findings,
+        job_id=submitted.job_id if task is None else f"{submitted.job_id}_{task}",
+        run_dir=str(run_dir),
+        output=submitted.output if task is None else submitted.output.replace("%a", str(task)),
+        silence=asked.silence,
+        now_s=now_s,
+    )
+
+
+def status_of(
+    job: Job | None,
+    findings: Findings | None,
+    *,
+    job_id: str,
+    run_dir: str,
+    output: str,
+    silence: str | None,
+    now_s: float,
+) -> Status:
+    """`job` is None where SLURM does not know it, or could not be asked (`silence` says why). `findings` is None
+    where nothing was recorded yet.
+    """
+    start_s = job.start_s if job and not job.waits else None
+    error = _error(findings, start_s)
+    if job is None:
+        stage, has_failed, why = _by_records(findings, silence, now_s)
+    elif job.waits:
+        stage, has_failed, why = "queued", False, _queued(job)
+    elif job.runs:
+        stage, has_failed, why = "running", False, _running(job, now_s)
+    else:
+        stage, has_failed = "ended", job.state != "COMPLETED"
+        why = state_in_words(job.state, job.exit_status)
+        if job.state == "TIMEOUT" and job.time_limit:
+            why += f" ({job.time_limit})"
+        if job.state == "FAILED" and error is None:
+            why += "; the end of the output says more"
+    return Status(
+        job_id=job_id,
+        run_dir=run_dir,
+        stage=stage,
+        has_failed=has_failed,
+        state=job.state if job else None,
+        why=why,
+        nodes=job.nodes if job else None,
+        requeued=job.restarts if job else None,
+        start_s=job.start_s if job else None,
+        end_s=job.end_s if job and stage == "ended" else None,
+        time_limit=job.time_limit if job else None,
+        newest=_newest(findings, start_s),
+        memory=_memory(findings),
+        error=error,
+        output=output,
+    )
+
+
+def _queued(job: Job) -> str:
+    why = reason_in_words(job.reason)
+    if job.start_s is None:
+        return why
+    return f"{why}; expected to start at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.start_s))}"
+
+
+def _running(job: Job, now_s: float) -> str:
+    since = "" if job.start_s is None else f"for {format_duration(max(0.0, now_s - job.start_s))}"
+    words = {
+        "CONFIGURING": "its nodes are being made ready",
+        "COMPLETING": "its last processes are being ended",
+        "SUSPENDED": "it is suspended",
+        "STOPPED": "it is stopped",
+    }
+    return ", ".join(part for part in (since, words.get(job.state)) if part)
+
+
+def _by_records(findings: Findings | None, silence: str | None, now_s: float) -> tuple[Stage, bool, str]:
+    """What the run's own records say, where SLURM says nothing. A job that SLURM has forgotten is over."""
+    lead = silence or "SLURM no longer knows the job"
+    if findings is None:
+        return (
+            ("unknown", False, f"{lead}, and nothing is recorded")
+            if silence
+            else ("ended", True, f"{lead}, and nothing was recorded")
+        )
+    progress = findings.progress
+    if progress.state == "finished":
+        return "ended", False, f"{lead}; by its records the run {progress.text}"
+    if progress.state == "failed":
+        return "ended", True, f"{lead}; by its records the run failed"
+    ago = "" if progress.last_record_s is None else f" {format_duration(max(0.0, now_s - progress.last_record_s))} ago"
+    if silence is None:
+        return "ended", True, f"{lead}, and no end is recorded; the last record was written{ago or ' never'}"
+    stage: Stage = "running" if progress.state == "running" else "unknown"
+    return stage, False, f"{lead}; by its records: {progress.text}"
+
+
+def _error(findings: Findings | None, start_s: float | None) -> str | None:
+    if findings is None or findings.progress.state != "failed":
+        return None
+    failed_s = findings.progress.ended_s or 0.0
+    if start_s is not None and failed_s < start_s - _ROUNDING_S:
+        # Of an earlier start.
+        return None
+    return findings.progress.error
+
+
+def _newest(findings: Findings | None, start_s: float | None) -> Newest | None:
+    if findings is None or not len(findings.steps):
+        return None
+    steps = findings.steps
+    written_s = steps.columns["time_s"][-1]
+    return Newest(
+        step=steps.numbers[-1],
+        phase=steps.phases[-1],
+        loss=steps.columns["loss"][-1],
+        tokens_per_s=steps.columns["tokens_per_s"][-1],
+        time_s=written_s,
+        is_of_this_start=start_s is None or written_s >= start_s - _ROUNDING_S,
+    )
+
+
+def _memory(findings: Findings | None) -> Memory | None:
+    if findings is None:
+        return None
+    worst = fullest(summary_of(findings).verdicts)
+    if worst is None:
+        return None
+    return Memory(worst.judgement, worst.peak_bytes, worst.target_bytes, f"{label(worst)}: {describe(worst)}")
+
+
+def lines(status: Status) -> Iterator[str]:
+    """One job for a person."""
+    where = f" on {status.nodes}" if status.nodes else ""
+    yield f"job        {status.job_id}{where}{_requeued(status)}"
+    yield f"state      {_state(status)}"
+    if status.newest is not None:
+        yield f"step       {_step(status.newest, status.stage)}"
+    if status.memory is not None:
+        yield f"memory     {status.memory.text}"
+    if status.error:
+        first, *others = status.error.splitlines()
+        yield f"error      {first}"
+        yield from (f"{'':<11}{line}" for line in others)
+    if status.stage != "queued":
+        yield f"output     {status.output}"
+
+
+def one_line(status: Status) -> str:
+    """One task of an array."""
+    parts = [_state(status)]
+    if status.newest is not None:
+        parts.append(f"step {_step(status.newest, status.stage)}")
+    if status.memory is not None and status.stage != "queued":
+        parts.append(status.memory.text)
+    if status.error:
+        parts.append(status.error.splitlines()[0])
+    return f"{status.job_id:<10} {'; '.join(parts)}"
+
+
+def _state(status: Status) -> str:
+    if status.stage == "ended":
+        name = status.state or ("failed" if status.has_failed else "completed")
+        return f"ended, {name}" + (f": {status.why}" if status.why else "")
+    if status.stage == "running" and status.state is not None:
+        limit = f" of {status.time_limit}" if status.time_limit and status.time_limit != "UNLIMITED" else ""
+        return f"running {status.why}{limit}".rstrip()
+    return f"{status.stage}: {status.why}"
+
+
+def _requeued(status: Status) -> str:
+    if not status.requeued:
+        return ""
+    return f", requeued {'once' if status.requeued == 1 else f'{status.requeued} times'}"
+
+
+def _step(newest: Newest, stage: Stage) -> str:
+    text = f"{newest.step} ({newest.phase}), loss {newest.loss:.4f}, {format_count(newest.tokens_per_s)} tokens/s"
+    if stage == "running" and not newest.is_of_this_start:
+        text += "; that was before the job was requeued, and no step is done since"
+    return text

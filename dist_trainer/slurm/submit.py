@@ -1,0 +1,115 @@
+"""Into the queue: the script and what was asked go into the run's folder, the script goes to sbatch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dist_trainer.errors import UserError
+from dist_trainer.slurm.commands import ask
+from dist_trainer.slurm.job import JobRequest
+
+RECORD_FILE = "slurm.json"
+SCRIPT_FILE = "job.sbatch"
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """RUN_DIR/resolved/slurm.json: a job that SLURM took. `tasks` are the numbers of an array's tasks."""
+
+    job_id: str
+    script: str
+    output: str
+    tasks: tuple[int, ...]
+    num_ranks: int
+    asked: Mapping[str, Any]
+    arguments: tuple[str, ...]
+    submit_time_s: float
+
+
+def record_path(run_dir: Path) -> Path:
+    return run_dir / "resolved" / RECORD_FILE
+
+
+def read_submitted(run_dir: Path) -> Submitted | None:
+    """None where no job was submitted for this folder. Raises UserError for a file that cannot be read."""
+    path = record_path(run_dir)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        names = [known.name for known in dataclasses.fields(Submitted)]
+        record = Submitted(**{name: values[name] for name in names})
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            "This record of a job cannot be read.", where=str(path), found=f"{type(error).__name__}: {error}"
+        ) from error
+    return dataclasses.replace(record, tasks=tuple(record.tasks), arguments=tuple(record.arguments))
+
+
+def submit(
+    text: str,
+    run_dir: Path,
+    request: JobRequest,
+    environ: Mapping[str, str],
+    *,
+    output: str,
+    tasks: tuple[int, ...],
+    num_ranks: int,
+    arguments: tuple[str, ...],
+) -> Submitted:
+    """Submits the script from RUN_DIR/resolved/job.sbatch; `output` is sbatch's pattern.
+
+    Raises UserError, and leaves nothing behind, when SLURM does not take it.
+    """
+    script = run_dir / "resolved" / SCRIPT_FILE
+    folders = [script.parent, run_dir / "logs"]
+    earlier = None
+    try:
+        for folder in folders:
+            folder.mkdir(parents=True, exist_ok=True)
+        if script.exists():
+            earlier = script.read_text(encoding="utf-8")
+        script.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError("The job's script cannot be written.", where=str(script), found=error.strerror) from error
+    answer = ask(("sbatch", "--parsable", str(script)), environ)
+    if answer.status != 0:
+        _put_back(script, earlier, (*folders, run_dir))
+        raise UserError(
+            "SLURM does not take the job.",
+            where="sbatch",
+            found=answer.err.replace("sbatch: error: ", "").replace("\n", "; ") or f"status {answer.status}",
+            hint="see the script with --dry-run, and what the cluster has with `sinfo` and `scontrol show partition`",
+        )
+    job_id = answer.out.strip().partition(";")[0]
+    output = output.replace("%A_%a" if tasks else "%j", f"{job_id}_%a" if tasks else job_id).replace("%%", "%")
+    record = Submitted(
+        job_id=job_id,
+        script=str(script),
+        output=output,
+        tasks=tasks,
+        num_ranks=num_ranks,
+        asked={name: value for name, value in dataclasses.asdict(request).items() if value not in (None, ())},
+        arguments=arguments,
+        submit_time_s=time.time(),
+    )
+    record_path(run_dir).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def _put_back(script: Path, earlier: str | None, folders: tuple[Path, ...]) -> None:
+    if earlier is not None:
+        script.write_text(earlier, encoding="utf-8")
+        return
+    script.unlink()
+    for folder in folders:
+        # What is not empty was there before.
+        with suppress(OSError):
+            folder.rmdir()

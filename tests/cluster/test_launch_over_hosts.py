@@ -1,0 +1,163 @@
+"""`launch` over two real hosts: what arrives at the ranks, what they compute, and how a run ends that goes wrong."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from lab import HOSTS, LOGIN, Lab
+from launched import LAUNCHERS, ROOT, Launched, allocated, echoing, switches
+from ranks import BRISK, losses, mini_config, train
+
+pytestmark = pytest.mark.integration
+
+SHORT = ("--max-steps", "3", "--accumulation", "1")
+LITERAL = ("--max-steps", "a b", "it's", "$HOME", ";", '{"a":1}', "", '"', "*", "--", "é\\n", "-x")
+
+Start = Callable[..., dict[str, Launched]]
+
+
+@pytest.fixture(autouse=True)
+def programs() -> None:
+    missing = [program for program in ("pdsh", "mpirun") if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture
+def start(lab: Lab, slurm_lab: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Start]:
+    """Starts echoing ranks under all launchers at once, so that one fault serves all."""
+    with ExitStack() as stack:
+
+        def start_all(behaviour: str, *words: str) -> dict[str, Launched]:
+            folder = lab.folder / request.node.name
+            return {
+                launcher: stack.enter_context(echoing(lab, folder, launcher, slurm_lab, behaviour, *words))
+                for launcher in LAUNCHERS
+            }
+
+        yield start_all
+    lab.wait_until_nothing_runs()
+
+
+def test_every_rank_knows_its_place_and_gets_its_arguments_literally(lab: Lab, start: Start) -> None:
+    for launcher, launched in start("end", *LITERAL).items():
+        assert launched.status() == 0, launched.output()
+        for rank, record in enumerate(launched.ranks()):
+            assert record["argv"] == ["train", str(launched.out_dir), "end", *LITERAL], launcher
+            place = {name: record["rank"][name] for name in ("rank", "world_size", "local_rank", "local_world_size")}
+            assert place == {"rank": rank, "world_size": 4, "local_rank": rank % 2, "local_world_size": 2}, launcher
+            assert record["rank"]["master_addr"] == "node1", launcher
+        assert launched.output() == "", launcher
+
+
+def test_a_rank_that_fails(start: Start) -> None:
+    for launched in start("exit:7").values():
+        assert launched.status() == 7
+        assert launched.output() == "dist_trainer: rank 1 on node1 ended with status 7\n"
+
+
+def test_a_killed_rank(lab: Lab, start: Start) -> None:
+    runs = start("wait")
+    for launched in runs.values():
+        lab.check("node2", ["kill", "-9", str(launched.ranks()[3]["pid"])])
+    for launched in runs.values():
+        assert launched.status() == 128 + signal.SIGKILL
+        assert launched.output() == "dist_trainer: rank 3 on node2 was killed by SIGKILL\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_launch(number: signal.Signals, lab: Lab, start: Start) -> None:
+    runs = start("wait")
+    for launched in runs.values():
+        launched.ranks()
+    for pid, argv in lab.processes(LOGIN):
+        if "launch_echo" in argv and argv[0] != "salloc":
+            # Ctrl-C reaches the whole foreground group; launch alone must be enough.
+            subprocess.run(["kill", f"-{int(number)}", str(pid)], check=True)
+    for launched in runs.values():
+        assert launched.status() == 128 + number, launched.output()
+
+
+def test_a_host_that_goes_down(lab: Lab, start: Start) -> None:
+    runs = start("wait")
+    for launched in runs.values():
+        launched.ranks()
+    lab.power_off("node2")
+    try:
+        for launched in runs.values():
+            assert launched.status() == 1
+            assert "node2 (ranks 2-3) is gone" in launched.output()
+        lab.wait_until_nothing_runs()
+    finally:
+        lab.power_on("node2")
+
+
+def test_a_link_that_is_cut_ends_the_ranks_on_both_sides(lab: Lab, start: Start) -> None:
+    runs = start("wait")
+    for launched in runs.values():
+        launched.ranks()
+    lab.cut_link("node2")
+    try:
+        for launched in runs.values():
+            assert launched.status() == 1
+            assert "nothing was heard for 10 s from node2" in launched.output()
+        lab.wait_until_nothing_runs()
+    finally:
+        lab.mend_link("node2")
+
+
+@pytest.fixture(scope="module")
+def folder(lab: Lab) -> Path:
+    made = lab.folder / "launch"
+    made.mkdir()
+    (made / "hosts").write_text("".join(f"{host} slots=2\n" for host in HOSTS))
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path) -> list[float]:
+    return losses(train(folder, "expected", *SHORT, world_size=4))
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_losses_are_those_of_one_host(
+    launcher: str, lab: Lab, slurm_lab: dict[str, str], folder: Path, expected: list[float]
+) -> None:
+    words = ["--config", str(mini_config(folder)), "--run-dir", str(folder / launcher), *BRISK, *SHORT]
+    command = [*allocated(launcher), sys.executable, "-m", "dist_trainer", "launch", *switches(launcher), *words]
+    ended = lab.run(LOGIN, command, cwd=folder, environ=slurm_lab)
+    assert ended.status == 0, ended.output
+    assert losses(folder / launcher) == expected
+    assert "step 1 " in ended.output
+    for rank in (1, 2, 3):
+        assert (folder / launcher / "logs" / f"rank-{rank}.log").exists()
+
+
+def test_torchrun_started_by_hand_on_each_host(lab: Lab, folder: Path, expected: list[float]) -> None:
+    where = ["--launcher", "torchrun", "--nnodes", "2", "--rdzv-endpoint", "node1:29500", "--nproc-per-node", "2"]
+    words = ["--config", str(mini_config(folder)), "--run-dir", str(folder / "by-hand"), *BRISK, *SHORT]
+    command = [sys.executable, "-m", "dist_trainer", "launch", *where, *words]
+    with (folder / "by-hand-node2.out").open("w") as printed:
+        other = lab.popen("node2", command, cwd=folder, stdout=printed, stderr=printed)
+        first = lab.run("node1", command, cwd=folder)
+        assert (first.status, other.wait(60)) == (0, 0), first.output
+    assert losses(folder / "by-hand") == expected
+    lab.wait_until_nothing_runs()
+
+
+def test_a_python_that_one_host_lacks_is_named(lab: Lab, folder: Path) -> None:
+    """The launcher's own words say it, and the end comes before the limit."""
+    lab.check(LOGIN, ["sh", "-c", f"mkdir -p /run/here && ln -sf {sys.executable} /run/here/python"])
+    where = ["--launcher", "mpirun", "--hostfile", "hosts", "--config", str(mini_config(folder))]
+    command = ["/run/here/python", "-m", "dist_trainer", "launch", *where, "--run-dir", str(folder / "lacks"), *SHORT]
+    ended = lab.run(LOGIN, command, cwd=folder, environ={"PYTHONPATH": f"{ROOT}:{':'.join(sys.path)}"})
+    assert ended.status == 1
+    assert "mpirun ended without starting a rank" in ended.output
+    assert "/run/here/python" in ended.output

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from dist_trainer.monitor.board import SLOT_BYTES, Board
+
+
+def test_what_one_posts_the_other_reads(tmp_path: Path) -> None:
+    made = Board.make(tmp_path / "board", 3)
+    opened = Board.open(tmp_path / "board", 3)
+    assert opened.read(1) is None
+    opened.post(1, {"step": 3, "host": "h1"})
+    made.post(0, {"step": 9})
+    assert (made.read(1), made.read(0), made.read(2)) == ({"step": 3, "host": "h1"}, {"step": 9}, None)
+    opened.post(1, {"step": 4})
+    assert made.read(1) == {"step": 4}
+    made.accept(2, 10)
+    assert [opened.has_accepted(slot, 10) for slot in range(3)] == [False, False, True]
+    # Of two that took one slot only one is accepted.
+    assert not opened.has_accepted(2, 18)
+
+
+def test_it_stays_for_those_who_have_it_when_its_name_is_gone(tmp_path: Path) -> None:
+    made = Board.make(tmp_path / "board", 1)
+    opened = Board.open(tmp_path / "board", 1)
+    (tmp_path / "board").unlink()
+    opened.post(0, {"step": 1})
+    assert made.read(0) == {"step": 1}
+
+
+def test_a_message_that_is_being_written_is_none_and_never_a_part_of_one(tmp_path: Path) -> None:
+    board = Board.make(tmp_path / "board", 2)
+    done = threading.Event()
+
+    def post() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            board.post(1, {"number": number, "again": number, "rest": "x" * (number % 1000)})
+
+    writer = threading.Thread(target=post)
+    writer.start()
+    reader = Board.open(tmp_path / "board", 2)
+    seen = [reader.read(1) for _ in range(5000)]
+    done.set()
+    writer.join()
+    whole = [message for message in seen if message is not None]
+    assert whole and all(message["number"] == message["again"] for message in whole)
+    assert all(len(message["rest"]) == message["number"] % 1000 for message in whole)
+
+
+def test_half_a_message_is_none(tmp_path: Path) -> None:
+    board = Board.make(tmp_path / "board", 1)
+    board.post(0, {"step": 1})
+    content = bytearray((tmp_path / "board").read_bytes())
+    content[18] ^= 1
+    (tmp_path / "board").write_bytes(content)
+    assert Board.open(tmp_path / "board", 1).read(0) is None
+
+
+def test_what_is_no_board_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        Board.open(tmp_path / "none", 1)
+    with pytest.raises(OSError, match="No such file"):
+        Board.make(tmp_path / "none" / "board", 1)
+    Board.make(tmp_path / "board", 1)
+    with pytest.raises(OSError, match="exists"):
+        Board.make(tmp_path / "board", 1)
+    with pytest.raises(OSError, match="length"):
+        Board.open(tmp_path / "board", 2)
+
+
+def test_a_message_longer_than_a_slot_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="longer than a slot"):
+        Board.make(tmp_path / "board", 1).post(0, {"text": "x" * SLOT_BYTES})
