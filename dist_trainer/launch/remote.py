@@ -166,13 +166,16 @@ async def _run_on_host(host: str, command: Sequence[str], stdin: bytes, timeout_
         process = await start(command)
     except OSError as error:
         return ended(None, Problem("ssh", f"{command[0]} cannot be started here: {error.strerror}"))
-    assert process.stdin and process.stdout and process.stderr
-    try:
-        communication = asyncio.gather(
+
+    async def to_the_end() -> int:
+        assert process.stdin and process.stdout and process.stderr
+        await asyncio.gather(
             _feed(process.stdin, stdin), collect(process.stdout, stdout), collect(process.stderr, stderr)
         )
-        await asyncio.wait_for(communication, timeout_s)
-        status = await asyncio.wait_for(process.wait(), max(0.0, started_s + timeout_s - time.monotonic()))
+        return await process.wait()
+
+    try:
+        status = await asyncio.wait_for(to_the_end(), timeout_s)
     except asyncio.TimeoutError:
         return ended(None, Problem("time limit", f"no end within {timeout_s:g} s"))
     finally:

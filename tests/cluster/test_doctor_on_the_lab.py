@@ -19,6 +19,7 @@ from nvml_stub import Script
 
 PYTHON = sys.executable
 DOCTOR = (PYTHON, "-m", "dist_trainer", "doctor")
+LIMIT_S = 30.0
 PORT = 29500
 LISTENING = f"grep -q ':{PORT:04X} 00000000:0000 0A' /proc/net/tcp"
 # Another Python than the tests', where the system has one.
@@ -57,6 +58,16 @@ def read(ended: Any) -> Diagnosis:
     # salloc speaks before and after.
     said, _ = json.JSONDecoder().raw_decode(ended.output, ended.output.index("{"))
     return Diagnosis(ended.status, tuple(said["findings"]), said["examination"])
+
+
+def wait_until_nothing_is_left(lab: Lab) -> None:
+    """Of the doctor, on any host."""
+    deadline_s = time.monotonic() + LIMIT_S
+    while left := [
+        argv for host in (LOGIN, *lab.hosts) for _, argv in lab.processes(host) if "dist_trainer" in " ".join(argv)
+    ]:
+        assert time.monotonic() < deadline_s, left
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -167,17 +178,18 @@ def test_in_a_slurm_job_without_a_fault(lab: Lab, folder: Path, slurm_lab: dict[
     assert found.examination["how"] == "srun"
     assert found.examination["trial"]["hosts"] == {"node1": [0, 1], "node2": [0, 1]}
     assert [host["ranks"]["ranks"][0]["stage"] for host in found.examination["hosts"]] == ["end", "end"]
-    lab.wait_until_nothing_runs()
+    wait_until_nothing_is_left(lab)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_nothing_stays_of_a_doctor_that_is_stopped(number: signal.Signals, lab: Lab, folder: Path) -> None:
     (folder / "runs").mkdir(exist_ok=True)
-    doctor = lab.popen(LOGIN, [*DOCTOR, "--hostfile", "hosts"], cwd=folder, stdout=subprocess.DEVNULL)
+    words = [*DOCTOR, "--hostfile", "hosts"]
+    doctor = lab.popen(LOGIN, words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     while not any("dist_trainer.doctor.bandwidth" in argv for _, argv in lab.processes("node2")):
         assert doctor.poll() is None
         time.sleep(0.02)
     doctor.send_signal(number)
-    doctor.wait()
-    lab.wait_until_nothing_runs()
+    assert doctor.communicate()[0] == ""
+    wait_until_nothing_is_left(lab)
     assert list((folder / "runs").iterdir()) == []
