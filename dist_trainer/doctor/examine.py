@@ -114,16 +114,19 @@ class _Visit:
         replies = await self._session.ask(do, timeout_s=timeout_s, **options)
         for host, reply in replies.items():
             report = self._reports[host]
-            problem = reply.silence.words if reply.silence else ""
-            if reply.value is not None:
-                try:
-                    answer: dict[str, Any] = {name: read(kind, reply.value)}
-                    self._reports[host] = replace(report, **answer)
-                    continue
-                except ValueError as error:
-                    problem = str(error)
-            self._reports[host] = replace(report, unanswered={**report.unanswered, do: problem})
+            if reply.value is None:
+                self._note_silence(host, do, reply)
+                continue
+            try:
+                answer: dict[str, Any] = {name: read(kind, reply.value)}
+                self._reports[host] = replace(report, **answer)
+            except ValueError as error:
+                self._reports[host] = replace(report, unanswered={**report.unanswered, do: str(error)})
         return replies
+
+    def _note_silence(self, host: str, do: str, reply: Reply) -> None:
+        report, words = self._reports[host], reply.silence.words if reply.silence else ""
+        self._reports[host] = replace(report, unanswered={**report.unanswered, do: words})
 
     def _note_unreachable(self, replies: Mapping[str, Reply]) -> None:
         for host, reply in replies.items():
@@ -137,9 +140,11 @@ class _Visit:
         trips: dict[str, list[RoundTrip]] = {host: [] for host in self._reports}
         for _ in range(_NUM_CLOCK_TRIPS):
             for host, reply in (await self._session.ask("clock", timeout_s=_ANSWER_LIMIT_S)).items():
-                if reply.value is not None:
-                    there_s = read(ClockReading, reply.value).time_s
-                    trips[host].append(RoundTrip(reply.sent_s, there_s, reply.received_s))
+                if reply.value is None:
+                    self._note_silence(host, "clock", reply)
+                    continue
+                there_s = read(ClockReading, reply.value).time_s
+                trips[host].append(RoundTrip(reply.sent_s, there_s, reply.received_s))
         for host, found in trips.items():
             offset: Offset | None = offset_of(found)
             self._reports[host] = replace(self._reports[host], clock=offset)
@@ -174,14 +179,16 @@ class _Visit:
     async def _try_all_reduce(self) -> Trial:
         trial = trial_of(self._reports.values())
         if trial.why_not is None:
-            port = next(report.listening.meeting_port for report in self._reports.values() if report.listening)
+            first = self._reports[next(iter(trial.hosts))]
+            assert first.listening is not None
             await self._ask(
                 RankReports,
                 "ranks",
                 "reduce",
                 timeout_s=_TRIAL_LIMIT_S + 5.0,
+                only=tuple(trial.hosts),
                 hosts={host: list(slots) for host, slots in trial.hosts.items()},
-                port=port,
+                port=first.listening.meeting_port,
                 device=trial.device,
                 limit_s=_TRIAL_LIMIT_S,
             )

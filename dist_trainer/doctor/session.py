@@ -125,7 +125,7 @@ class _Connection:
     def __init__(self, route: Route) -> None:
         self.route = route
         self.noise: list[str] = []
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: remote.Running | None = None
         self._waiting: dict[tuple[str, int], asyncio.Future[tuple[float, dict[str, Any] | Silence]]] = {}
         self._unpacker = wire.Unpacker()
         self._stderr = bytearray()
@@ -152,7 +152,6 @@ class _Connection:
         loop = asyncio.get_running_loop()
         futures = {host: loop.create_future() for host in hosts}
         self._waiting |= {(host, number): future for host, future in futures.items()}
-        assert self._process.stdin is not None
         # Where nobody reads any more, the reader knows why.
         with suppress(BrokenPipeError, ConnectionResetError, asyncio.TimeoutError):
             self._process.stdin.write(text)
@@ -163,15 +162,13 @@ class _Connection:
     async def close(self) -> None:
         if self._process is None or self._reading is None:
             return
-        assert self._process.stdin is not None
         self._process.stdin.close()
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._reading), _END_LIMIT_S)
-        await remote.end(self._process)
+        await self._process.end()
         await self._reading
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stdout is not None and process.stderr is not None
+    async def _read(self, process: remote.Running) -> None:
         errors = asyncio.create_task(remote.collect(process.stderr, self._stderr))
         async for line in process.stdout:
             self._take(line)

@@ -10,6 +10,7 @@ import re
 import shlex
 import socket
 import time
+from asyncio.subprocess import Process, SubprocessStreamProtocol
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ FAN_OUT = 64
 CONNECT_TIMEOUT_S = 10
 # A connection over which nothing comes back for so long is lost: 3 times unanswered.
 _ALIVE_EVERY_S = 5
+_LINE_LIMIT_BYTES = 2**24
 
 ProblemKind = Literal[
     "unknown host", "refused", "no route", "no answer", "permission denied", "host key", "lost", "time limit", "ssh"
@@ -168,7 +170,6 @@ async def _run_on_host(host: str, command: Sequence[str], stdin: bytes, timeout_
         return ended(None, Problem("ssh", f"{command[0]} cannot be started here: {error.strerror}"))
 
     async def to_the_end() -> int:
-        assert process.stdin and process.stdout and process.stderr
         await asyncio.gather(
             _feed(process.stdin, stdin), collect(process.stdout, stdout), collect(process.stderr, stderr)
         )
@@ -179,7 +180,7 @@ async def _run_on_host(host: str, command: Sequence[str], stdin: bytes, timeout_
     except asyncio.TimeoutError:
         return ended(None, Problem("time limit", f"no end within {timeout_s:g} s"))
     finally:
-        await end(process)
+        await process.end()
     if status < 0:
         # Only what runs here directly can be seen to end so.
         return ended(128 - status)
@@ -187,18 +188,36 @@ async def _run_on_host(host: str, command: Sequence[str], stdin: bytes, timeout_
     return ended(None if problem else status, problem)
 
 
-async def start(command: Sequence[str]) -> asyncio.subprocess.Process:
-    """Starts the command with pipes to all three of its streams. Raises OSError."""
-    pipe = asyncio.subprocess.PIPE
-    return await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, stderr=pipe, limit=2**24)
+class Running:
+    """A process with pipes to all three of its streams."""
+
+    def __init__(self, process: Process, transport: asyncio.SubprocessTransport) -> None:
+        assert process.stdin and process.stdout and process.stderr
+        self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
+        self._process = process
+        self._transport = transport
+
+    async def wait(self) -> int:
+        """Its exit status, when it has ended and nobody holds its pipes open any more."""
+        return await self._process.wait()
+
+    async def end(self) -> None:
+        """Kills it where it has not ended; what it started on another host sees its connection close.
+
+        What it started here may hold the pipes open: they are closed on this side.
+        """
+        self._transport.close()
+        await self._process.wait()
 
 
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Kills the process here where it has not ended; what it started on another host sees its connection close."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+async def start(command: Sequence[str]) -> Running:
+    """Raises OSError where the command cannot be started."""
+    loop, pipe = asyncio.get_running_loop(), asyncio.subprocess.PIPE
+    # As asyncio.create_subprocess_exec does it, which keeps the transport, and with it the pipes, to itself.
+    transport, protocol = await loop.subprocess_exec(
+        lambda: SubprocessStreamProtocol(_LINE_LIMIT_BYTES, loop), *command, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    return Running(Process(transport, protocol, loop), transport)
 
 
 async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:

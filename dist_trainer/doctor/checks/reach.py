@@ -21,6 +21,7 @@ _DO: Mapping[ProblemKind, str] = {
 }
 _QUESTIONS = {
     "facts": "the host itself",
+    "clock": "clock",
     "gpus": "GPUs",
     "write": "runs folder",
     "look": "runs folder",

@@ -51,7 +51,7 @@ def test_a_host_on_which_nothing_starts_says_what_is_missing(startup: dict[str, 
 
 @pytest.mark.parametrize(
     ("question", "check"),
-    [("gpus", "GPUs"), ("write", "runs folder"), ("connect", "network"), ("reduce", "all-reduce")],
+    [("clock", "clock"), ("gpus", "GPUs"), ("write", "runs folder"), ("connect", "network"), ("reduce", "all-reduce")],
 )
 def test_a_question_without_an_answer_is_a_failure(question: str, check: str) -> None:
     found = list(reach.check(two_hosts(unanswered={question: "no answer within 15 s"})))
