@@ -19,6 +19,7 @@ from dist_trainer.config.resolve import names, resolve
 from dist_trainer.config.run import CheckpointConfig
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
+from dist_trainer.launch.environment import named_env, refuse_stray_rank
 from dist_trainer.slurm import cadence
 from dist_trainer.slurm.commands import is_here
 from dist_trainer.slurm.facts import Cluster, read_cluster
@@ -88,6 +89,13 @@ def build_submit_parser() -> Parser:
         help="how long before its end the job is told to go back into the queue (default: one checkpoint and 120 s)",
     )
     how.add_argument("--no-requeue", action="store_true", help="let the end of its time be the end of the job")
+    how.add_argument(
+        "--env",
+        metavar="NAME[=VALUE]",
+        action="append",
+        default=[],
+        help="give every rank this variable; may be said again",
+    )
     how.add_argument("--run-dir", type=Path, metavar="DIR", help="the run's folder (default: a new one under runs/)")
     how.add_argument("--dry-run", action="store_true", help="print the script and submit nothing")
     return parser
@@ -177,7 +185,8 @@ def _submit(argv: list[str]) -> int:
 
 
 def _prepare(args: argparse.Namespace, arguments: list[str], parser: Parser) -> _Prepared:
-    _refuse_stray_rank()
+    # sbatch passes this environment on to the job.
+    refuse_stray_rank(os.environ, whose="of the job", again="submit")
     request = _request_from(args)
     tasks = _tasks(request)
     # The tasks of an array differ in no more than their number.
@@ -209,6 +218,7 @@ def _prepare(args: argparse.Namespace, arguments: list[str], parser: Parser) -> 
             run_dir=args.run_dir or next_run_dir(config_name, ds_name),
             arguments=tuple(arguments if says_resume else ["--resume", "auto", *arguments]),
             resumes_elsewhere=resume != "auto",
+            env=named_env(args.env, os.environ),
         ),
         signal_s=signal_s,
         names=(config_name, ds_name),
@@ -218,19 +228,6 @@ def _prepare(args: argparse.Namespace, arguments: list[str], parser: Parser) -> 
             *cadence.notices(checkpoints, time_s=checked.time_s, signal_s=signal_s),
         ),
     )
-
-
-def _refuse_stray_rank() -> None:
-    """sbatch passes this environment on to the job, where every rank would take it at its word."""
-    for name in ("RANK", "WORLD_SIZE"):
-        if os.environ.get(name):
-            raise UserError(
-                f"{name} is set here and would reach every rank of the job.",
-                where="the environment",
-                key=name,
-                found=os.environ[name],
-                hint="unset RANK WORLD_SIZE LOCAL_RANK, then submit again",
-            )
 
 
 def _request_from(args: argparse.Namespace) -> JobRequest:

@@ -11,6 +11,7 @@ from dist_trainer.doctor.examination import Task
 from dist_trainer.doctor.session import Route
 from dist_trainer.errors import UserError
 from dist_trainer.launch import remote
+from dist_trainer.launch.open_files import allow_open_files
 
 _MODULE = "dist_trainer.doctor.host"
 _OF_EACH_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK")
@@ -64,20 +65,18 @@ def _all_gpus(topology: Topology, environ: Mapping[str, str]) -> tuple[str, ...]
 @contextmanager
 def enough_files(num_connections: int) -> Iterator[int]:
     """So many connections may need more open files than are usual; yields the usual limit. Raises UserError."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = _OWN_FILES + _FILES_A_CONNECTION * num_connections
-    if needed <= soft or soft == resource.RLIM_INFINITY:
-        yield soft
-        return
-    if hard != resource.RLIM_INFINITY and needed > hard:
-        raise UserError(
+
+    def refusal(hard: int) -> UserError:
+        return UserError(
             f"{num_connections} connections need {needed} open files.",
             where="ulimit -Hn",
             found=hard,
             hint="raise the limit, or look at part of the hosts with --include",
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+    soft = allow_open_files(needed, refusal)
     try:
         yield soft
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))

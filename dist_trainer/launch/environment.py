@@ -23,6 +23,16 @@ def common_env(request: LaunchRequest, *, num_threads: int | None = None) -> tup
     return (*pairs, *request.env)
 
 
+def mpi_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
+    """What the ranks of an mpirun need beyond its own variables: threads, where they meet, this host's chosen GPUs."""
+    return (
+        *common_env(request),
+        ("MASTER_ADDR", "127.0.0.1" if request.is_local else request.topology.hosts[0].name),
+        ("MASTER_PORT", str(request.master_port)),
+        *(visible_gpus_env(request) if request.is_local and len(request.topology.hosts) == 1 else ()),
+    )
+
+
 def visible_gpus_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
     """CUDA_VISIBLE_DEVICES for a launcher on this host that cannot itself leave slots out; often nothing."""
     (host,) = request.topology.hosts
@@ -40,16 +50,19 @@ def visible_gpus_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
     return (("CUDA_VISIBLE_DEVICES", ",".join(devices[slot] for slot in host.slots)),)
 
 
-def refuse_stray_rank(request: LaunchRequest, launcher: str) -> None:
-    """Raises UserError where RANK or WORLD_SIZE would reach every rank, which would take them at their word."""
+def refuse_stray_rank(environ: Mapping[str, str], *, whose: str, again: str) -> None:
+    """Raises UserError where RANK or WORLD_SIZE would reach every rank, which would take them at their word.
+
+    `whose` ranks those are, and what to do `again`, are for the message.
+    """
     for name in ("RANK", "WORLD_SIZE"):
-        if request.facts.environ.get(name):
+        if environ.get(name):
             raise UserError(
-                f"{name} is set here and would reach every rank that {launcher} starts.",
+                f"{name} is set here and would reach every rank {whose}.",
                 where="the environment",
                 key=name,
-                found=request.facts.environ[name],
-                hint="unset RANK WORLD_SIZE LOCAL_RANK, then launch again",
+                found=environ[name],
+                hint=f"unset RANK WORLD_SIZE LOCAL_RANK, then {again} again",
             )
 
 

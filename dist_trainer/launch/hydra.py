@@ -7,13 +7,7 @@ SIGTERM: the ranks' guards see to all that. What is passed to other hosts is nam
 from __future__ import annotations
 
 from dist_trainer.errors import UserError
-from dist_trainer.launch.environment import (
-    SEARCH_PATHS,
-    common_env,
-    refuse_left_out_slots,
-    refuse_stray_rank,
-    visible_gpus_env,
-)
+from dist_trainer.launch.environment import SEARCH_PATHS, mpi_env, refuse_left_out_slots, refuse_stray_rank
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 # Intel MPI would bind each rank to cores, MPICH does not unless it is told to.
@@ -24,15 +18,9 @@ def plan_hydra(request: LaunchRequest) -> LaunchPlan:
     """Raises UserError for a stray RANK in the environment, for slots left out on another host, and for an argument ':'
     where Hydra itself would read it.
     """
-    refuse_stray_rank(request, "mpirun")
+    refuse_stray_rank(request.facts.environ, whose="that mpirun starts", again="launch")
     topology = request.topology
-    env = (
-        *common_env(request),
-        ("MASTER_ADDR", "127.0.0.1" if request.is_local else topology.hosts[0].name),
-        ("MASTER_PORT", str(request.master_port)),
-        *(visible_gpus_env(request) if len(topology.hosts) == 1 and request.is_local else ()),
-        *_UNBOUND,
-    )
+    env = mpi_env(request) + _UNBOUND
     if not request.is_guarded:
         _refuse_what_hydra_breaks(request)
     exported = [name for name, _ in env]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from dist_trainer.launch.environment import SEARCH_PATHS
 from dist_trainer.launch.lifeline import Job
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
 from dist_trainer.launch.roster import Roster
 
 GUARD_MODULE = "dist_trainer.launch.rank_guard"
-# What ranks on other hosts get of this process's environment, beside what --env names.
-_SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+# What ranks on other hosts get of this process's environment, beside SEARCH_PATHS and what --env names.
 _PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "DS_", "UCX_")
 
 
@@ -67,5 +67,5 @@ def forwarded_env(request: LaunchRequest) -> dict[str, str]:
     return {
         name: value
         for name, value in environ.items()
-        if value and (name in _SEARCH_PATHS or name.startswith(_PREFIXES))
+        if value and (name in (*SEARCH_PATHS, "VIRTUAL_ENV") or name.startswith(_PREFIXES))
     }

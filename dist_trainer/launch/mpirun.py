@@ -5,13 +5,7 @@ Another mpirun, Hydra, spells its switches differently: see `hydra.py`.
 
 from __future__ import annotations
 
-from dist_trainer.launch.environment import (
-    SEARCH_PATHS,
-    common_env,
-    refuse_left_out_slots,
-    refuse_stray_rank,
-    visible_gpus_env,
-)
+from dist_trainer.launch.environment import SEARCH_PATHS, mpi_env, refuse_left_out_slots, refuse_stray_rank
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 _AS_ROOT = (("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"))
@@ -19,14 +13,8 @@ _AS_ROOT = (("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", 
 
 def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
     """Raises UserError for a stray RANK in the environment, and for slots left out on another host."""
-    refuse_stray_rank(request, "mpirun")
-    first_host = "127.0.0.1" if request.is_local else request.topology.hosts[0].name
-    env = (
-        *common_env(request),
-        ("MASTER_ADDR", first_host),
-        ("MASTER_PORT", str(request.master_port)),
-        *(visible_gpus_env(request) if len(request.topology.hosts) == 1 and request.is_local else ()),
-    )
+    refuse_stray_rank(request.facts.environ, whose="that mpirun starts", again="launch")
+    env = mpi_env(request)
     exported = [name for name, _ in env]
     if not request.is_local:
         if not request.is_guarded:

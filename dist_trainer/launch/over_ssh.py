@@ -8,7 +8,6 @@ then told to end.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -16,14 +15,11 @@ import sys
 import time
 from collections.abc import Sequence
 
+from dist_trainer.cluster.topology import is_own_name
+from dist_trainer.launch import remote
+
 NODE_RANK = "@node_rank@"
 NUM_SLOTS = "@num_slots@"
-_SSH = (
-    *("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"),
-    # A host that is down, or cut off, is noticed within 15 s.
-    *("-o", "ServerAliveInterval=5", "-o", "ServerAliveCountMax=3"),
-)
-_OWN_NAMES = ("localhost", "127.0.0.1")
 _POLL_S = 0.05
 _GRACE_S = 5.0
 
@@ -33,10 +29,10 @@ def command_for(
 ) -> list[str]:
     """What starts the words on the host: by themselves on this one, through ssh and its shell on another."""
     said = [word.replace(NODE_RANK, str(node_rank)).replace(NUM_SLOTS, str(num_slots)) for word in words]
-    if host in (*_OWN_NAMES, hostname, hostname.split(".")[0]):
+    if is_own_name(host, hostname):
         return said
-    variables = [f"{name}={os.environ[name]}" for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if os.environ.get(name)]
-    return [*_SSH, host, f"cd {shlex.quote(cwd)} && exec {shlex.join(['env', *variables, *said])}"]
+    env = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if os.environ.get(name)}
+    return [*remote.command_for(host, remote.shell_text(said, cwd=cwd, env=env), hostname=hostname)]
 
 
 def main(argv: list[str]) -> int:

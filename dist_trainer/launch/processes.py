@@ -21,11 +21,12 @@ _SWEEP_POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Process:
-    """One process; `has_ended` when all that is left of it is its exit status."""
+    """One process; `has_ended` when all that is left is its exit status. `started_ticks` count from the host's boot."""
 
     pid: int
     parent_pid: int
     has_ended: bool
+    started_ticks: int
 
 
 def adopt_orphans(wanted: bool) -> None:
@@ -45,13 +46,15 @@ def launchers_above(pid: int) -> list[tuple[int, int]]:
     found = []
     while pid > 1:
         try:
-            fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
             words = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             break
+        facts = _stat(pid)
+        if facts is None:
+            break
         if Path(words[0]).name in _DAEMONS or any(word in _MODULES for word in words):
-            found.append((pid, int(fields[19])))
-        pid = int(fields[1])
+            found.append((pid, facts.started_ticks))
+        pid = facts.parent_pid
     return found
 
 
@@ -74,11 +77,19 @@ def sweep_later(processes: list[tuple[int, int]]) -> None:
 
 def _is_running(pid: int, started: int) -> bool:
     """Whether it is still the process that started then, in clock ticks, and has not ended."""
+    facts = _stat(pid)
+    return facts is not None and facts.started_ticks == started and not facts.has_ended
+
+
+def _stat(pid: int) -> Process | None:
+    """What the kernel says of a process; None when there is none."""
     try:
-        fields = Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return False
-    return int(fields[19]) == started and fields[0] not in "ZX"
+        text = Path("/proc", str(pid), "stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The name in parentheses may hold anything; what counts stands behind the last one.
+    fields = text.rpartition(")")[2].split()
+    return Process(pid, int(fields[1]), has_ended=fields[0] in "ZX", started_ticks=int(fields[19]))
 
 
 def list_descendants(pid: int) -> list[Process]:
@@ -87,14 +98,9 @@ def list_descendants(pid: int) -> list[Process]:
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
-        try:
-            stat = (entry / "stat").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        # The name in parentheses may hold anything; behind the last one stand the state and the parent.
-        state, parent_pid = stat.rpartition(")")[2].split()[:2]
-        process = Process(int(entry.name), int(parent_pid), has_ended=state in "ZX")
-        children.setdefault(process.parent_pid, []).append(process)
+        process = _stat(int(entry.name))
+        if process is not None:
+            children.setdefault(process.parent_pid, []).append(process)
     found = list(children.get(pid, ()))
     for descendant in found:
         found.extend(children.get(descendant.pid, ()))

@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import json
 import math
-import resource
 import shutil
 import socket
 import sys
@@ -17,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from dist_trainer.cluster.topology import render_include
+from dist_trainer.cluster.topology import is_own_name, render_include
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.choose import build_plan
 from dist_trainer.launch.job import guarded, job_for, roster_for
 from dist_trainer.launch.lifeline import Job, Lifeline, new_token
 from dist_trainer.launch.network import address_towards
+from dist_trainer.launch.open_files import allow_open_files
 from dist_trainer.launch.plan import LaunchRequest, Rendezvous
 from dist_trainer.launch.roster import Trouble
 from dist_trainer.launch.supervise import GRACE_S, Ending, supervise
@@ -79,18 +79,17 @@ def run_request(
 def allow_connections(num_ranks: int) -> None:
     """Lets this process have a connection a rank open. Raises UserError where the system does not let it."""
     needed = num_ranks + _OTHER_OPEN_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
-        raise UserError(
+
+    def refusal(hard: int) -> UserError:
+        return UserError(
             f"{num_ranks} ranks need as many connections to this process, which may not have so many open.",
             where="ulimit -Hn",
             found=hard,
             expected=f"at least {needed}",
             hint="have the limit raised on this host, or submit slurm/many-nodes-srun.sbatch, which needs none",
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+    allow_open_files(needed, refusal)
 
 
 def _listen_beside(meeting: Rendezvous) -> socket.socket:
@@ -139,8 +138,8 @@ def _listen(launcher: str, request: LaunchRequest) -> tuple[socket.socket, str]:
         return socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG), "127.0.0.1"
     if request.rendezvous is not None:
         return _listen_beside(request.rendezvous), request.rendezvous.host
-    own = {request.facts.hostname, request.facts.hostname.split(".")[0], "localhost", "127.0.0.1"}
-    other = next(host.name for host in request.topology.hosts if host.name not in own)
+    names = [host.name for host in request.topology.hosts]
+    other = next(name for name in names if not is_own_name(name, request.facts.hostname))
     address = address_towards(other)
     if address is None and launcher == "srun":
         # A node's name need not be a host's: SLURM itself tells the tasks where srun runs.

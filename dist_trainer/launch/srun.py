@@ -10,7 +10,7 @@ from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 def plan_srun(request: LaunchRequest) -> LaunchPlan:
     """The topology must be the allocation's. Raises UserError for a stray RANK in the environment."""
-    refuse_stray_rank(request, "srun")
+    refuse_stray_rank(request.facts.environ, whose="that srun starts", again="launch")
     environ = request.facts.environ
     topology = request.topology
     counts: tuple[str, ...] = (f"--nodes={len(topology.hosts)}", f"--ntasks={topology.num_ranks}")

@@ -11,7 +11,6 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import psutil
@@ -108,14 +107,21 @@ def open_monitor(
     return monitor or RankSampler(records_dir, place.rank, identity, interval_s)
 
 
-class WatchedRank:
+class WatchedRank(RankMonitor):
     """A rank whose GPU the first rank of its host looks at. It has no thread and no files, and does not load NVML."""
 
     def __init__(self, board: Board, slot: int, device: str) -> None:
-        self.device = device
-        self.peak_used_bytes: int | None = None
+        self._device = device
         self._board = board
         self._slot = slot
+
+    @property
+    def device(self) -> str:
+        return self._device
+
+    @property
+    def peak_used_bytes(self) -> None:
+        return None
 
     def at_step_edge(self) -> None:
         pass
@@ -123,19 +129,8 @@ class WatchedRank:
     def write(self, record: MemoryRecord) -> None:
         self._board.post(self._slot, vars(record))
 
-    def stop(self) -> None:
-        pass
 
-    def __enter__(self) -> WatchedRank:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        pass
-
-
-class HostMonitor:
+class HostMonitor(RankMonitor):
     """The first rank of a host: watches the GPUs of all that have posted who they are, and accepts those it can see.
 
     They are sampled into records/memory-samples-host-N.jsonl, N being this rank; what the ranks post is written to
@@ -162,6 +157,10 @@ class HostMonitor:
     def peak_used_bytes(self) -> int | None:
         return self._own.series.peak_used_bytes
 
+    def start(self) -> None:
+        if self._is_threaded:
+            self.sampler.start()
+
     def at_step_edge(self) -> None:
         if self._is_threaded:
             self.sampler.go_on_after_fork()
@@ -180,16 +179,6 @@ class HostMonitor:
         if self._nvml is not None:
             self._nvml.close()
             self._nvml = None
-
-    def __enter__(self) -> HostMonitor:
-        if self._is_threaded:
-            self.sampler.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _watch(self, records_dir: Path, num_slots: int, samples: RecordWriter | None) -> Iterator[_Watched]:
         for slot in range(num_slots):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import TypeVar
 
 from dist_trainer.monitor.devices import DeviceIdentity
 from dist_trainer.monitor.nvml import Nvml, NvmlError
@@ -15,37 +16,49 @@ from dist_trainer.monitor.sources import CPU, GpuSource, HostSource, Source
 from dist_trainer.monitor.troubles import MEMORY_FIELDS, TroubleLog
 from dist_trainer.records import MemoryRecord, RecordWriter, memory_file, samples_file
 
+Self = TypeVar("Self", bound="RankMonitor")
 
-class RankMonitor(Protocol):
-    """What watches one rank's memory, from before the model is built to the end.
+
+class RankMonitor(ABC):
+    """What watches one rank's memory, from before the model is built to the end: start() and stop(), or `with`.
 
     `device` is the UUID of the GPU or MIG instance, or "cpu"; `peak_used_bytes` the most bytes in use on it in any look
     so far, None where this process does not look at it.
     """
 
     @property
+    @abstractmethod
     def device(self) -> str: ...
 
     @property
+    @abstractmethod
     def peak_used_bytes(self) -> int | None: ...
 
+    def start(self) -> None:  # noqa: B027
+        """Begins to look; where another process does, there is nothing to begin."""
+
+    @abstractmethod
     def at_step_edge(self) -> None:
         """To be called when a step has ended: by then a rank on a GPU has memory on it."""
 
+    @abstractmethod
     def write(self, record: MemoryRecord) -> None:
         """Records what the rank itself has read at a step's end. Raises OSError when that cannot be written."""
 
-    def stop(self) -> None:
-        """Ends the thread and this use of NVML. May be called again."""
+    def stop(self) -> None:  # noqa: B027
+        """Ends the thread and this use of NVML, where there are any. May be called again."""
 
-    def __enter__(self) -> RankMonitor: ...
+    def __enter__(self: Self) -> Self:
+        self.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+    ) -> None:
+        self.stop()
 
 
-class RankSampler:
+class RankSampler(RankMonitor):
     """Samples the GPU of one rank into records/memory-samples-rank-N.jsonl; without a GPU the process's resident set.
 
     `identity` is the rank's GPU, None on a CPU: then NVML is not even loaded. With `interval_s` 0 there is neither
@@ -97,15 +110,9 @@ class RankSampler:
             self._records.close()
             self._records = None
 
-    def __enter__(self) -> RankSampler:
+    def start(self) -> None:
         if self._is_threaded:
             self.sampler.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _open_gpu(self, identity: DeviceIdentity) -> Source:
         device = identity.uuid or identity.pci_bus_id or CPU

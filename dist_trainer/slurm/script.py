@@ -20,7 +20,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./\[\]-]+")
 class Training:
     """What the job trains. `arguments` reach `train` literally, but for TASK_MARK in those of an array.
 
-    `resumes_elsewhere`: they name a checkpoint, which is where the job begins, but not where it goes on.
+    `env`: the variables that the user named for every rank. `resumes_elsewhere`: the arguments name a checkpoint, which is
+    where the job begins, but not where it goes on.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Training:
     run_dir: Path
     arguments: tuple[str, ...]
     resumes_elsewhere: bool = False
+    env: tuple[tuple[str, str], ...] = ()
 
 
 def render(request: JobRequest, layout: Layout, training: Training, *, signal_s: int | None) -> str:
@@ -102,13 +104,15 @@ def _places(request: JobRequest, layout: Layout, training: Training) -> str:
     run_dir = shlex.quote(str(training.run_dir))
     if request.array:
         run_dir += "/task-$SLURM_ARRAY_TASK_ID"
+    # srun hands the script's variables on to the ranks.
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in training.env)
     return f"""\
 # {layout.num_ranks} ranks. Written by `dist_trainer slurm submit`; sbatch takes it as it stands.
 set -u
 
 python={shlex.quote(training.interpreter)}
 run_dir={run_dir}
-
+{exports}
 if [ ! -x "$python" ]; then
     echo "$SLURMD_NODENAME has no $python: it must be in a folder that every node sees" >&2
     exit 2

@@ -18,6 +18,7 @@ from lab import HOSTS, LOGIN, HostProcess, Lab
 ROOT = Path(__file__).parents[2]
 LAUNCHERS = ("torchrun", "deepspeed", "mpirun", "srun")
 START_LIMIT_S = 90.0
+SHORT = ("--max-steps", "3", "--accumulation", "1")
 END_LIMIT_S = 60.0
 NUM_RANKS = 2 * len(HOSTS)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import string
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,14 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from lab import HOSTS, LOGIN, Lab
-from launched import LAUNCHERS, ROOT, Launched, allocated, echoing, switches
-from ranks import BRISK, losses, mini_config, train
+from lab import LOGIN, Lab
+from launched import LAUNCHERS, ROOT, SHORT, Launched, allocated, echoing, switches
+from ranks import BRISK, losses, mini_config
 
 pytestmark = pytest.mark.integration
 
-SHORT = ("--max-steps", "3", "--accumulation", "1")
-LITERAL = ("--max-steps", "a b", "it's", "$HOME", ";", '{"a":1}', "", '"', "*", "--", "é\\n", "-x")
+LITERAL = ("--max-steps", "a b", "it's", "$HOME", '{"a":1}', "", "é\\n", "-x", string.printable, *string.punctuation)
 
 Start = Callable[..., dict[str, Launched]]
 
@@ -113,31 +113,18 @@ def test_a_link_that_is_cut_ends_the_ranks_on_both_sides(lab: Lab, start: Start)
         lab.mend_link("node2")
 
 
-@pytest.fixture(scope="module")
-def folder(lab: Lab) -> Path:
-    made = lab.folder / "launch"
-    made.mkdir()
-    (made / "hosts").write_text("".join(f"{host} slots=2\n" for host in HOSTS))
-    return made
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> list[float]:
-    return losses(train(folder, "expected", *SHORT, world_size=4))
-
-
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_the_losses_are_those_of_one_host(
     launcher: str, lab: Lab, slurm_lab: dict[str, str], folder: Path, expected: list[float]
 ) -> None:
-    words = ["--config", str(mini_config(folder)), "--run-dir", str(folder / launcher), *BRISK, *SHORT]
+    words = ["--config", str(mini_config(folder)), "--run-dir", str(folder / f"launch-{launcher}"), *BRISK, *SHORT]
     command = [*allocated(launcher), sys.executable, "-m", "dist_trainer", "launch", *switches(launcher), *words]
     ended = lab.run(LOGIN, command, cwd=folder, environ=slurm_lab)
     assert ended.status == 0, ended.output
-    assert losses(folder / launcher) == expected
+    assert losses(folder / f"launch-{launcher}") == expected
     assert "step 1 " in ended.output
     for rank in (1, 2, 3):
-        assert (folder / launcher / "logs" / f"rank-{rank}.log").exists()
+        assert (folder / f"launch-{launcher}" / "logs" / f"rank-{rank}.log").exists()
 
 
 def test_torchrun_started_by_hand_on_each_host(lab: Lab, folder: Path, expected: list[float]) -> None:

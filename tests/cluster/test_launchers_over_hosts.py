@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 from lab import HOSTS, LOGIN, Lab
-from ranks import BRISK, Ended, losses, mini_config, train
+from launched import SHORT
+from ranks import BRISK, Ended, losses, mini_config
 
 import slurm
 from dist_trainer.records import MemoryRecord, memory_file, read_records
@@ -26,21 +27,7 @@ from dist_trainer.records import MemoryRecord, memory_file, read_records
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-SHORT = ("--max-steps", "3", "--accumulation", "1")
 MODULE = ("-m", "dist_trainer")
-
-
-@pytest.fixture(scope="module")
-def folder(lab: Lab) -> Path:
-    made = lab.folder / "launchers"
-    made.mkdir()
-    (made / "hosts").write_text("".join(f"{host} slots=2\n" for host in HOSTS))
-    return made
-
-
-@pytest.fixture(scope="module")
-def expected(folder: Path) -> list[float]:
-    return losses(train(folder, "expected", *SHORT, world_size=4))
 
 
 def words(folder: Path, name: str) -> list[str]:

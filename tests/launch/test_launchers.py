@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import time
@@ -44,6 +45,9 @@ LITERAL = (
     "--",
     "é\\n",
     "-x",
+    string.printable,
+    *string.punctuation,
+    "".join(character for character in map(chr, range(0xA0, 0x3000)) if character.isprintable()),
 )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.slurm.job import GpuRequest, JobRequest, Layout, lay_out
+from dist_trainer.slurm.job import GpuRequest, JobRequest, Launcher, Layout, lay_out
 from dist_trainer.slurm.lint import lint
 from dist_trainer.slurm.script import Training, output_pattern, render
 
@@ -212,3 +212,16 @@ def test_what_is_written_is_clean(launcher: str, signal_s: int | None, array: st
 
 def test_where_the_output_goes() -> None:
     assert output_pattern(ON_GPUS, Path("a%b")) == "a%%b/logs/slurm-%j.out"
+
+
+@pytest.mark.parametrize("launcher", ["srun", "torchrun"])
+def test_named_variables_are_there_literally_before_the_ranks_are_started(launcher: Launcher) -> None:
+    training = replace(TRAINING, env=(("NCCL_DEBUG", "INFO"), ("NOTE", "it's $HOME")))
+    request = replace(ON_GPUS, launcher=launcher)
+    text = render(request, lay_out(request), training, signal_s=None)
+    exports = [line for line in text.splitlines() if line.startswith("export N")]
+    assert text.index(exports[0]) < text.index("-m dist_trainer")
+    said = subprocess.run(
+        ["sh", "-c", "\n".join([*exports, 'printf %s "$NCCL_DEBUG|$NOTE"'])], check=True, capture_output=True, text=True
+    )
+    assert said.stdout == "INFO|it's $HOME"
