@@ -20,8 +20,8 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./\[\]-]+")
 class Training:
     """What the job trains. `arguments` reach `train` literally, but for TASK_MARK in those of an array.
 
-    `env`: the variables that the user named for every rank. `resumes_elsewhere`: the arguments name a checkpoint, which is
-    where the job begins, but not where it goes on.
+    `env`: the variables that the user named for every rank. `resumes_elsewhere`: the arguments name a checkpoint, which
+    is where the job begins, but not where it goes on.
     """
 
     name: str
