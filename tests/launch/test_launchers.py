@@ -201,5 +201,5 @@ def _parent_of(pid: int) -> int:
 def _is_running(pid: int) -> bool:
     try:
         return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False

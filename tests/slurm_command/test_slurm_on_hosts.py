@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -122,7 +123,7 @@ def test_a_job_is_requeued_at_its_time_and_when_preempted_and_comes_to_its_end(q
     try:
         job_id = queue.submit(
             "long",
-            *("--nodes", "2", "--gpus-per-node", "1", "--time", "1", "--signal", "40", "--sbatch", "hold"),
+            *("--nodes", "2", "--gpus-per-node", "1", "--time", "10", "--signal", "40", "--sbatch", "hold"),
             *("--cpus-per-task", "1", "--accumulation", "1", "--set", "checkpoints.every_steps=2", *BRISK),
             *("--set", "phases.0.steps=20", "--set", "phases.1.steps=20", "--set", "evaluation.num_batches=0"),
         )
@@ -140,7 +141,10 @@ def test_a_job_is_requeued_at_its_time_and_when_preempted_and_comes_to_its_end(q
         assert running["newest"]["step"] >= 2
         assert running["memory"]["judgement"] == "not judged"
 
-        # SLURM's own signal.
+        # SLURM's own signal, soon: 40 s before the end of a time that begins to run out only now, however busy this
+        # machine was until here.
+        needed_s = time.time() - running["start_s"] + 45
+        queue.slurm("scontrol", "update", f"jobid={job_id}", f"timelimit={math.ceil(needed_s / 60)}")
         wait_until(lambda: queue.restarts(job_id) > 0)
         at_signal = newest(run_dir)
         wait_until(lambda: newest(run_dir) > at_signal)
