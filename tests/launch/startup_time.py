@@ -50,7 +50,7 @@ def main(num_pairs: int, launchers: list[str]) -> None:
         folder = Path(name)
         environ = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **bin_environment()}
         if "srun" in launchers:
-            environ |= stack.enter_context(slurm.one_host_slurm(folder / "slurm"))
+            environ["SLURM_CONF"] = stack.enter_context(slurm.one_host_slurm(folder / "slurm"))["SLURM_CONF"]
         print("| launcher | bare | under launch | ratio |\n|---|---:|---:|---:|")
         for launcher in launchers:
             pairs = []
