@@ -21,6 +21,7 @@ from typing import Any
 from dist_trainer.doctor import wire
 from dist_trainer.doctor.facts import ClockReading, Connections, Folder, HostFacts, Listening, RankReports, Seen
 from dist_trainer.doctor.probes import network, software, system
+from dist_trainer.launch.network import own_address
 
 # Nobody asks for longer; a host that the asker has lost is not kept busy.
 LIFETIME_S = 180
@@ -111,7 +112,7 @@ class Respondent:
         hosts = list(ports)
         found = [network.connect(peer, ports[peer], limit_s) for peer in network.peers_of(self.name, hosts)]
         self._interface = next((one.interface for one in found if one.interface), None)
-        own = network.own_address(self.name)
+        own = own_address(self.name)
         return Connections(tuple(found), own)
 
     def reduce(self, **options: Any) -> RankReports:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 _ANY_PORT = 9
@@ -23,17 +24,29 @@ def interface_towards(host: str) -> str | None:
 
     None where that is not known.
     """
-    own = host if is_own_address(host) else address_towards(host)
-    if own is None:
+    own = own_address(host) if is_own_address(host) else address_towards(host)
+    return None if own is None else interface_of(own, own_addresses())
+
+
+def own_address(host: str) -> str | None:
+    """The address that a name of this host has on itself; None where it has none."""
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
         return None
+
+
+def own_addresses() -> dict[str, list[str]]:
+    """This host's addresses by interface."""
     import psutil
 
-    own = socket.gethostbyname(own)
+    return {name: [known.address.partition("%")[0] for known in found] for name, found in psutil.net_if_addrs().items()}
 
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address == own for address in addresses):
-            return name
-    return None
+
+def interface_of(address: str, addresses: Mapping[str, Sequence[str]]) -> str | None:
+    """The interface that has the address, of a host with these addresses."""
+    plain = address.removeprefix("::ffff:").partition("%")[0]
+    return next((name for name, own in addresses.items() if plain in own), None)
 
 
 def is_own_address(host: str) -> bool:

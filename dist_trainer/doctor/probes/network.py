@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from dist_trainer.doctor.facts import Connection, Port
+from dist_trainer.launch.network import interface_of, own_addresses
 
 # Nobody takes these connections off the queue: the kernel answers for the host, and all hosts may come at once.
 _QUEUE = 4096
@@ -68,27 +69,10 @@ def connect(peer: str, port: int, limit_s: float) -> Connection:
     return Connection(peer, address, error=error)
 
 
-def own_address(host: str) -> str | None:
-    """The address that this host's name has on itself; None where it has none."""
-    try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
-    except OSError:
-        return None
-
-
-def interface_of(address: str, addresses: Mapping[str, Sequence[str]]) -> str | None:
-    """The interface that has the address, of a host with these addresses."""
-    plain = address.removeprefix("::ffff:").partition("%")[0]
-    return next((name for name, own in addresses.items() if plain in own), None)
-
-
 def _described(peer: str, address: str, source: str) -> Connection:
     import psutil
 
-    addresses = {
-        name: [known.address.partition("%")[0] for known in found] for name, found in psutil.net_if_addrs().items()
-    }
-    name = interface_of(source, addresses)
+    name = interface_of(source, own_addresses())
     stats = psutil.net_if_stats().get(name) if name else None
     return Connection(
         peer,
