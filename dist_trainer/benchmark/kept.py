@@ -6,7 +6,6 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -16,12 +15,13 @@ from dist_trainer.cache import cache_dir, code_digest, write_whole
 from dist_trainer.config.resolve import ResolvedRun
 
 
-def measured(spec: Spec, resolved: ResolvedRun, *, before_measuring: Callable[[], None] = lambda: None) -> Measurement:
-    """The measurement kept for `spec`, or a new one. `before_measuring` may refuse by raising."""
-    kept = find(spec, resolved)
-    if kept is not None:
-        return kept
-    before_measuring()
+def measured(spec: Spec, resolved: ResolvedRun) -> Measurement:
+    """The measurement kept for `spec`, or a new one."""
+    return find(spec, resolved) or measure(spec, resolved)
+
+
+def measure(spec: Spec, resolved: ResolvedRun) -> Measurement:
+    """A new measurement, from now on kept."""
     measurement = measure_apart(spec)
     write_whole(_path(spec, resolved), json.dumps(asdict(measurement)) + "\n")
     return measurement

@@ -147,20 +147,14 @@ def make_rows(wanted: Sequence[Setting], *, measures: bool, gpus: int, say: Call
     """Plans every row, measures one after the other, and trains on GPUs those that fit on the `gpus` there are.
     Without `measures`, only what was measured before is in the rows.
 
-    Raises UserError where this machine's memory would not hold what is to be measured.
+    A row that this machine's memory cannot hold is said and left unmeasured: the others are still worth having.
     """
     rows = []
     for number, setting in enumerate(wanted, start=1):
         row, spec, resolved = plan_row(setting)
-        if measures:
-            need_bytes = row.on_cpu.allocated.high_bytes + PROCESS_BYTES
-
-            def check(need_bytes: int = need_bytes, setting: Setting = setting) -> None:
-                refuse_unless_available(need_bytes, setting)
-
-            row = replace(row, measured=kept.measured(spec, resolved, before_measuring=check))
-        else:
-            row = replace(row, measured=kept.find(spec, resolved))
+        row = replace(row, measured=kept.find(spec, resolved))
+        if measures and row.measured is None:
+            row = replace(row, measured=_measured(row, spec, resolved, say))
         if setting.num_gpus <= gpus:
             row = replace(row, device_peaks=_trained(setting, say))
         rows.append(row)
@@ -172,8 +166,17 @@ def make_rows(wanted: Sequence[Setting], *, measures: bool, gpus: int, say: Call
     return rows
 
 
+def _measured(row: MemoryRow, spec: Spec, resolved: ResolvedRun, say: Callable[[str], None]) -> Measurement | None:
+    try:
+        refuse_unless_available(row.on_cpu.allocated.high_bytes + PROCESS_BYTES, row.setting)
+        return kept.measure(spec, resolved)
+    except (UserError, RunError) as error:
+        say(str(error))
+        return None
+
+
 def _trained(setting: Setting, say: Callable[[str], None]) -> DevicePeaks | None:
-    """None where the run failed, most likely because it does not fit: the other rows are still worth having."""
+    """None where the run failed, most likely because it does not fit."""
     try:
         return train_on_gpus(request_of(setting), setting.num_gpus, SEQUENCE_LENGTH)
     except RunError as error:
@@ -182,7 +185,8 @@ def _trained(setting: Setting, say: Callable[[str], None]) -> DevicePeaks | None
 
 
 def refuse_unless_available(need_bytes: int, setting: Setting) -> None:
-    available_bytes = psutil.virtual_memory().available
+    """Swap counts: what is measured is what the allocator gave, wherever the pages lie."""
+    available_bytes = psutil.virtual_memory().available + psutil.swap_memory().free
     if available_bytes < need_bytes:
         raise UserError(
             "this machine has too little memory free to measure that",

@@ -9,7 +9,7 @@ import pytest
 from dist_trainer.benchmark import kept
 from dist_trainer.benchmark.measure import Measurement, Spec, measure_apart, resolve_spec
 from dist_trainer.config.resolve import Request
-from dist_trainer.errors import UserError
+from dist_trainer.errors import RunError
 
 SMALL_BUCKETS = ("zero_optimization.reduce_bucket_size=100000", "zero_optimization.allgather_bucket_size=100000")
 SHAPE = ("model.num_layers=2", "model.hidden_size=64", "model.vocab_size=512", "gradient_accumulation_steps=1")
@@ -66,14 +66,15 @@ def test_what_was_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeyp
     assert len(asked) == 3
 
 
-def test_a_measurement_that_is_refused_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measurement_that_failed_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def refuse() -> None:
-        raise UserError("too little memory")
+    def fail(spec: Spec) -> Measurement:
+        raise RunError("the process that measured was killed")
 
-    with pytest.raises(UserError):
-        kept.measured(spec(2), resolve_spec(spec(2)), before_measuring=refuse)
+    monkeypatch.setattr(kept, "measure_apart", fail)
+    with pytest.raises(RunError):
+        kept.measured(spec(2), resolve_spec(spec(2)))
     assert kept.find(spec(2), resolve_spec(spec(2))) is None
     assert not list(tmp_path.rglob("*.json"))
 

@@ -2,7 +2,7 @@
 
     echo_rank train OUT_DIR BEHAVIOUR ANYTHING...
 
-BEHAVIOUR is 'end', 'exit:STATUS', 'kill:SIGNAL' (of rank 1; the other ranks wait), or 'wait'.
+BEHAVIOUR is 'end', 'exit:STATUS', 'kill:SIGNAL' (of rank 1, once every rank has written; the others wait), or 'wait'.
 """
 
 from __future__ import annotations
@@ -30,9 +30,17 @@ def main(argv: list[str]) -> int:
     kind, _, number = behaviour.partition(":")
     if kind == "wait" or (kind in ("exit", "kill") and info.rank != 1):
         time.sleep(_WAIT_S)
+    if kind in ("exit", "kill"):
+        _wait_for([path.with_name(f"rank-{rank}.json") for rank in range(info.world_size)])
     if kind == "kill":
         os.kill(os.getpid(), int(number))
     return int(number) if kind == "exit" else 0
+
+
+def _wait_for(paths: list[Path]) -> None:
+    deadline_s = time.monotonic() + _WAIT_S
+    while not all(path.exists() for path in paths) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":
