@@ -28,7 +28,8 @@ from torch import Tensor
 
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.resolve import Request, ResolvedRun, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import RunError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.model.size import num_parameters

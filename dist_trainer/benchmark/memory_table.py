@@ -16,7 +16,8 @@ from dist_trainer.benchmark.on_gpus import DevicePeaks, train_on_gpus
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.deepspeed_rules import offload_device
 from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.resolve import BASELINE, Request, ResolvedRun, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import BASELINE, ResolvedRun, resolve
 from dist_trainer.errors import RunError, UserError
 from dist_trainer.memory.plan import RankPlan
 from dist_trainer.memory.planner import PlannedDevice, make_plan

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.resolve import Request, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import resolve
 from dist_trainer.errors import RunError
 from dist_trainer.records import MemoryRecord, memory_file, read_records
 

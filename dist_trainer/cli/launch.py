@@ -13,8 +13,7 @@ from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser
 from dist_trainer.cluster.environments import read_count
 from dist_trainer.cluster.topology import Topology
-from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.resolve import Request, names, resolve
+from dist_trainer.config.request import Request
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
 from dist_trainer.errors import EXIT_OK
 from dist_trainer.launch.choose import PLANNERS, build_plan, choose_launcher
@@ -31,8 +30,7 @@ from dist_trainer.launch.hosts import (
 from dist_trainer.launch.network import is_own_address
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.ports import first_free_port, planned_port
-from dist_trainer.launch.reach import check_hosts
-from dist_trainer.launch.run import START_LIMIT_S, Limits, require_launcher, run_beside, run_request
+from dist_trainer.launch.run import START_LIMIT_S, Limits, Prepared, require_launcher, run_beside, run_request
 from dist_trainer.logs import quiet_deepspeed
 
 if TYPE_CHECKING:
@@ -86,10 +84,8 @@ def run(
     args: argparse.Namespace,
     train_arguments: list[str],
     *,
-    config_name: str,
-    ds_name: str,
     run_dir: Path | None,
-    train_request: Request | None = None,
+    train_request: Request | None,
     force: bool = False,
     module: str = "dist_trainer",
 ) -> int:
@@ -97,8 +93,8 @@ def run(
 
     `train_arguments` are passed on literally. `run_dir` is the folder that they name, None where they name none:
     then the next free one is taken, and named to `train`. `train_request` is what they ask for, and is checked for
-    the number of ranks before anything is made or started; None where `module` is not ours. It is planned too: what
-    would not fit this host is not started, unless `force`.
+    the number of ranks before anything is made or a rank is started; None where `module` is not ours, which names its
+    folder. It is planned too: what would not fit this host is not started, unless `force`.
     """
     environ = os.environ
     facts = read_host_facts(environ)
@@ -110,62 +106,84 @@ def run(
     topology, is_filtered = find_topology(launcher, choice, facts)
     if launcher == "torchrun":
         check_ssh(args.ssh, topology, facts, rendezvous)
-    num_ranks = topology.num_ranks * (rendezvous.num_hosts if rendezvous else 1)
-    if train_request is not None:
-        resolve(train_request, world_size=num_ranks, device=ANY_DEVICE)
     told_port = read_count(environ, "MASTER_PORT")
-    env = named_env(args.env, environ)
+    request = LaunchRequest(
+        arguments=("train", *train_arguments),
+        topology=topology,
+        master_port=told_port or planned_port(run_dir or Path(str(os.getpid()))),
+        facts=facts,
+        module=module,
+        hostfile=args.hostfile,
+        is_filtered=is_filtered,
+        env=named_env(args.env, environ),
+        rendezvous=rendezvous,
+    )
 
-    def request(chosen_dir: Path, free_port: int) -> LaunchRequest:
-        named_dir = () if run_dir else ("--run-dir", str(chosen_dir))
-        return LaunchRequest(
-            arguments=("train", *train_arguments, *named_dir),
-            topology=topology,
-            master_port=told_port or free_port,
-            facts=facts,
-            module=module,
-            hostfile=args.hostfile,
-            is_filtered=is_filtered,
-            env=env,
-            rendezvous=rendezvous,
-        )
+    def arguments_with(chosen_dir: Path) -> tuple[str, ...]:
+        return request.arguments if run_dir else (*request.arguments, "--run-dir", str(chosen_dir))
 
-    planned_dir = run_dir or next_run_dir(config_name, ds_name)
     if args.dry_run:
-        sys.stdout.write(build_plan(launcher, request(planned_dir, planned_port(planned_dir))).shell())
+        check_files(train_request, request.num_ranks)
+        planned_dir = run_dir or next_run_dir(*names_of(train_request))
+        port = told_port or planned_port(planned_dir)
+        planned = replace(request, arguments=arguments_with(planned_dir), master_port=port)
+        sys.stdout.write(build_plan(launcher, planned).shell())
         return EXIT_OK
     require_launcher(launcher)
     if rendezvous is not None and not is_own_address(rendezvous.host):
-        return run_beside(request(planned_dir, 0))
-    if launcher != "srun" and rendezvous is None and not topology.is_local(facts.hostname):
-        check_hosts(request(planned_dir, 0))
-    planned = None
-    if train_request is not None and rendezvous is None:
-        planned = plan_here(train_request, topology, facts, force=force)
-    if run_dir:
-        create_run_dir(run_dir)
-        chosen_dir = run_dir
-    else:
-        chosen_dir = create_next_run_dir(config_name, ds_name)
-    if planned is not None:
-        _say(planned, chosen_dir)
+        check_files(train_request, request.num_ranks)
+        return run_beside(request)
+
+    def prepare() -> Prepared:
+        check_files(train_request, request.num_ranks)
+        if launcher != "srun" and rendezvous is None and not request.is_local:
+            # Only now: asyncio takes a third of the time in which a run on this host is on its way.
+            from dist_trainer.launch.reach import check_hosts
+
+            for notice in check_hosts(request):
+                print(f"notice     {notice}")
+        planned = None
+        if train_request is not None and request.is_local:
+            planned = plan_here(train_request, topology, facts, force=force)
+        if run_dir:
+            create_run_dir(run_dir)
+            chosen_dir = run_dir
+        else:
+            chosen_dir = create_next_run_dir(*names_of(train_request))
+        if planned is not None:
+            _say(planned, chosen_dir)
+        return Prepared(chosen_dir, arguments_with(chosen_dir))
+
     return run_request(
         launcher,
-        request(chosen_dir, first_free_port(planned_port(chosen_dir))),
-        chosen_dir,
+        request if told_port else replace(request, master_port=first_free_port(request.master_port)),
+        prepare,
         is_port_fixed=told_port is not None,
         limits=Limits(start_s=args.start_limit),
     )
 
 
-def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: bool) -> Preflight | None:
-    """Plans a run whose ranks are all on this host; None for others: there rank 0 plans, which sees its own device.
+def check_files(request: Request | None, num_ranks: int) -> None:
+    """Raises UserError for a mistake in either file, or in what overrides them."""
+    if request is not None:
+        from dist_trainer.config.adapt import ANY_DEVICE
+        from dist_trainer.config.resolve import resolve
+
+        resolve(request, world_size=num_ranks, device=ANY_DEVICE)
+
+
+def names_of(request: Request | None) -> tuple[str, str]:
+    from dist_trainer.config.resolve import names
+
+    assert request is not None, "what is not ours names its folder"
+    return names(request)
+
+
+def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: bool) -> Preflight:
+    """Plans a run whose ranks are all on this host; of others rank 0 plans, which sees its own device.
 
     Raises UserError where the run would not fit, unless `force`.
     """
-    if not topology.is_local(facts.hostname):
-        return None
-    # Only now: neither --help nor --dry-run plans.
     from dist_trainer.launch.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
     from dist_trainer.memory.advice import Setup
     from dist_trainer.memory.outcome import HostMemory
@@ -201,18 +219,14 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """Checks what was asked, as every rank will, before anything is started."""
+    """Checks what was asked, as every rank will, before a rank is started."""
     parser = build_parser()
     args, train_arguments = parser.parse_known_args(argv)
     train_args = train.build_parser().parse(train_arguments, also_known=parser.option_strings())
-    request = train.request_from(train_args)
-    config_name, ds_name = names(request)
     return run(
         args,
         train_arguments,
-        config_name=config_name,
-        ds_name=ds_name,
         run_dir=train_args.run_dir,
-        train_request=request,
+        train_request=train.request_from(train_args),
         force=train_args.force,
     )

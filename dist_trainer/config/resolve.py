@@ -5,32 +5,18 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dist_trainer.config import deepspeed, optimisations, run
 from dist_trainer.config.adapt import DeviceFacts, adapt
 from dist_trainer.config.files import find_file
-from dist_trainer.config.optimisations import Switches
+from dist_trainer.config.request import Request
 from dist_trainer.config.run import RunConfig
 from dist_trainer.errors import UserError
 
 BASELINE = "baseline"
-DEFAULT_CONFIG = "tiny"
-
-
-@dataclass(frozen=True)
-class Request:
-    """What was asked: a run file, a DeepSpeed file, and what overrides both. `phase` counts from 1."""
-
-    config: str = DEFAULT_CONFIG
-    ds: str | None = None
-    no_optimize: bool = False
-    switches: Switches = field(default_factory=Switches)
-    settings: tuple[str, ...] = ()
-    seed: int | None = None
-    phase: int | None = None
 
 
 @dataclass(frozen=True)

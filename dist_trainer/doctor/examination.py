@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dist_trainer.cluster.topology import Topology
-from dist_trainer.config.resolve import Request
+from dist_trainer.config.request import Request
 from dist_trainer.doctor.clock import Offset
 from dist_trainer.doctor.facts import (
     Connections,
@@ -20,7 +20,7 @@ from dist_trainer.doctor.facts import (
     Seen,
 )
 from dist_trainer.doctor.needs import Needs
-from dist_trainer.launch.remote import ProblemKind
+from dist_trainer.launch.ssh import ProblemKind
 
 How = Literal["ssh", "srun", "here"]
 

@@ -34,10 +34,11 @@ from dist_trainer.doctor.startup import look_again
 from dist_trainer.doctor.trial import trial_of
 from dist_trainer.doctor.ways import enough_files, routes
 from dist_trainer.launch import remote
+from dist_trainer.launch.ssh import CONNECT_TIMEOUT_S
 
 Facts = TypeVar("Facts")
 
-_START_LIMIT_S = remote.CONNECT_TIMEOUT_S + 15.0
+_START_LIMIT_S = CONNECT_TIMEOUT_S + 15.0
 _ANSWER_LIMIT_S = 15.0
 _CONNECT_LIMIT_S = 3.0
 _TRIAL_LIMIT_S = 60

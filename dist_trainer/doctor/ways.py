@@ -10,7 +10,7 @@ from dist_trainer.cluster.topology import Topology, is_own_name
 from dist_trainer.doctor.examination import Task
 from dist_trainer.doctor.session import Route
 from dist_trainer.errors import UserError
-from dist_trainer.launch import remote
+from dist_trainer.launch import ssh
 from dist_trainer.launch.open_files import allow_open_files
 
 _MODULE = "dist_trainer.doctor.host"
@@ -28,12 +28,12 @@ def routes(task: Task, environ: Mapping[str, str], hostname: str, *, open_files:
     if task.how == "srun":
         return [Route(task.names, srun_command(task.topology, (task.interpreter, "-m", _MODULE), environ))]
     texts = {
-        name: remote.shell_text((task.interpreter, "-m", _MODULE, name), cwd=task.cwd, env=search_path(environ))
+        name: ssh.shell_text((task.interpreter, "-m", _MODULE, name), cwd=task.cwd, env=search_path(environ))
         for name in task.names
     }
     limit = "unlimited" if open_files == resource.RLIM_INFINITY else open_files
     texts |= {name: f"ulimit -Sn {limit}; {text}" for name, text in texts.items() if is_own_name(name, hostname)}
-    return [Route((name,), remote.command_for(name, text, hostname=hostname)) for name, text in texts.items()]
+    return [Route((name,), ssh.command_for(name, text, hostname=hostname)) for name, text in texts.items()]
 
 
 def search_path(environ: Mapping[str, str]) -> dict[str, str]:

@@ -22,6 +22,8 @@ from dist_trainer.launch.wire import BEAT_S, FAILURE_GRACE_S, SILENCE_S, LineRea
 
 _REMIND_S = 30.0
 _TICK_S = 0.1
+# Until the job is there: the guards wait for it.
+_SHORT_TICK_S = 0.01
 _BLOCK_BYTES = 1 << 16
 
 
@@ -55,13 +57,12 @@ class _Connection:
 
 
 class Lifeline:
-    """Serves the guards from a thread, from `with` on. Read its fields at any time."""
+    """Serves the guards from a thread, from `with` on; until `hand_out` they wait. Read its fields at any time."""
 
     def __init__(
         self,
         listener: socket.socket,
         token: str,
-        job: Job,
         roster: Roster,
         *,
         start_limit_s: float,
@@ -69,8 +70,9 @@ class Lifeline:
     ) -> None:
         self.roster = roster
         self.trouble: Trouble | None = None
-        self._listener, self._token, self._job, self._say = listener, token, job, say
-        self._port = job.master_port if job.is_port_fixed else None
+        self._listener, self._token, self._say = listener, token, say
+        self._job: Job | None = None
+        self._port: int | None = None
         self._start_limit_s = start_limit_s
         self._lock = threading.Lock()
         self._connections: dict[int, _Connection] = {}
@@ -92,6 +94,11 @@ class Lifeline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close(0.0)
+
+    def hand_out(self, job: Job) -> None:
+        """Gives every guard, now and later ones too, its job."""
+        self._port = job.master_port if job.is_port_fixed else None
+        self._job = job
 
     @property
     def has_guards(self) -> bool:
@@ -122,11 +129,12 @@ class Lifeline:
         with selectors.DefaultSelector() as selector, self._listener:
             selector.register(self._listener, selectors.EVENT_READ)
             while not self._is_closing:
-                for key, _ in selector.select(_TICK_S):
+                for key, _ in selector.select(_TICK_S if self._job else _SHORT_TICK_S):
                     if key.fileobj is self._listener:
                         self._accept(selector)
                     else:
                         self._read(key.data, selector)
+                self._send_jobs()
                 now_s = time.monotonic()
                 if now_s - beaten_s >= BEAT_S:
                     beaten_s = now_s
@@ -209,15 +217,9 @@ class Lifeline:
         self.roster.heard(connection.rank, now_s)
         kind = message["kind"]
         if kind == "hello":
-            if connection.rank == 0 or self._job.master_port is None or self._port is not None:
-                self._send_job(connection)
-            else:
-                self._waiting.append(connection)
+            self._waiting.append(connection)
         elif kind == "port":
             self._port = int(message["port"])
-            for waiting in self._waiting:
-                self._send_job(waiting)
-            self._waiting.clear()
         elif kind == "output":
             stream = sys.stderr if message["is_error"] else sys.stdout
             stream.write(message["text"])
@@ -228,8 +230,19 @@ class Lifeline:
             )
             self._send(connection, encode("bye"))
 
-    def _send_job(self, connection: _Connection) -> None:
-        job, rank = self._job, connection.rank
+    def _send_jobs(self) -> None:
+        """To those that wait; where rank 0's host finds the port, to that rank first."""
+        job = self._job
+        if job is None or not self._waiting:
+            return
+        is_port_known = job.master_port is None or self._port is not None
+        now = [connection for connection in self._waiting if is_port_known or connection.rank == 0]
+        self._waiting = [connection for connection in self._waiting if connection not in now]
+        for connection in now:
+            self._send_job(job, connection)
+
+    def _send_job(self, job: Job, connection: _Connection) -> None:
+        rank = connection.rank
         assert rank is not None
         host = self.roster.expected_hosts[rank] if self.roster.expected_hosts else ""
         local_rank, local_world_size = job.local_ranks[rank] if job.local_ranks else (None, None)

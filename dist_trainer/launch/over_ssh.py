@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 
 from dist_trainer.cluster.topology import is_own_name
-from dist_trainer.launch import remote
+from dist_trainer.launch import ssh
 
 NODE_RANK = "@node_rank@"
 NUM_SLOTS = "@num_slots@"
@@ -32,7 +32,7 @@ def command_for(
     if is_own_name(host, hostname):
         return said
     env = {name: os.environ[name] for name in ("PYTHONPATH", "LD_LIBRARY_PATH") if os.environ.get(name)}
-    return [*remote.command_for(host, remote.shell_text(said, cwd=cwd, env=env), hostname=hostname)]
+    return [*ssh.command_for(host, ssh.shell_text(said, cwd=cwd, env=env), hostname=hostname)]
 
 
 def main(argv: list[str]) -> int:

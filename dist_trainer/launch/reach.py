@@ -15,8 +15,9 @@ _LIMIT_S = 60.0
 _NUM_NAMED = 8
 
 
-def check_hosts(request: LaunchRequest) -> None:
-    """Asks all hosts at once, each for its GPUs, with the Python and in the folder that the ranks will have.
+def check_hosts(request: LaunchRequest) -> tuple[str, ...]:
+    """Asks all hosts at once, each for its GPUs, with the Python and in the folder that the ranks will have; returns
+    what a person should know.
 
     Raises UserError naming the hosts that do not answer, that lack the Python or the folder, or have too few GPUs.
     """
@@ -27,7 +28,7 @@ def check_hosts(request: LaunchRequest) -> None:
     )
     problems = find_problems(hosts, results)
     if not problems:
-        return
+        return () if request.is_filtered else find_idle_gpus(hosts, results)
     shown = [f"{name}: {problem}" for name, problem in list(problems.items())[:_NUM_NAMED]]
     if len(problems) > _NUM_NAMED:
         shown.append(f"and {len(problems) - _NUM_NAMED} more")
@@ -50,7 +51,24 @@ def find_problems(hosts: tuple[Host, ...], results: Mapping[str, RemoteResult]) 
             said = result.stderr.strip().splitlines()
             problems[host.name] = said[-1] if said else f"the Python there ended with status {result.status}"
         else:
-            num_gpus = int(result.stdout.split()[-1])
+            num_gpus = _num_gpus(result)
             if 0 < num_gpus <= host.slots[-1]:
                 problems[host.name] = f"it has {num_gpus} GPUs, and slot {host.slots[-1]} needs {host.slots[-1] + 1}"
     return problems
+
+
+def find_idle_gpus(hosts: tuple[Host, ...], results: Mapping[str, RemoteResult]) -> tuple[str, ...]:
+    """A notice where the hostfile gives fewer slots than hosts have GPUs: most likely a slip, and allowed."""
+    idle = [
+        f"{host.name} ({host.num_slots} of {_num_gpus(results[host.name])})"
+        for host in hosts
+        if _num_gpus(results[host.name]) > host.num_slots
+    ]
+    if not idle:
+        return ()
+    named = ", ".join(idle[:_NUM_NAMED]) + (f" and {len(idle) - _NUM_NAMED} more" if len(idle) > _NUM_NAMED else "")
+    return (f"GPUs without a slot in the hostfile stay idle: {named}",)
+
+
+def _num_gpus(result: RemoteResult) -> int:
+    return int(result.stdout.split()[-1])

@@ -6,56 +6,17 @@ The words of a command arrive as they are: what goes to the other side is text f
 from __future__ import annotations
 
 import asyncio
-import re
-import shlex
 import socket
 import time
 from asyncio.subprocess import Process, SubprocessStreamProtocol
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
-from dist_trainer.cluster.topology import is_own_name
+from dist_trainer.launch.ssh import Problem, command_for, shell_text, ssh_problem
 
 FAN_OUT = 64
-CONNECT_TIMEOUT_S = 10
-# A connection over which nothing comes back for so long is lost: 3 times unanswered.
-_ALIVE_EVERY_S = 5
 _LINE_LIMIT_BYTES = 2**24
-
-ProblemKind = Literal[
-    "unknown host", "refused", "no route", "no answer", "permission denied", "host key", "lost", "time limit", "ssh"
-]
-
-_SSH_SAYS: tuple[tuple[str, ProblemKind, str], ...] = (
-    (r"Could not resolve hostname", "unknown host", "no address is known for this name"),
-    (r"Connection refused", "refused", "the host answers, and no sshd listens there"),
-    (r"No route to host|Network is unreachable", "no route", "no route leads to it: it is down, or its network is"),
-    (r"(Connection|Operation) timed out|Connection timed out during", "no answer", "nothing answers at its address"),
-    (r"Host key verification failed|HOST IDENTIFICATION HAS CHANGED|host key is known", "host key", ""),
-    (r"Permission denied \(", "permission denied", "no key of this user is accepted there"),
-    (r"Too many authentication failures", "permission denied", "no key of this user is accepted there"),
-    (
-        r"not responding|Broken pipe|Connection (closed|reset)|Connection to .* closed",
-        "lost",
-        "the connection broke off",
-    ),
-)
-_HOST_KEY_CHANGED = "its host key is not the one in known_hosts"
-_HOST_KEY_UNKNOWN = "its host key is not known here yet"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a command did not run to an end of its own, in plain words. `detail` is what ssh said, if it did."""
-
-    kind: ProblemKind
-    words: str
-    detail: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.words} ({self.detail})" if self.detail else self.words
 
 
 @dataclass(frozen=True)
@@ -91,51 +52,6 @@ def run_on_hosts(
     may then run on. Not for use inside a running event loop.
     """
     return asyncio.run(_run_on_hosts(tuple(hosts), shell_text(argv, cwd=cwd, env=env), stdin, timeout_s, fan_out))
-
-
-def shell_text(argv: Sequence[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None) -> str:
-    """The command as text for a POSIX shell, which replaces itself by it."""
-    variables = [f"{name}={value}" for name, value in sorted((env or {}).items())]
-    command = "exec " + shlex.join(["env", *variables, *argv] if variables else argv)
-    return f"cd {shlex.quote(cwd)} && {command}" if cwd else command
-
-
-def command_for(host: str, text: str, *, hostname: str) -> tuple[str, ...]:
-    """The command line that has a shell on `host` run the text: through ssh, but for this host, named `hostname`."""
-    if is_own_name(host, hostname):
-        return ("/bin/sh", "-c", text)
-    options = {
-        "BatchMode": "yes",
-        "ConnectTimeout": CONNECT_TIMEOUT_S,
-        "ServerAliveInterval": _ALIVE_EVERY_S,
-        "ServerAliveCountMax": 3,
-        "ClearAllForwardings": "yes",
-        "LogLevel": "ERROR",
-    }
-    return (
-        "ssh",
-        "-T",
-        "-x",
-        *(word for name, value in options.items() for word in ("-o", f"{name}={value}")),
-        host,
-        text,
-    )
-
-
-def ssh_problem(status: int, stderr: str) -> Problem | None:
-    """What an ssh that ended with this status says went wrong between the hosts; None where the command did run."""
-    if status != 255:
-        return None
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    for pattern, kind, words in _SSH_SAYS:
-        said = next((line for line in reversed(lines) if re.search(pattern, line)), None)
-        if said is not None:
-            if kind == "host key":
-                words = _HOST_KEY_CHANGED if "HAS CHANGED" in stderr else _HOST_KEY_UNKNOWN
-            return Problem(kind, words, said)
-    if not lines:
-        return Problem("lost", "the connection or the command there was ended, and nothing was said")
-    return Problem("ssh", "ssh failed", lines[-1])
 
 
 async def run_here(argv: Sequence[str], *, timeout_s: float, stdin: bytes = b"") -> RemoteResult:

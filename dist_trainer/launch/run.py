@@ -10,9 +10,9 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -45,23 +45,47 @@ class Limits:
     grace_s: float = GRACE_S
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A run that may start: its folder, which is there, and all of `train`'s arguments."""
+
+    run_dir: Path
+    arguments: tuple[str, ...]
+
+
 def run_request(
-    launcher: str, request: LaunchRequest, run_dir: Path, *, is_port_fixed: bool = False, limits: Limits = Limits()
+    launcher: str,
+    request: LaunchRequest,
+    prepare: Callable[[], Prepared],
+    *,
+    is_port_fixed: bool = False,
+    limits: Limits = Limits(),
 ) -> int:
-    """Starts the ranks with their guards, records that in RUN_DIR/resolved/launch.json, and returns their status."""
+    """Starts the guards, prepares the run, lets the guards start the ranks, and returns the ranks' status.
+
+    What takes `prepare` time takes none of the user's where all ranks are here: it is done while the launcher comes up,
+    and when it raises nothing is left. On other hosts, and in an allocation, nothing is started before it is done.
+    """
+    prepared = prepare() if launcher == "srun" or not request.is_local else None
     allow_connections(request.num_ranks)
     listener, host = _listen(launcher, request)
     token = rendezvous_token(request.rendezvous) if request.rendezvous else new_token()
     address = f"{host}:{listener.getsockname()[1]}"
     plan = build_plan(launcher, guarded(request, address, token))
-    job = job_for(launcher, request, plan, run_dir, is_port_fixed=is_port_fixed)
-    roster = roster_for(launcher, request)
-    write_launch_record(launcher, request, job, run_dir, start_time_s=time.time())
-    # What was printed so far must stand before what the ranks print.
-    sys.stdout.flush()
-    launcher_log = None if request.is_local else run_dir / "logs" / "launcher.log"
+    launcher_log = None if request.is_local or prepared is None else prepared.run_dir / "logs" / "launcher.log"
+
+    def hand_out() -> None:
+        """Records what is started in RUN_DIR/resolved/launch.json, and lets the guards start it."""
+        ready = prepared or prepare()
+        asked = replace(request, arguments=ready.arguments)
+        job = job_for(launcher, asked, plan, ready.run_dir, is_port_fixed=is_port_fixed)
+        write_launch_record(launcher, asked, job, ready.run_dir, start_time_s=time.time())
+        # What was printed so far must stand before what the ranks print.
+        sys.stdout.flush()
+        lifeline.hand_out(job)
+
     with (
-        Lifeline(listener, token, job, roster, start_limit_s=limits.start_s, say=_say) as lifeline,
+        Lifeline(listener, token, roster_for(launcher, request), start_limit_s=limits.start_s, say=_say) as lifeline,
         _open_log(launcher_log) as output,
     ):
         ending = supervise(
@@ -70,6 +94,7 @@ def run_request(
             grace_s=limits.grace_s,
             guards=lifeline,
             output=output,
+            meanwhile=hand_out,
         )
         lifeline.stop(FAILURE_GRACE_S)
         lifeline.close(FAILURE_GRACE_S + _CLOSING_S)

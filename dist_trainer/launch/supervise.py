@@ -54,6 +54,7 @@ def supervise(
     grace_s: float = GRACE_S,
     guards: Guards | None = None,
     output: IO[bytes] | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Ending:
     """Runs the command with exactly this environment, to its end and that of all it started.
 
@@ -63,7 +64,8 @@ def supervise(
 
     Where `guards` are connected they end the ranks instead, and the command is left to end by itself within the same
     time; so it is, within FAILURE_GRACE_S and a little more, once they know of trouble. What the command prints goes
-    to `output`, else to this process's own streams.
+    to `output`, else to this process's own streams. `meanwhile` is called as soon as the command is on its way; when it
+    raises, the command is killed.
     """
     stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     not_ours = {process.pid for process in list_descendants(os.getpid())}
@@ -73,6 +75,8 @@ def supervise(
     try:
         launcher = _start(argv, environ, old_mask, output)
         try:
+            if meanwhile is not None:
+                meanwhile()
             stopped_by = _wait(launcher, stop_signals, not_ours, grace_s, guards)
             is_known = guards is not None and guards.trouble is not None
             is_left_over = stopped_by is None and not is_known and not _end_stragglers(launcher, not_ours)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.resolve import Request
+from dist_trainer.config.request import Request
 from dist_trainer.memory.plan import Plan, needed
 from dist_trainer.memory.settings import Settings
 from dist_trainer.units import format_count, format_gb

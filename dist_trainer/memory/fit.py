@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.resolve import Request, ResolvedRun
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.errors import UserError
 from dist_trainer.memory import gpus
 from dist_trainer.memory.candidates import Candidate, Limits, Planner

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dist_trainer.config.resolve import Request
+from dist_trainer.config.request import Request
 from dist_trainer.memory import advice
 from dist_trainer.memory.advice import Change, Setup
 from dist_trainer.memory.plan import RankPlan

@@ -10,7 +10,8 @@ import torch
 
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts
-from dist_trainer.config.resolve import Request, ResolvedRun
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.memory.advice import Setup
 from dist_trainer.memory.outcome import HostMemory

@@ -16,7 +16,8 @@ from dist_trainer import __version__
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config import run_dir as run_dirs
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
-from dist_trainer.config.resolve import Request, ResolvedRun, names, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import MemoryConfig
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import quiet_deepspeed

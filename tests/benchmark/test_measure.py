@@ -8,7 +8,7 @@ import pytest
 
 from dist_trainer.benchmark import kept
 from dist_trainer.benchmark.measure import Measurement, Spec, measure_apart, resolve_spec
-from dist_trainer.config.resolve import Request
+from dist_trainer.config.request import Request
 from dist_trainer.errors import RunError
 
 SMALL_BUCKETS = ("zero_optimization.reduce_bucket_size=100000", "zero_optimization.allgather_bucket_size=100000")

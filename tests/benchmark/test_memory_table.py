@@ -15,7 +15,8 @@ from dist_trainer.benchmark.memory_text import BEGIN, END, table_text, write_tab
 from dist_trainer.benchmark.on_gpus import DevicePeaks
 from dist_trainer.cli.benchmark import main
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.resolve import Request, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import resolve
 from dist_trainer.errors import RunError, UserError
 from dist_trainer.memory.plan import Figure, RankPlan
 

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dist_trainer.cli import launch
+from dist_trainer.launch import reach
 from dist_trainer.launch.choose import build_plan
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
+from dist_trainer.launch.run import Prepared
 
 
 @pytest.fixture(scope="session")
@@ -31,10 +35,10 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[LaunchPlan]:
     """The plans that `launch` would have run, on hosts that need not be there; each ends with status 7."""
     plans: list[LaunchPlan] = []
 
-    def run_request(launcher: str, request: LaunchRequest, *rest: object, **named: object) -> int:
-        plans.append(build_plan(launcher, request))
+    def run_request(launcher: str, request: LaunchRequest, prepare: Callable[[], Prepared], **named: object) -> int:
+        plans.append(build_plan(launcher, replace(request, arguments=prepare().arguments)))
         return 7
 
     monkeypatch.setattr(launch, "run_request", run_request)
-    monkeypatch.setattr(launch, "check_hosts", lambda request: None)
+    monkeypatch.setattr(reach, "check_hosts", lambda request: ())
     return plans

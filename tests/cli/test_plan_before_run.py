@@ -11,7 +11,8 @@ from dist_trainer.cli import launch
 from dist_trainer.cli.main import main
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts
-from dist_trainer.config.resolve import Request, ResolvedRun, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import UserError
 from dist_trainer.launch import devices
 from dist_trainer.launch.plan import LaunchPlan

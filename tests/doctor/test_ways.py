@@ -9,7 +9,7 @@ import pytest
 from examinations import NEEDS
 
 from dist_trainer.cluster.topology import Host, Topology
-from dist_trainer.config.resolve import Request
+from dist_trainer.config.request import Request
 from dist_trainer.doctor.examination import MeetingPort, Task
 from dist_trainer.doctor.ways import enough_files, routes, srun_command
 from dist_trainer.errors import UserError

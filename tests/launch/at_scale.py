@@ -60,7 +60,8 @@ def measure_guards(num_ranks: int) -> None:
         local_ranks=tuple((local_rank, HOST_SIZE) for _, local_rank in places),
     )
     roster = Roster(num_ranks, tuple(f"host{host}" for host, _ in places))
-    with Lifeline(listener, TOKEN, job, roster, start_limit_s=LIMIT_S, say=print) as lifeline:
+    with Lifeline(listener, TOKEN, roster, start_limit_s=LIMIT_S, say=print) as lifeline:
+        lifeline.hand_out(job)
         started_s = time.monotonic()
         processes = start_clients(guards, listener.getsockname()[1], num_ranks)
         while not roster.is_complete:

@@ -22,9 +22,8 @@ def main(argv: list[str]) -> int:
         return launch.run(
             parser.parse_args(argv[:cut]),
             argv[cut + 1 :],
-            config_name="tiny",
-            ds_name="zero2",
             run_dir=Path(out_dir),
+            train_request=None,
             module="echo_rank",
         )
     except UserError as error:

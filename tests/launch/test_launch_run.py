@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +16,39 @@ from dist_trainer.errors import UserError
 from dist_trainer.launch.choose import build_plan
 from dist_trainer.launch.job import job_for
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
-from dist_trainer.launch.run import require_launcher, write_launch_record
+from dist_trainer.launch.processes import list_descendants
+from dist_trainer.launch.run import Prepared, require_launcher, run_request, write_launch_record
 
 ROOT = Path(__file__).parents[2]
+
+
+def local_request(**facts: Any) -> LaunchRequest:
+    host = HostFacts(socket.gethostname(), sys.executable, num_cores=2, num_gpus=0, is_root=False, environ=os.environ)
+    return LaunchRequest(("train",), Topology.of_this_host(2), master_port=23456, facts=replace(host, **facts))
+
+
+def test_a_mistake_found_while_the_launcher_comes_up_leaves_nothing_running() -> None:
+    seen: list[int] = []
+
+    def prepare() -> Prepared:
+        seen.extend(process.pid for process in list_descendants(os.getpid()) if not process.has_ended)
+        raise UserError("no such key")
+
+    before = {process.pid for process in list_descendants(os.getpid())}
+    with pytest.raises(UserError, match="no such key"):
+        run_request("torchrun", local_request(), prepare)
+    assert set(seen) - before, "the launcher was on its way"
+    assert {process.pid for process in list_descendants(os.getpid()) if not process.has_ended} <= before
+
+
+def test_under_srun_nothing_is_started_before_the_run_is_prepared() -> None:
+    """A step that is given up again would stay in the allocation until its guards do."""
+
+    def prepare() -> Prepared:
+        raise UserError("no such key")
+
+    with pytest.raises(UserError, match="no such key"):
+        run_request("srun", local_request(environ={"PATH": ""}), prepare)
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "srun"])

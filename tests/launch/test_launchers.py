@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import string
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from literal import any_words
 
 pytestmark = pytest.mark.integration
 
@@ -27,27 +27,6 @@ LAUNCHERS = (
     pytest.param("mpirun", marks=pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")),
     # mpirun too, but MPICH's.
     pytest.param("hydra", marks=pytest.mark.skipif(shutil.which(MPICH) is None, reason=f"no {MPICH} here")),
-)
-# Whatever a shell, argparse or a launcher might take for its own.
-LITERAL = (
-    "--max-steps",
-    "--b",
-    "--n=3",
-    "--m",
-    "a b",
-    "it's",
-    "$HOME",
-    ";",
-    '{"a":1}',
-    "",
-    '"',
-    "*",
-    "--",
-    "é\\n",
-    "-x",
-    string.printable,
-    *string.punctuation,
-    "".join(character for character in map(chr, range(0xA0, 0x3000)) if character.isprintable()),
 )
 
 
@@ -97,14 +76,17 @@ def assert_gone(out_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_every_rank_knows_its_place_and_gets_its_arguments_literally(launcher: str, tmp_path: Path) -> None:
-    out_dir = tmp_path / "out"
-    process = start(launcher, out_dir, "end", *LITERAL)
+@any_words(num_drawn=2)
+def test_every_rank_knows_its_place_and_gets_its_arguments_literally(
+    launcher: str, tmp_path_factory: pytest.TempPathFactory, words: list[str]
+) -> None:
+    out_dir = tmp_path_factory.mktemp(launcher) / "out"
+    process = start(launcher, out_dir, "end", *words)
     text, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, text
     records = [read_rank(out_dir, rank) for rank in (0, 1)]
     for rank, record in enumerate(records):
-        assert record["argv"] == ["train", str(out_dir), "end", *LITERAL]
+        assert record["argv"] == ["train", str(out_dir), "end", *words]
         assert {**record["rank"], "master_port": None, "source": None} == {
             "rank": rank,
             "world_size": 2,

@@ -11,8 +11,9 @@ import pytest
 from dist_trainer.cluster.topology import Host, Topology
 from dist_trainer.errors import UserError
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
-from dist_trainer.launch.reach import check_hosts, find_problems
-from dist_trainer.launch.remote import Problem, RemoteResult
+from dist_trainer.launch.reach import check_hosts, find_idle_gpus, find_problems
+from dist_trainer.launch.remote import RemoteResult
+from dist_trainer.launch.ssh import Problem
 
 TWO_SLOTS = Host("node1", (0, 1))
 
@@ -38,6 +39,14 @@ def test_what_is_wrong_with_a_host(result: RemoteResult, problem: str | None) ->
     assert find_problems((TWO_SLOTS,), {"node1": result}) == expected
 
 
+def test_gpus_without_a_slot_are_named() -> None:
+    hosts = tuple(Host(f"node{number}", (0, 1)) for number in range(12))
+    assert find_idle_gpus(hosts, {host.name: answer(0, "2\n") for host in hosts}) == ()
+    (notice,) = find_idle_gpus(hosts, {host.name: answer(0, "8\n") for host in hosts})
+    assert "node0 (2 of 8), node1 (2 of 8)" in notice
+    assert notice.endswith("and 4 more")
+
+
 def request_here() -> LaunchRequest:
     here = Topology((Host(socket.gethostname(), (0,)),))
     facts = HostFacts("elsewhere", sys.executable, num_cores=1, num_gpus=0, is_root=False, environ={})
@@ -45,7 +54,7 @@ def request_here() -> LaunchRequest:
 
 
 def test_a_host_that_can_run_the_ranks_is_no_problem() -> None:
-    check_hosts(request_here())
+    assert check_hosts(request_here()) == ()
 
 
 def test_a_host_without_the_python_is_named() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.resolve import Request, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import resolve
 from dist_trainer.memory import advice
 from dist_trainer.memory.advice import Change, Setup, Trial
 from dist_trainer.memory.outcome import HostMemory, Standing, device_standing, host_standing, is_good, plan_line

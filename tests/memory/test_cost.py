@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.resolve import Request, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import resolve
 from dist_trainer.memory.cost import Cost, assumptions, estimate, sent_bytes
 from dist_trainer.memory.gpus import speeds
 from dist_trainer.memory.settings import Settings, read_settings

@@ -13,7 +13,8 @@ import ranks
 from dist_trainer.config import deepspeed
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.resolve import Request, ResolvedRun, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import UserError
 from dist_trainer.memory import fit
 from dist_trainer.memory.candidates import Planner
@@ -199,7 +200,8 @@ def test_a_search_from_kept_traces_needs_no_torch(search: fit.Fit) -> None:
     code = f"""
 import sys
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.resolve import Request, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import resolve
 from dist_trainer.memory import fit
 from dist_trainer.memory.planner import PlannedDevice
 request = fit.at_batch(Request(ds="zero2"), 64, 2)

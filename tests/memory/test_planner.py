@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.resolve import Request, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import resolve
 from dist_trainer.memory.plan import Plan, RankPlan, dump_plan, needed, read_plan, write_plan
 from dist_trainer.memory.planner import PlannedDevice, make_plan
 
@@ -147,7 +148,8 @@ def test_a_shape_seen_before_is_planned_without_torch() -> None:
     code = (
         "import sys\n"
         "from dist_trainer.config.adapt import ANY_DEVICE\n"
-        "from dist_trainer.config.resolve import Request, resolve\n"
+        "from dist_trainer.config.request import Request\n"
+        "from dist_trainer.config.resolve import resolve\n"
         "from dist_trainer.memory.planner import PlannedDevice, make_plan\n"
         "run = resolve(Request(config='tiny', ds='zero2'), world_size=2, device=ANY_DEVICE)\n"
         "make_plan(run, world_size=2, device=PlannedDevice('cuda'))\n"

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.resolve import Request, resolve
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import resolve
 from dist_trainer.memory.settings import read_settings, unmodelled
 
 SHIPPED = sorted(path.stem for path in (Path(__file__).parents[2] / "ds_configs").glob("*.json"))

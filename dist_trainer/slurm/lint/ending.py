@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dist_trainer.config import run as run_file
 from dist_trainer.config.files import find_file
 from dist_trainer.config.optimisations import set_path
-from dist_trainer.config.resolve import DEFAULT_CONFIG
+from dist_trainer.config.request import DEFAULT_CONFIG
 from dist_trainer.config.run import CheckpointConfig, RunConfig
 from dist_trainer.errors import UserError
 from dist_trainer.slurm import cadence

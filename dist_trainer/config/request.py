@@ -1,0 +1,22 @@
+"""What a command line asks to train. Imports little, so that a launcher can be on its way before the files are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from dist_trainer.config.optimisations import Switches
+
+DEFAULT_CONFIG = "tiny"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked: a run file, a DeepSpeed file, and what overrides both. `phase` counts from 1."""
+
+    config: str = DEFAULT_CONFIG
+    ds: str | None = None
+    no_optimize: bool = False
+    switches: Switches = field(default_factory=Switches)
+    settings: tuple[str, ...] = ()
+    seed: int | None = None
+    phase: int | None = None
