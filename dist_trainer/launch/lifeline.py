@@ -233,7 +233,13 @@ class Lifeline:
     def _send_jobs(self) -> None:
         """To those that wait; where rank 0's host finds the port, to that rank first."""
         job = self._job
-        if job is None or not self._waiting:
+        if not self._waiting:
+            return
+        if job is None:
+            if self._grace_s is not None:
+                for connection in self._waiting:
+                    self._send(connection, encode("stop", grace_s=self._grace_s))
+                self._waiting.clear()
             return
         is_port_known = job.master_port is None or self._port is not None
         now = [connection for connection in self._waiting if is_port_known or connection.rank == 0]

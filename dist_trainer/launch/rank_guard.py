@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from dist_trainer.cluster.environments import READERS, Place
-from dist_trainer.errors import EXIT_FAILURE, EXIT_USER_ERROR, UserError
+from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError
 from dist_trainer.launch.network import interface_towards
 from dist_trainer.launch.ports import first_free_port
 from dist_trainer.launch.processes import end_with_parent, launchers_above, sweep_later
@@ -61,6 +61,7 @@ class Guard:
         self._kill_at_s: float | None = None
         self._parent_pid = os.getppid()
         self._is_echo = False
+        self._is_told_to_stop = False
         self._has_bye = False
         self._failed_to_start = False
         self.must_sweep = False
@@ -70,14 +71,14 @@ class Guard:
         )
 
     def run(self) -> int:
-        """The rank's exit status, 128 + N when signal N ended it; 1 when no job came."""
+        """The rank's exit status, 128 + N when signal N ended it; without a job 0 when told that none comes, else 1."""
         while self._rank is None and not (self.is_lost or self._kill_at_s or self._failed_to_start):
             self._turn()
         if self._failed_to_start:
             self._tell_end(EXIT_USER_ERROR)
             return EXIT_USER_ERROR
         if self._rank is None:
-            return EXIT_FAILURE
+            return EXIT_OK if self._is_told_to_stop and not self.is_lost else EXIT_FAILURE
         while self._rank.poll() is None:
             self._turn()
             if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
@@ -134,7 +135,7 @@ class Guard:
                 self._start(message)
             elif message["kind"] == "stop":
                 self._is_echo = True
-                self.must_sweep = True
+                self.must_sweep = self._is_told_to_stop = True
                 self._end_rank(float(message["grace_s"]))
             elif message["kind"] == "bye":
                 self._has_bye = True

@@ -64,9 +64,10 @@ def run_request(
     """Starts the guards, prepares the run, lets the guards start the ranks, and returns the ranks' status.
 
     What takes `prepare` time takes none of the user's where all ranks are here: it is done while the launcher comes up,
-    and when it raises nothing is left. On other hosts, and in an allocation, nothing is started before it is done.
+    and when it raises nothing is left. On other hosts nothing is started before it is done.
     """
-    prepared = prepare() if launcher == "srun" or not request.is_local else None
+    prepared = None if request.is_local else prepare()
+    refusals: list[UserError] = []
     allow_connections(request.num_ranks)
     listener, host = _listen(launcher, request)
     token = rendezvous_token(request.rendezvous) if request.rendezvous else new_token()
@@ -76,7 +77,15 @@ def run_request(
 
     def hand_out() -> None:
         """Records what is started in RUN_DIR/resolved/launch.json, and lets the guards start it."""
-        ready = prepared or prepare()
+        try:
+            ready = prepared or prepare()
+        except UserError as error:
+            if launcher != "srun":
+                raise
+            # A killed srun leaves its step to SLURM, which is not quick; guards that have nothing to do end it at once.
+            refusals.append(error)
+            lifeline.stop(0.0)
+            return
         asked = replace(request, arguments=ready.arguments)
         job = job_for(launcher, asked, plan, ready.run_dir, is_port_fixed=is_port_fixed)
         write_launch_record(launcher, asked, job, ready.run_dir, start_time_s=time.time())
@@ -98,6 +107,8 @@ def run_request(
         )
         lifeline.stop(FAILURE_GRACE_S)
         lifeline.close(FAILURE_GRACE_S + _CLOSING_S)
+    if refusals:
+        raise refusals[0]
     return _status(launcher, ending, lifeline, launcher_log)
 
 

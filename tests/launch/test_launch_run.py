@@ -41,16 +41,6 @@ def test_a_mistake_found_while_the_launcher_comes_up_leaves_nothing_running() ->
     assert {process.pid for process in list_descendants(os.getpid()) if not process.has_ended} <= before
 
 
-def test_under_srun_nothing_is_started_before_the_run_is_prepared() -> None:
-    """A step that is given up again would stay in the allocation until its guards do."""
-
-    def prepare() -> Prepared:
-        raise UserError("no such key")
-
-    with pytest.raises(UserError, match="no such key"):
-        run_request("srun", local_request(environ={"PATH": ""}), prepare)
-
-
 @pytest.mark.parametrize("launcher", ["mpirun", "srun"])
 def test_a_launcher_that_is_not_there(launcher: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")

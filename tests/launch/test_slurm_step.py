@@ -131,3 +131,25 @@ def test_node_lists_are_read_as_slurm_reads_them(slurm_environ: dict[str, str]) 
             check=True,
         )
         assert list(expand_nodelist(text)) == answer.stdout.split(), text
+
+
+def test_a_mistake_leaves_no_step_in_the_allocation(slurm_environ: dict[str, str], tmp_path: Path) -> None:
+    """It is found while srun comes up."""
+    wrong = [sys.executable, "-m", "dist_trainer", "launch", "--set", "model.nope=1", "--run-dir", "run"]
+    ask = 'id=$SLURM_JOB_ID; "$@"; echo "status $?"; squeue --noheader --steps --jobs=$id --format=%i | grep -v batch'
+    process = subprocess.run(
+        ["salloc", "--quiet", "--ntasks=2", "sh", "-c", ask, "sh", *wrong],
+        cwd=tmp_path,
+        env=ranks_environ(slurm_environ),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=LIMIT_S,
+    )
+    said = process.stderr.splitlines()
+    assert said[0] == "dist_trainer: error: unknown key in the run file"
+    assert [line for line in said if "srun" in line] == []
+    status, *steps = process.stdout.splitlines()
+    assert status == "status 2"
+    assert [step for step in steps if not step.endswith((".extern", ".batch", ".interactive"))] == []
+    assert not (tmp_path / "run").exists()
