@@ -192,7 +192,7 @@ def train(
     from dist_trainer.monitor.allocator import AllocatorWatch
     from dist_trainer.monitor.memory import MemoryProbe
     from dist_trainer.report import summary
-    from dist_trainer.train import checkpoint, op_builds, planning, process
+    from dist_trainer.train import checkpoint, muon, op_builds, planning, process
     from dist_trainer.train.display import Display
     from dist_trainer.train.engine import build_engine
     from dist_trainer.train.loop import Recorder, Run, train_phases
@@ -226,6 +226,7 @@ def train(
             recorder.event("notice", notice)
 
     allocator = AllocatorWatch.begin() if job.measure_allocator else None
+    muon.import_uncompiled_unless_used(resolved.deepspeed)
     engine = build_engine(resolved, device_index=device_index)
     if allocator is not None:
         allocator.watch(engine)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,13 @@ def main(argv: list[str]) -> int:
     _, out_dir, behaviour, *_ = argv
     info = find_rank(os.environ)
     variables = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "DS_ACCELERATOR")}
-    record = {"rank": dataclasses.asdict(info), "argv": argv, "pid": os.getpid(), "env": variables}
+    record = {
+        "rank": dataclasses.asdict(info),
+        "host": socket.gethostname(),
+        "argv": argv,
+        "pid": os.getpid(),
+        "env": variables,
+    }
     path = Path(out_dir) / f"rank-{info.rank}.json"
     path.with_suffix(".part").write_text(json.dumps(record))
     path.with_suffix(".part").rename(path)
