@@ -72,7 +72,7 @@ def _columns(*, with_gpus: bool) -> list[_Column]:
         _Column("NVML", lambda row, _: _gb(row.planned_used_bytes)),
         _Column("saved", lambda row, base: _saved(row, base, lambda row: row.planned_used_bytes)),
         _Column("target", lambda row, _: _target(row)),
-        _Column("measured on the CPU", lambda row, _: _gb(_measured_bytes(row)) + ("*" if _is_mixed(row) else "")),
+        _Column("measured on the CPU", lambda row, _: _gb(_measured_bytes(row)) + _mark(row)),
         _Column("plan's error", lambda row, _: NOTHING if row.error is None else f"{row.error:+.2%}"),
         _Column("saved, measured", lambda row, base: NOTHING if _is_mixed(row) else _saved(row, base, _measured_bytes)),
     ]
@@ -85,6 +85,14 @@ def _columns(*, with_gpus: bool) -> list[_Column]:
 def _is_mixed(row: MemoryRow) -> bool:
     """Whether the measured figure holds what a GPU's host would hold."""
     return row.is_offloaded and row.measured is not None
+
+
+def _mark(row: MemoryRow) -> str:
+    """`*`: what is offloaded is in it. `†`: it is the whole model as it is built, on a GPU by the host."""
+    if _is_mixed(row):
+        return "*"
+    is_built = row.measured is not None and row.on_cpu.peak_phase == "init" != row.on_gpu.peak_phase
+    return "†" if is_built else ""
 
 
 def _measured_bytes(row: MemoryRow) -> int | None:

@@ -102,6 +102,11 @@ def test_an_offloaded_measurement_holds_the_host_and_saves_nothing_to_speak_of()
     assert text.splitlines()[-1].endswith("| 80% | met | 3.00* | +1.00% | – |")
 
 
+def test_a_measured_peak_that_is_the_model_being_built_is_marked() -> None:
+    built = replace(ZERO2, on_cpu=replace(ZERO2.on_cpu, peak_phase="init"))
+    assert table_text([BASELINE, built]).splitlines()[-1].endswith("| met | 1.00† | +1.00% | 75% |")
+
+
 def test_where_gpus_ran_the_table_has_what_nvml_showed() -> None:
     seen = [
         replace(row, device_peaks=DevicePeaks(used_bytes, None, None))
