@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 from lab import LOGIN, Lab
 from launched import LAUNCHERS, ROOT, SHORT, Launched, allocated, echoing, switches
-from literal import any_words
+from literal import LITERAL
 from ranks import BRISK, losses, mini_config
 
 pytestmark = pytest.mark.integration
@@ -32,11 +31,10 @@ def programs() -> None:
 @pytest.fixture
 def start(lab: Lab, slurm_lab: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts echoing ranks under all launchers at once, so that one fault serves all."""
-    numbers = itertools.count()
     with ExitStack() as stack:
 
         def start_all(behaviour: str, *words: str) -> dict[str, Launched]:
-            folder = lab.folder / f"{request.node.name}-{next(numbers)}"
+            folder = lab.folder / request.node.name
             return {
                 launcher: stack.enter_context(echoing(lab, folder, launcher, slurm_lab, behaviour, *words))
                 for launcher in LAUNCHERS
@@ -46,12 +44,11 @@ def start(lab: Lab, slurm_lab: dict[str, str], request: pytest.FixtureRequest) -
     lab.wait_until_nothing_runs()
 
 
-@any_words(num_drawn=2)
-def test_every_rank_knows_its_place_and_gets_its_arguments_literally(start: Start, words: list[str]) -> None:
-    for launcher, launched in start("end", *words).items():
+def test_every_rank_knows_its_place_and_gets_its_arguments_literally(start: Start) -> None:
+    for launcher, launched in start("end", *LITERAL).items():
         assert launched.status() == 0, launched.output()
         for rank, record in enumerate(launched.ranks()):
-            assert record["argv"] == ["train", str(launched.out_dir), "end", *words], launcher
+            assert record["argv"] == ["train", str(launched.out_dir), "end", *LITERAL], launcher
             place = {name: record["rank"][name] for name in ("rank", "world_size", "local_rank", "local_world_size")}
             assert place == {"rank": rank, "world_size": 4, "local_rank": rank % 2, "local_world_size": 2}, launcher
             assert record["rank"]["master_addr"] == "node1", launcher

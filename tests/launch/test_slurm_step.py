@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from literal import any_words
 
 import slurm
 from dist_trainer.cluster.nodelist import expand_nodelist
@@ -87,6 +88,17 @@ def test_inside_an_allocation(inner: str, slurm_environ: dict[str, str], tmp_pat
     else:
         assert places == {"rank-0.json": ("torch", 2), "rank-1.json": ("torch", 2)}
         assert records["rank-1.json"]["argv"] == ["train", str(tmp_path / "out"), "end", "it's $HOME"]
+
+
+@any_words(num_drawn=5)
+def test_arguments_arrive_literally(
+    slurm_environ: dict[str, str], tmp_path_factory: pytest.TempPathFactory, words: list[str]
+) -> None:
+    out_dir = tmp_path_factory.mktemp("literal")
+    command = ["salloc", "--quiet", "--ntasks=2", sys.executable, "-m", "launch_echo", "--", str(out_dir), "end"]
+    subprocess.run([*command, *words], env=ranks_environ(slurm_environ), check=True, timeout=LIMIT_S)
+    for rank in (0, 1):
+        assert json.loads((out_dir / f"rank-{rank}.json").read_text())["argv"][3:] == words
 
 
 @pytest.mark.parametrize("behaviour", ["exit:3", "kill:9"])
