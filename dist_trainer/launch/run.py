@@ -67,7 +67,7 @@ def run_request(
     and when it raises nothing is left. On other hosts nothing is started before it is done.
     """
     prepared = None if request.is_local else prepare()
-    refusals: list[UserError] = []
+    refusals: list[BaseException] = []
     allow_connections(request.num_ranks)
     listener, host = _listen(launcher, request)
     token = rendezvous_token(request.rendezvous) if request.rendezvous else new_token()
@@ -79,7 +79,7 @@ def run_request(
         """Records what is started in RUN_DIR/resolved/launch.json, and lets the guards start it."""
         try:
             ready = prepared or prepare()
-        except UserError as error:
+        except (UserError, KeyboardInterrupt) as error:
             if launcher != "srun":
                 raise
             # A killed srun leaves its step to SLURM, which is not quick; guards that have nothing to do end it at once.

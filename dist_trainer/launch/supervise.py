@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Protocol
 
@@ -64,8 +64,8 @@ def supervise(
 
     Where `guards` are connected they end the ranks instead, and the command is left to end by itself within the same
     time; so it is, within FAILURE_GRACE_S and a little more, once they know of trouble. What the command prints goes
-    to `output`, else to this process's own streams. `meanwhile` is called as soon as the command is on its way; when it
-    raises, the command is killed.
+    to `output`, else to this process's own streams. `meanwhile` is called as soon as the command is on its way, with
+    the signals as they were; when it raises, the command is killed.
     """
     stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     not_ours = {process.pid for process in list_descendants(os.getpid())}
@@ -76,7 +76,8 @@ def supervise(
         launcher = _start(argv, environ, old_mask, output)
         try:
             if meanwhile is not None:
-                meanwhile()
+                with _mask(old_mask):
+                    meanwhile()
             stopped_by = _wait(launcher, stop_signals, not_ours, grace_s, guards)
             is_known = guards is not None and guards.trouble is not None
             is_left_over = stopped_by is None and not is_known and not _end_stragglers(launcher, not_ours)
@@ -96,6 +97,15 @@ def supervise(
         print("The launcher ended before the ranks did; the ranks were ended.", file=sys.stderr)
         return Ending(status or EXIT_FAILURE, None)
     return Ending(status, None)
+
+
+@contextmanager
+def _mask(mask: Collection[int | signal.Signals]) -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start(

@@ -61,13 +61,19 @@ def start(launcher: str, out_dir: Path, behaviour: str, *words: str) -> subproce
 
 
 def read_rank(out_dir: Path, rank: int) -> dict[str, Any]:
-    path = out_dir / f"rank-{rank}.json"
-    deadline_s = time.monotonic() + LIMIT_S
-    while not path.exists():
-        assert time.monotonic() < deadline_s, f"{path} was never written"
-        time.sleep(0.05)
-    record: dict[str, Any] = json.loads(path.read_text())
+    record: dict[str, Any] = json.loads((out_dir / f"rank-{rank}.json").read_text())
     return record
+
+
+def await_ranks(process: subprocess.Popen[str], out_dir: Path) -> list[dict[str, Any]]:
+    """What both ranks wrote, once they have; fails with what `launch` said where it ended before that."""
+    paths = [out_dir / f"rank-{rank}.json" for rank in (0, 1)]
+    deadline_s = time.monotonic() + LIMIT_S
+    while not all(path.exists() for path in paths):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline_s, f"{[path for path in paths if not path.exists()]} were never written"
+        time.sleep(0.05)
+    return [read_rank(out_dir, rank) for rank in (0, 1)]
 
 
 def assert_gone(out_dir: Path) -> None:
@@ -125,8 +131,7 @@ def test_the_status_of_the_rank_that_failed_is_the_status(
 def test_a_signal_ends_every_rank(launcher: str, number: signal.Signals, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
     process = start(launcher, out_dir, "wait")
-    for rank in (0, 1):
-        read_rank(out_dir, rank)
+    await_ranks(process, out_dir)
     process.send_signal(number)
     text, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 128 + number, text
@@ -138,7 +143,7 @@ def test_a_killed_launch_py_of_deepspeed_is_a_failure(tmp_path: Path) -> None:
     """DeepSpeed's runner itself would end with 0 and leave the ranks running."""
     out_dir = tmp_path / "out"
     process = start("deepspeed", out_dir, "wait")
-    (launch_py,) = {_parent_of(_parent_of(read_rank(out_dir, rank)["pid"])) for rank in (0, 1)}
+    (launch_py,) = {_parent_of(_parent_of(record["pid"])) for record in await_ranks(process, out_dir)}
     os.kill(launch_py, signal.SIGKILL)
     text, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 128 + signal.SIGTERM, text
@@ -150,7 +155,7 @@ def test_a_killed_launch_py_of_deepspeed_is_a_failure(tmp_path: Path) -> None:
 def test_when_launch_itself_is_killed_the_ranks_end(launcher: str, tmp_path: Path) -> None:
     out_dir = tmp_path / "out"
     process = start(launcher, out_dir, "wait")
-    pids = [read_rank(out_dir, rank)["pid"] for rank in (0, 1)]
+    pids = [record["pid"] for record in await_ranks(process, out_dir)]
     process.kill()
     process.wait(LIMIT_S)
     deadline_s = time.monotonic() + LIMIT_S

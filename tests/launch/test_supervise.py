@@ -106,3 +106,20 @@ def test_when_the_supervisor_is_killed_the_launcher_ends(tmp_path: Path) -> None
     while is_running(tmp_path / "child"):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+def test_ctrl_c_interrupts_what_is_done_meanwhile_and_ends_the_command(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, time; from dist_trainer.launch.supervise import supervise\n"
+        "def meanwhile():\n"
+        "    while not pathlib.Path('child').exists(): time.sleep(0.01)\n"
+        "    pathlib.Path('ready').touch()\n"
+        "    time.sleep(300)\n"
+        "supervise(('bash', '-c', 'sleep 300 & echo $! >child; wait'), os.environ, meanwhile=meanwhile)\n"
+    )
+    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=environ, stderr=subprocess.PIPE)
+    wait_for(tmp_path / "ready")
+    process.send_signal(signal.SIGINT)
+    assert b"KeyboardInterrupt" in process.communicate(timeout=LIMIT_S)[1]
+    assert not is_running(tmp_path / "child")
