@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 from lab import Lab, lab, why_no_lab
 
 import slurm
+
+LAUNCH = Path(__file__).parent / "launch"
 
 # A busy machine is no reason for a property to fail.
 settings.register_profile("untimed", deadline=None)
@@ -16,8 +19,13 @@ settings.load_profile("untimed")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if {"lab", "slurm_lab"} & set(getattr(item, "fixturenames", ())):
+        is_on_lab = bool({"lab", "slurm_lab"} & set(getattr(item, "fixturenames", ())))
+        if is_on_lab:
             item.add_marker(pytest.mark.cluster)
+        # With `-n 2` a file's tests stay together, for the runs they share; what waits for hosts and launchers, most of
+        # the time, goes beside what computes.
+        waits = is_on_lab or item.path.is_relative_to(LAUNCH)
+        item.add_marker(pytest.mark.xdist_group("hosts" if waits else str(item.path)))
 
 
 @pytest.fixture(scope="session")
