@@ -185,7 +185,7 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_the_resident_set_of_the_whole_tree_is_recorded_and_nothing_is_said(tmp_path: Path) -> None:
-    hold = "x = b'x' * 60_000_000; import time; time.sleep(0.5)"
+    hold = "x = b'x' * 60_000_000; import time; time.sleep(3)"
     watched = watch(
         tmp_path / "run", ["sh", "-c", f'"{sys.executable}" -c "{hold}" & "{sys.executable}" -c "{hold}"; wait']
     )
