@@ -77,16 +77,16 @@ def test_each_host_has_a_result_of_its_own(ssh_path: str, monkeypatch: pytest.Mo
 
 
 def test_a_time_limit_ends_the_wait_and_keeps_what_was_said() -> None:
-    result = run_on_hosts(["localhost"], ["sh", "-c", "echo begun; exec sleep 1000"], timeout_s=0.5)["localhost"]
+    result = run_on_hosts(["localhost"], ["sh", "-c", "echo begun; exec sleep 1000"], timeout_s=2)["localhost"]
     assert (result.status, result.stdout) == (None, "begun\n")
-    assert result.problem == Problem("time limit", "no end within 0.5 s")
+    assert result.problem == Problem("time limit", "no end within 2 s")
 
 
 def test_what_a_killed_command_leaves_behind_holds_nobody_up() -> None:
     script = "sleep 1000 & echo $!; exec sleep 1000"
-    result = run_on_hosts(["localhost"], ["sh", "-c", script], timeout_s=0.5)["localhost"]
+    result = run_on_hosts(["localhost"], ["sh", "-c", script], timeout_s=2)["localhost"]
     os.kill(int(result.stdout), signal.SIGKILL)
-    assert result.problem == Problem("time limit", "no end within 0.5 s")
+    assert result.problem == Problem("time limit", "no end within 2 s")
 
 
 @pytest.mark.parametrize(
