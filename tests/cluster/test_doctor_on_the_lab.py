@@ -173,7 +173,7 @@ def test_a_host_that_is_down_and_one_without_the_environment(lab: Lab, folder: P
 def test_in_a_slurm_job_without_a_fault(lab: Lab, folder: Path, slurm_lab: dict[str, str]) -> None:
     words = ["salloc", "--nodes=2", "--ntasks-per-node=2", "--gpus-per-task=1", *DOCTOR, "--json"]
     found = read(lab.run(LOGIN, words, cwd=folder, environ=slurm_lab))
-    assert found.failed() == set()
+    assert found.failed() == set(), found
     assert found.status == 0
     assert found.examination["how"] == "srun"
     assert found.examination["trial"]["hosts"] == {"node1": [0, 1], "node2": [0, 1]}
