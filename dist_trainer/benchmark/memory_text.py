@@ -89,10 +89,11 @@ def _is_mixed(row: MemoryRow) -> bool:
 
 def _mark(row: MemoryRow) -> str:
     """`*`: what is offloaded is in it. `†`: it is the whole model as it is built, on a GPU by the host."""
-    if _is_mixed(row):
+    if row.measured is None:
+        return ""
+    if row.is_offloaded:
         return "*"
-    is_built = row.measured is not None and row.on_cpu.peak_phase == "init" != row.on_gpu.peak_phase
-    return "†" if is_built else ""
+    return "†" if row.on_cpu.peak_phase == "init" and row.on_gpu.peak_phase != "init" else ""
 
 
 def _measured_bytes(row: MemoryRow) -> int | None:

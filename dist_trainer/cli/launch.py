@@ -110,7 +110,7 @@ def run(
     request = LaunchRequest(
         arguments=("train", *train_arguments),
         topology=topology,
-        master_port=told_port or planned_port(run_dir or Path(str(os.getpid()))),
+        master_port=told_port or 0,
         facts=facts,
         module=module,
         hostfile=args.hostfile,
@@ -124,10 +124,10 @@ def run(
 
     if args.dry_run:
         check_files(train_request, request.num_ranks)
-        planned_dir = run_dir or next_run_dir(*names_of(train_request))
-        port = told_port or planned_port(planned_dir)
-        planned = replace(request, arguments=arguments_with(planned_dir), master_port=port)
-        sys.stdout.write(build_plan(launcher, planned).shell())
+        next_dir = run_dir or next_run_dir(*names_of(train_request))
+        port = told_port or planned_port(next_dir)
+        shown = replace(request, arguments=arguments_with(next_dir), master_port=port)
+        sys.stdout.write(build_plan(launcher, shown).shell())
         return EXIT_OK
     require_launcher(launcher)
     if rendezvous is not None and not is_own_address(rendezvous.host):
@@ -136,7 +136,7 @@ def run(
 
     def prepare() -> Prepared:
         check_files(train_request, request.num_ranks)
-        if launcher != "srun" and rendezvous is None and not request.is_local:
+        if not request.is_local and rendezvous is None and launcher != "srun":
             # Only now: asyncio takes a third of the time in which a run on this host is on its way.
             from dist_trainer.launch.reach import check_hosts
 
@@ -154,9 +154,11 @@ def run(
             _say(planned, chosen_dir)
         return Prepared(chosen_dir, arguments_with(chosen_dir))
 
+    # A folder that is not named yet gives no port.
+    port = told_port or first_free_port(planned_port(run_dir or Path(str(os.getpid()))))
     return run_request(
         launcher,
-        request if told_port else replace(request, master_port=first_free_port(request.master_port)),
+        replace(request, master_port=port),
         prepare,
         is_port_fixed=told_port is not None,
         limits=Limits(start_s=args.start_limit),

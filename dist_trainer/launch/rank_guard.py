@@ -61,7 +61,6 @@ class Guard:
         self._kill_at_s: float | None = None
         self._parent_pid = os.getppid()
         self._is_echo = False
-        self._is_told_to_stop = False
         self._has_bye = False
         self._failed_to_start = False
         self.must_sweep = False
@@ -78,7 +77,7 @@ class Guard:
             self._tell_end(EXIT_USER_ERROR)
             return EXIT_USER_ERROR
         if self._rank is None:
-            return EXIT_OK if self._is_told_to_stop and not self.is_lost else EXIT_FAILURE
+            return EXIT_OK if self.must_sweep and not self.is_lost else EXIT_FAILURE
         while self._rank.poll() is None:
             self._turn()
             if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
@@ -135,7 +134,7 @@ class Guard:
                 self._start(message)
             elif message["kind"] == "stop":
                 self._is_echo = True
-                self.must_sweep = self._is_told_to_stop = True
+                self.must_sweep = True
                 self._end_rank(float(message["grace_s"]))
             elif message["kind"] == "bye":
                 self._has_bye = True

@@ -29,13 +29,10 @@ def check_hosts(request: LaunchRequest) -> tuple[str, ...]:
     problems = find_problems(hosts, results)
     if not problems:
         return () if request.is_filtered else find_idle_gpus(hosts, results)
-    shown = [f"{name}: {problem}" for name, problem in list(problems.items())[:_NUM_NAMED]]
-    if len(problems) > _NUM_NAMED:
-        shown.append(f"and {len(problems) - _NUM_NAMED} more")
     raise UserError(
         f"ranks could not start on {len(problems)} of {len(hosts)} hosts",
         where=request.hostfile,
-        found="; ".join(shown),
+        found=_named([f"{name}: {problem}" for name, problem in problems.items()]),
         hint="mend them, or leave them out with --exclude; `python -m dist_trainer doctor` says more of them",
     )
 
@@ -64,10 +61,13 @@ def find_idle_gpus(hosts: tuple[Host, ...], results: Mapping[str, RemoteResult])
         for host in hosts
         if _num_gpus(results[host.name]) > host.num_slots
     ]
-    if not idle:
-        return ()
-    named = ", ".join(idle[:_NUM_NAMED]) + (f" and {len(idle) - _NUM_NAMED} more" if len(idle) > _NUM_NAMED else "")
-    return (f"GPUs without a slot in the hostfile stay idle: {named}",)
+    return (f"GPUs without a slot in the hostfile stay idle: {_named(idle)}",) if idle else ()
+
+
+def _named(hosts: list[str]) -> str:
+    """Of very many hosts the first are named."""
+    more = len(hosts) - _NUM_NAMED
+    return "; ".join(hosts[:_NUM_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _num_gpus(result: RemoteResult) -> int:

@@ -67,23 +67,24 @@ def run_request(
     and when it raises nothing is left. On other hosts nothing is started before it is done.
     """
     prepared = None if request.is_local else prepare()
-    refusals: list[BaseException] = []
+    refusal: BaseException | None = None
     allow_connections(request.num_ranks)
     listener, host = _listen(launcher, request)
     token = rendezvous_token(request.rendezvous) if request.rendezvous else new_token()
     address = f"{host}:{listener.getsockname()[1]}"
     plan = build_plan(launcher, guarded(request, address, token))
-    launcher_log = None if request.is_local or prepared is None else prepared.run_dir / "logs" / "launcher.log"
+    launcher_log = None if prepared is None else prepared.run_dir / "logs" / "launcher.log"
 
     def hand_out() -> None:
         """Records what is started in RUN_DIR/resolved/launch.json, and lets the guards start it."""
+        nonlocal refusal
         try:
             ready = prepared or prepare()
         except (UserError, KeyboardInterrupt) as error:
             if launcher != "srun":
                 raise
             # A killed srun leaves its step to SLURM, which is not quick; guards that have nothing to do end it at once.
-            refusals.append(error)
+            refusal = error
             lifeline.stop(0.0)
             return
         asked = replace(request, arguments=ready.arguments)
@@ -107,8 +108,8 @@ def run_request(
         )
         lifeline.stop(FAILURE_GRACE_S)
         lifeline.close(FAILURE_GRACE_S + _CLOSING_S)
-    if refusals:
-        raise refusals[0]
+    if refusal is not None:
+        raise refusal
     return _status(launcher, ending, lifeline, launcher_log)
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from dist_trainer.benchmark import kept
-from dist_trainer.benchmark.measure import Measurement, Spec, measure_apart, resolve_spec
+from dist_trainer.benchmark.measure import Measurement, Spec, measure_apart
 from dist_trainer.config.request import Request
-from dist_trainer.errors import RunError
 
 SMALL_BUCKETS = ("zero_optimization.reduce_bucket_size=100000", "zero_optimization.allgather_bucket_size=100000")
 SHAPE = ("model.num_layers=2", "model.hidden_size=64", "model.vocab_size=512", "gradient_accumulation_steps=1")
@@ -43,40 +39,6 @@ def test_measuring_again_gives_the_same_to_the_byte(zero2: Measurement) -> None:
 def test_any_rank_of_a_large_world_can_be_measured() -> None:
     last = measure_apart(spec(3, rank=63, world_size=64))
     assert last.first_step_live_bytes < 4 * last.num_parameters
-
-
-def test_what_was_measured_is_kept_by_what_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    asked: list[Spec] = []
-    result = Measurement({"init": 1}, 1, 1, 1, 1, 0.1)
-
-    def measure(spec: Spec) -> Measurement:
-        asked.append(spec)
-        return result
-
-    monkeypatch.setattr(kept, "measure_apart", measure)
-
-    def measured(wanted: Spec) -> Measurement:
-        return kept.measured(wanted, resolve_spec(wanted))
-
-    assert measured(spec(2)) == measured(spec(2)) == result
-    assert len(asked) == 1
-    measured(spec(2, rank=1))
-    measured(spec(2, settings=("zero_optimization.overlap_comm=true",)))
-    assert len(asked) == 3
-
-
-def test_a_measurement_that_failed_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    def fail(spec: Spec) -> Measurement:
-        raise RunError("the process that measured was killed")
-
-    monkeypatch.setattr(kept, "measure_apart", fail)
-    with pytest.raises(RunError):
-        kept.measured(spec(2), resolve_spec(spec(2)))
-    assert kept.find(spec(2), resolve_spec(spec(2))) is None
-    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_spec_can_be_read_from_json() -> None:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,15 +9,14 @@ import pytest
 
 from dist_trainer.benchmark import kept, memory_table
 from dist_trainer.benchmark.measure import Measurement, Spec
-from dist_trainer.benchmark.memory_table import MemoryRow, Setting, measured_spec, request_of, settings
-from dist_trainer.benchmark.memory_text import BEGIN, END, table_text, write_table
+from dist_trainer.benchmark.memory_table import Setting, measured_spec, request_of, settings
+from dist_trainer.benchmark.memory_text import BEGIN, END
 from dist_trainer.benchmark.on_gpus import DevicePeaks
 from dist_trainer.cli.benchmark import main
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import resolve
 from dist_trainer.errors import RunError, UserError
-from dist_trainer.memory.plan import Figure, RankPlan
 
 GB = 10**9
 MITE = """\
@@ -29,30 +27,6 @@ model: {num_layers: 1, hidden_size: 32, num_heads: 2, vocab_size: 512, context_l
 phases:
   - {name: only, sequence_length: 1024, steps: 10}
 """
-
-
-def rank_plan(allocated: int, used: int | None = None) -> RankPlan:
-    figures = [Figure(value, value, value) for value in (allocated, used or allocated)]
-    return RankPlan(0, figures[0], figures[0], figures[1] if used else None, "step", {}, (), 0)
-
-
-def row(setting: Setting, used_gb: float, measured_gb: float | None, *, offloaded: bool = False) -> MemoryRow:
-    measured = None if measured_gb is None else Measurement({}, round(measured_gb * GB), 0, 0, 0, 0.0)
-    return MemoryRow(
-        setting=setting,
-        micro_batch=1,
-        accumulation=8,
-        target_bytes=round(2.5 * GB),
-        is_offloaded=offloaded,
-        on_gpu=rank_plan(round(used_gb * GB), round(used_gb * GB)),
-        on_cpu=rank_plan(round(1.01 * (measured_gb or 1) * GB)),
-        measured=measured,
-        device_peaks=None,
-    )
-
-
-BASELINE = row(Setting("small", "baseline", 1), 5.0, 4.0)
-ZERO2 = row(Setting("small", "zero2", 2), 2.0, 1.0)
 
 
 def test_each_configuration_begins_with_its_baseline() -> None:
@@ -87,42 +61,6 @@ def test_what_is_measured_has_no_dropout_and_is_not_compiled() -> None:
     assert "compile" not in resolved.deepspeed
     assert (spec.rank, spec.world_size, spec.sequence_length) == (0, 4, 1024)
     assert resolved.accumulation == memory_table.MEASURED_ACCUMULATION
-
-
-def test_the_table_compares_with_the_baseline_and_the_target() -> None:
-    lines = table_text([BASELINE, ZERO2, row(Setting("small", "fast", 4), 3.0, None)]).splitlines()
-    assert lines[0] == "### Small (target 2.50 GB)"
-    assert lines[4] == "| baseline | 1 | 1 x 8 | 5.00 | 5.00 | 5.00 | – | – | 4.00 | +1.00% | – |"
-    assert lines[5] == "| zero2 | 2 | 1 x 8 | 2.00 | 2.00 | 2.00 | 60% | met | 1.00 | +1.00% | 75% |"
-    assert lines[6] == "| fast | 4 | 1 x 8 | 3.00 | 3.00 | 3.00 | 40% | missed | – | – | – |"
-
-
-def test_an_offloaded_measurement_holds_the_host_and_saves_nothing_to_speak_of() -> None:
-    text = table_text([BASELINE, row(Setting("small", "zero2_offload", 1), 1.0, 3.0, offloaded=True)])
-    assert text.splitlines()[-1].endswith("| 80% | met | 3.00* | +1.00% | – |")
-
-
-def test_a_measured_peak_that_is_the_model_being_built_is_marked() -> None:
-    built = replace(ZERO2, on_cpu=replace(ZERO2.on_cpu, peak_phase="init"))
-    assert table_text([BASELINE, built]).splitlines()[-1].endswith("| met | 1.00† | +1.00% | 75% |")
-
-
-def test_where_gpus_ran_the_table_has_what_nvml_showed() -> None:
-    seen = [
-        replace(row, device_peaks=DevicePeaks(used_bytes, None, None))
-        for row, used_bytes in ((BASELINE, 6 * GB), (ZERO2, 3 * GB))
-    ]
-    lines = table_text(seen).splitlines()
-    assert lines[2].endswith("| NVML, measured | saved, NVML |")
-    assert lines[5].endswith("| 3.00 | 50% |")
-
-
-def test_the_table_goes_between_the_markers(tmp_path: Path) -> None:
-    path = tmp_path / "memory.md"
-    path.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
-    write_table("new\n", path)
-    write_table("newer\n", path)
-    assert path.read_text() == f"before\n{BEGIN}\nnewer\n{END}\nafter\n"
 
 
 def test_a_file_without_a_place_for_the_table_is_refused_before_anything_is_planned(tmp_path: Path) -> None:

@@ -28,8 +28,6 @@ from dist_trainer.records import MemoryRecord, memory_file, read_records
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-
-
 ECHO = str(ROOT / "tests" / "launch" / "echo_rank.py")
 
 

@@ -43,7 +43,7 @@ def test_gpus_without_a_slot_are_named() -> None:
     hosts = tuple(Host(f"node{number}", (0, 1)) for number in range(12))
     assert find_idle_gpus(hosts, {host.name: answer(0, "2\n") for host in hosts}) == ()
     (notice,) = find_idle_gpus(hosts, {host.name: answer(0, "8\n") for host in hosts})
-    assert "node0 (2 of 8), node1 (2 of 8)" in notice
+    assert "node0 (2 of 8); node1 (2 of 8)" in notice
     assert notice.endswith("and 4 more")
 
 
