@@ -107,6 +107,9 @@ def run(
     if launcher == "torchrun":
         check_ssh(args.ssh, topology, facts, rendezvous)
     told_port = read_count(environ, "MASTER_PORT")
+    if args.ssh and rendezvous is not None:
+        # The hosts are those of the hostfile, and started from here: only the port is left to say.
+        told_port, rendezvous = rendezvous.port, None
     request = LaunchRequest(
         arguments=("train", *train_arguments),
         topology=topology,
@@ -140,8 +143,7 @@ def run(
             # Only now: asyncio takes a third of the time in which a run on this host is on its way.
             from dist_trainer.launch.reach import check_hosts
 
-            for notice in check_hosts(request):
-                print(f"notice     {notice}")
+            check_hosts(request, is_chosen=choice.names_slots)
         planned = None
         if train_request is not None and request.is_local:
             planned = plan_here(train_request, topology, facts, force=force)
@@ -192,7 +194,7 @@ def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: 
     from dist_trainer.memory.planner import PlannedDevice
     from dist_trainer.memory.preflight import Case, preflight
 
-    on_cpu = facts.num_gpus == 0 or facts.environ.get("DS_ACCELERATOR") == "cpu"
+    on_cpu = facts.num_gpus == 0
     device = PlannedDevice("cpu")
     if not on_cpu:
         gpu = smallest_visible_gpu(facts.environ)

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import psutil
 
-LOCAL = frozenset({"apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "overlay", "ramfs", "tmpfs", "xfs", "zfs"})
+# PROC_PID_INIT_INO of Linux' include/linux/proc_ns.h.
+_HOST_PID_NAMESPACE = 0xEFFFFFFC
+
+_OF_ONE_HOST = frozenset({"apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "ramfs", "tmpfs", "xfs", "zfs"})
 
 
 def mount_of(path: Path, mounts: Iterable[tuple[str, str]]) -> tuple[str, str]:
@@ -22,7 +25,20 @@ def mount_of(path: Path, mounts: Iterable[tuple[str, str]]) -> tuple[str, str]:
     return found
 
 
-def is_local(path: Path) -> bool:
-    """Whether no other host can write there; an unknown type counts as shared."""
+def shows_its_writers(path: Path) -> bool:
+    """Whether every process that can write there is among those that can be seen from here.
+
+    No other host's is; and a container sees its own alone, while what is not of its own layers may be mounted into
+    others too. An unknown file system counts as shared.
+    """
     mounts = [(one.mountpoint, one.fstype) for one in psutil.disk_partitions(all=True)]
-    return mount_of(path.resolve(), mounts)[1] in LOCAL
+    kind = mount_of(path.resolve(), mounts)[1]
+    return kind == "overlay" or (kind in _OF_ONE_HOST and sees_all_processes())
+
+
+def sees_all_processes() -> bool:
+    """Whether this is the host's own PID namespace."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino == _HOST_PID_NAMESPACE
+    except OSError:
+        return True

@@ -12,15 +12,17 @@ SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
 def common_env(request: LaunchRequest, *, num_threads: int | None = None) -> tuple[tuple[str, str], ...]:
-    """OMP_NUM_THREADS (`num_threads`, else a fair share of this host's cores) and, with no GPU, DS_ACCELERATOR."""
-    environ = request.facts.environ
-    most_ranks = max(host.num_slots for host in request.topology.hosts)
-    share = max(1, request.facts.num_cores // most_ranks) if num_threads is None else num_threads
-    pairs = [("OMP_NUM_THREADS", environ.get("OMP_NUM_THREADS") or str(share))]
-    accelerator = environ.get("DS_ACCELERATOR") or ("cpu" if request.facts.num_gpus == 0 else None)
-    if accelerator:
-        pairs.append(("DS_ACCELERATOR", accelerator))
-    return (*pairs, *request.env)
+    """OMP_NUM_THREADS (`num_threads`, else a fair share of the cores) and, with no GPU, DS_ACCELERATOR.
+
+    What the host that starts the ranks has says nothing of other hosts: what follows from it is for ranks here alone.
+    """
+    facts = request.facts
+    if num_threads is None and request.is_local:
+        num_threads = max(1, facts.num_cores // request.topology.num_ranks)
+    threads = facts.environ.get("OMP_NUM_THREADS") or (str(num_threads) if num_threads else None)
+    accelerator = facts.environ.get("DS_ACCELERATOR") or ("cpu" if request.is_local and not facts.num_gpus else None)
+    pairs = (("OMP_NUM_THREADS", threads), ("DS_ACCELERATOR", accelerator))
+    return (*((name, value) for name, value in pairs if value), *request.env)
 
 
 def mpi_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:

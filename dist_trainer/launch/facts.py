@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from typing import Literal
 
+from dist_trainer.cluster.threads import count_own_cores
 from dist_trainer.launch.plan import HostFacts
 
 _VERSION_LIMIT_S = 20.0
@@ -19,8 +20,8 @@ def read_host_facts(environ: Mapping[str, str]) -> HostFacts:
     return HostFacts(
         hostname=socket.gethostname(),
         interpreter=sys.executable,
-        num_cores=_count_cores(),
-        num_gpus=count_visible_gpus(_count_nvidia_gpus(), environ.get("CUDA_VISIBLE_DEVICES")),
+        num_cores=count_own_cores(),
+        num_gpus=_count_usable_gpus(environ),
         is_root=os.geteuid() == 0,
         environ=environ,
     )
@@ -55,10 +56,11 @@ def count_visible_gpus(num_gpus: int, visible: str | None) -> int:
     return count
 
 
-def _count_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _count_usable_gpus(environ: Mapping[str, str]) -> int:
+    """Those that a rank would train on: none where it is told to train on the CPU."""
+    if environ.get("DS_ACCELERATOR") == "cpu":
+        return 0
+    return count_visible_gpus(_count_nvidia_gpus(), environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def _count_nvidia_gpus() -> int:
@@ -79,4 +81,4 @@ def _count_nvidia_gpus() -> int:
 
 
 if __name__ == "__main__":
-    print(_count_nvidia_gpus())
+    print(_count_usable_gpus(os.environ))

@@ -8,11 +8,12 @@ from pathlib import Path
 from dist_trainer.cluster.hostfile import read_hostfile
 from dist_trainer.cluster.rank import LAST_PORT
 from dist_trainer.cluster.slurm import allocated_topology
-from dist_trainer.cluster.topology import Topology
+from dist_trainer.cluster.topology import Host, Topology, is_own_name
 from dist_trainer.errors import UserError
 from dist_trainer.launch.plan import HostFacts, Rendezvous
 
 NUM_RANKS_WITHOUT_GPU = 2
+SLOTS_HINT = "let slots= say how many GPUs a host has, and take part of them with --include 'node1:0,1'"
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,11 @@ class HostChoice:
     include: str = ""
     exclude: str = ""
     num_ranks_per_host: int | None = None
+
+    @property
+    def names_slots(self) -> bool:
+        """Whether the user said which or how many of the slots to use."""
+        return bool(self.include or self.exclude or self.num_ranks_per_host)
 
 
 def parse_ranks_per_host(text: str) -> int | None:
@@ -45,6 +51,7 @@ def find_topology(launcher: str, choice: HostChoice, facts: HostFacts) -> tuple[
         whole = _this_host(choice, facts)
     else:
         whole = read_hostfile(Path(choice.hostfile))
+        _check_own_gpus(whole, choice, facts)
     chosen = whole.filter(include=choice.include, exclude=choice.exclude)
     if choice.num_ranks_per_host is not None:
         chosen = chosen.first_slots(choice.num_ranks_per_host)
@@ -81,7 +88,9 @@ def read_rendezvous(num_hosts: int | None, endpoint: str | None, job_id: str, *,
 
 
 def check_ssh(wants_ssh: bool, topology: Topology, facts: HostFacts, rendezvous: Rendezvous | None) -> None:
-    """Raises UserError where torchrun is to run on other hosts and nothing says how it comes there."""
+    """Raises UserError where torchrun is to run on other hosts and nothing says how it comes there, or where what
+    names the hosts of --ssh disagrees.
+    """
     is_local = topology.is_local(facts.hostname)
     if not is_local and not wants_ssh:
         raise UserError(
@@ -91,10 +100,53 @@ def check_ssh(wants_ssh: bool, topology: Topology, facts: HostFacts, rendezvous:
             hint="add --ssh, or run the command on each host with --nnodes and --rdzv-endpoint",
         )
     if wants_ssh and rendezvous is not None:
+        _check_meeting(rendezvous, topology)
+
+
+def gpu_trouble(host: Host, num_gpus: int, *, is_chosen: bool) -> str | None:
+    """What is wrong with the slots of a host that has so many GPUs; `is_chosen` where the user named some of them.
+
+    A host without any GPU is one that trains on its CPU.
+    """
+    if 0 < num_gpus <= host.slots[-1]:
+        return f"it has {_gpus(num_gpus)}, and slot {host.slots[-1]} needs {host.slots[-1] + 1}"
+    if num_gpus > host.num_slots and not is_chosen:
+        return f"it has {_gpus(num_gpus)}, and slots={host.num_slots}"
+    return None
+
+
+def _gpus(count: int) -> str:
+    return "1 GPU" if count == 1 else f"{count} GPUs"
+
+
+def _check_own_gpus(whole: Topology, choice: HostChoice, facts: HostFacts) -> None:
+    for host in whole.hosts:
+        if is_own_name(host.name, facts.hostname):
+            trouble = gpu_trouble(host, facts.num_gpus, is_chosen=choice.names_slots)
+            if trouble:
+                raise UserError(
+                    f"The slots of {host.name} are not its GPUs.", where=host.place, found=trouble, hint=SLOTS_HINT
+                )
+
+
+def _check_meeting(rendezvous: Rendezvous, topology: Topology) -> None:
+    """With --ssh the hostfile says the hosts: what else says them must say the same."""
+    names = [host.name for host in topology.hosts]
+    if rendezvous.num_hosts != len(names):
         raise UserError(
-            "With --ssh one command starts all hosts, with --rdzv-endpoint each host is started by hand.",
-            where="--ssh",
-            hint="name the hosts with --hostfile and leave --nnodes and --rdzv-endpoint out, or leave --ssh out",
+            "--nnodes and the hosts that --ssh is to start are not the same number.",
+            where="--nnodes",
+            found=rendezvous.num_hosts,
+            expected=f"{len(names)}: {', '.join(names)}",
+            hint="name the hosts with --hostfile, --include or --exclude, and leave --nnodes out",
+        )
+    if rendezvous.host != names[0]:
+        raise UserError(
+            "Rank 0 is on the first host of the hostfile, and the ranks meet there.",
+            where="--rdzv-endpoint",
+            found=rendezvous.endpoint,
+            expected=f"{names[0]}:{rendezvous.port}",
+            hint=f"name {names[0]}, put another host first in the hostfile, or leave --rdzv-endpoint out",
         )
 
 

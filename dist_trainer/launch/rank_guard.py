@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from dist_trainer.cluster.environments import READERS, Place
+from dist_trainer.cluster.threads import threads_here
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError
 from dist_trainer.launch.network import interface_towards
 from dist_trainer.launch.ports import first_free_port
@@ -141,6 +142,8 @@ class Guard:
 
     def _start(self, job: Message) -> None:
         environ = {**os.environ, **job["env"], **self._place_env(job)}
+        if "OMP_NUM_THREADS" not in job["env"]:
+            environ["OMP_NUM_THREADS"] = str(threads_here(environ, int(environ["LOCAL_WORLD_SIZE"])))
         if job["finds_port"]:
             environ["MASTER_PORT"] = str(first_free_port(int(job["master_port"])))
             self._send(encode("port", port=int(environ["MASTER_PORT"])))

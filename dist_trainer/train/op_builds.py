@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from dist_trainer.cluster.filesystem import is_local
+from dist_trainer.cluster.filesystem import shows_its_writers
 
 LONGEST_BUILD_S = 1800.0
 
@@ -44,18 +44,18 @@ def open_files() -> set[str]:
 def delete_abandoned_locks(folder: Path) -> None:
     """Deletes the locks of killed builds: those that no process of this host holds open.
 
-    On a file system that other hosts may write to, only those older than LONGEST_BUILD_S. Before any rank of this host
+    Where other hosts or containers may build too, only those older than LONGEST_BUILD_S. Before any rank of this host
     builds: a rank that already waits would take the op for built.
     """
     found = locks(folder)
     if not found:
         return
     held = open_files()
-    local = is_local(folder)
+    shows_all = shows_its_writers(folder)
     for lock in found:
         with contextlib.suppress(OSError):
             old = time.time() - lock.stat().st_mtime > LONGEST_BUILD_S
-            if str(lock.resolve()) not in held and (local or old):
+            if str(lock.resolve()) not in held and (shows_all or old):
                 lock.unlink()
 
 

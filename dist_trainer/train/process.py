@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -15,35 +14,15 @@ import torch
 import torch.distributed as dist
 
 from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.cluster.threads import threads_here
 from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
 from dist_trainer.train import op_builds
 
 
-def threads_per_rank(environ: Mapping[str, str], *, host_cores: int, own_cores: int, local_world_size: int) -> int:
-    """CPU threads for one rank: what OMP_NUM_THREADS says, else the host's cores shared by its ranks.
-
-    torchrun sets OMP_NUM_THREADS=1 by itself whenever the user says nothing; that value is taken as unsaid, so that
-    every launcher gives the same number (and the same rounding of sums). `own_cores` are those this process is
-    bound to.
-    """
-    said = environ.get("OMP_NUM_THREADS")
-    by_torchrun = said == "1" and "TORCHELASTIC_RUN_ID" in environ
-    if said is not None and said.isdigit() and int(said) > 0 and not by_torchrun:
-        return int(said)
-    return max(1, min(own_cores, host_cores // local_world_size))
-
-
-def host_cores() -> int:
-    return os.cpu_count() or 1
-
-
 def set_threads(rank: RankInfo) -> int:
-    own = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else host_cores()
-    threads = threads_per_rank(
-        os.environ, host_cores=host_cores(), own_cores=own, local_world_size=rank.local_world_size
-    )
+    threads = threads_here(os.environ, rank.local_world_size)
     torch.set_num_threads(threads)
     return threads
 

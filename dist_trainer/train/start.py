@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from dist_trainer import __version__
 from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.cluster.threads import count_host_cores
 from dist_trainer.config import run_dir as run_dirs
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.request import Request
@@ -246,7 +247,7 @@ def train(
         data=data,
         num_workers=workers
         if workers is not None
-        else default_num_workers(process.host_cores(), job.rank.local_world_size),
+        else default_num_workers(count_host_cores(), job.rank.local_world_size),
         run_dir=run_dir,
         recorder=recorder,
         display=display,

@@ -1,14 +1,14 @@
-"""`launch` by MPICH's mpirun over two hosts, one with fewer slots: places, arguments, statuses, and nothing left."""
+"""`launch` by MPICH's and Intel's mpirun over two hosts that differ: places, arguments, statuses, and nothing left."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 from lab import HOSTS, Lab
 from ranks import Ended
@@ -16,21 +16,15 @@ from ranks import Ended
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-MPICH = "mpirun.mpich"
 LITERAL = ("a b", "it's", "$HOME", ";", '{"a":1}', "", ":", "--", "-hosts", "é\\n")
 
 
-@pytest.fixture(scope="module")
-def folder(lab: Lab) -> Path:
-    if shutil.which(MPICH) is None:
-        pytest.skip(f"no {MPICH} here (Debian: mpich)")
-    made = lab.folder / "hydra"
+@pytest.fixture(scope="module", params=hydra.KINDS)
+def folder(lab: Lab, request: pytest.FixtureRequest) -> Path:
+    made = lab.folder / str(request.param)
     made.mkdir()
     (made / "hosts").write_text("".join(f"{host} slots={2 - place}\n" for place, host in enumerate(HOSTS)))
-    program = made / "bin" / "mpirun"
-    program.parent.mkdir()
-    program.write_text(f'#!/bin/sh\nexec {shutil.which(MPICH)} "$@"\n')
-    program.chmod(0o755)
+    hydra.make_mpirun(request.param, made / "bin")
     return made
 
 

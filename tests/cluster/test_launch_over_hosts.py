@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import signal
 import subprocess
@@ -10,13 +12,20 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import nvml_stub
 import pytest
 from lab import LOGIN, Lab
 from launched import LAUNCHERS, ROOT, SHORT, Launched, allocated, echoing, switches
-from literal import LITERAL
+from literal import any_words
+from nvml_stub import Script
 from ranks import BRISK, losses, mini_config
 
+from dist_trainer.cluster.threads import threads_per_rank
+
 pytestmark = pytest.mark.integration
+
+# What launch.sh takes instead of making its own.
+ENVIRONMENT = {"VIRTUAL_ENV": sys.prefix}
 
 Start = Callable[..., dict[str, Launched]]
 
@@ -32,9 +41,10 @@ def programs() -> None:
 def start(lab: Lab, slurm_lab: dict[str, str], request: pytest.FixtureRequest) -> Iterator[Start]:
     """Starts echoing ranks under all launchers at once, so that one fault serves all."""
     with ExitStack() as stack:
+        numbers = itertools.count()
 
         def start_all(behaviour: str, *words: str) -> dict[str, Launched]:
-            folder = lab.folder / request.node.name
+            folder = lab.folder / f"{request.node.name}-{next(numbers)}"
             return {
                 launcher: stack.enter_context(echoing(lab, folder, launcher, slurm_lab, behaviour, *words))
                 for launcher in LAUNCHERS
@@ -44,14 +54,19 @@ def start(lab: Lab, slurm_lab: dict[str, str], request: pytest.FixtureRequest) -
     lab.wait_until_nothing_runs()
 
 
-def test_every_rank_knows_its_place_and_gets_its_arguments_literally(start: Start) -> None:
-    for launcher, launched in start("end", *LITERAL).items():
+@any_words(num_drawn=2)
+def test_every_rank_knows_its_place_and_gets_its_arguments_literally(start: Start, words: list[str]) -> None:
+    cores = os.cpu_count() or 1
+    for launcher, launched in start("end", *words).items():
         assert launched.status() == 0, launched.output()
         for rank, record in enumerate(launched.ranks()):
-            assert record["argv"] == ["train", str(launched.out_dir), "end", *LITERAL], launcher
+            assert record["argv"] == ["train", str(launched.out_dir), "end", *words], launcher
             place = {name: record["rank"][name] for name in ("rank", "world_size", "local_rank", "local_world_size")}
             assert place == {"rank": rank, "world_size": 4, "local_rank": rank % 2, "local_world_size": 2}, launcher
             assert record["rank"]["master_addr"] == "node1", launcher
+            # Its own host's, whatever the host has on which `launch` was typed.
+            threads = threads_per_rank({}, host_cores=cores, own_cores=cores, local_world_size=2)
+            assert record["env"] == {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": None}, launcher
         assert launched.output() == "", launcher
 
 
@@ -116,8 +131,10 @@ def test_the_losses_are_those_of_one_host(
     launcher: str, lab: Lab, slurm_lab: dict[str, str], folder: Path, expected: list[float]
 ) -> None:
     words = ["--config", str(mini_config(folder)), "--run-dir", str(folder / f"launch-{launcher}"), *BRISK, *SHORT]
-    command = [*allocated(launcher), sys.executable, "-m", "dist_trainer", "launch", *switches(launcher), *words]
-    ended = lab.run(LOGIN, command, cwd=folder, environ=slurm_lab)
+    if launcher == "torchrun":
+        words += ["--nnodes", "2", "--rdzv-endpoint", "node1:29541"]
+    command = [*allocated(launcher), str(ROOT / "launch.sh"), *switches(launcher), *words]
+    ended = lab.run(LOGIN, command, cwd=folder, environ=slurm_lab | ENVIRONMENT)
     assert ended.status == 0, ended.output
     assert losses(folder / f"launch-{launcher}") == expected
     assert "step 1 " in ended.output
@@ -128,13 +145,34 @@ def test_the_losses_are_those_of_one_host(
 def test_torchrun_started_by_hand_on_each_host(lab: Lab, folder: Path, expected: list[float]) -> None:
     where = ["--launcher", "torchrun", "--nnodes", "2", "--rdzv-endpoint", "node1:29500", "--nproc-per-node", "2"]
     words = ["--config", str(mini_config(folder)), "--run-dir", str(folder / "by-hand"), *BRISK, *SHORT]
-    command = [sys.executable, "-m", "dist_trainer", "launch", *where, *words]
+    command = [str(ROOT / "launch.sh"), *where, *words]
     with (folder / "by-hand-node2.out").open("w") as printed:
-        other = lab.popen("node2", command, cwd=folder, stdout=printed, stderr=printed)
-        first = lab.run("node1", command, cwd=folder)
+        other = lab.popen("node2", command, cwd=folder, environ=ENVIRONMENT, stdout=printed, stderr=printed)
+        first = lab.run("node1", command, cwd=folder, environ=ENVIRONMENT)
         assert (first.status, other.wait(60)) == (0, 0), first.output
     assert losses(folder / "by-hand") == expected
     lab.wait_until_nothing_runs()
+
+
+def test_a_host_with_other_gpus_than_slots_is_named_with_its_line(lab: Lab, folder: Path) -> None:
+    driver, script = nvml_stub.build(lab.folder / "driver-of-four"), Script()
+    for _ in range(4):
+        script.gpu()
+    words = ["--hostfile", "hosts", "--config", str(mini_config(folder)), "--run-dir", str(folder / "gpus"), *SHORT]
+    command = [str(ROOT / "launch.sh"), "--launcher", "torchrun", "--ssh", *words]
+    lab.power_off("node2")
+    lab.power_on(
+        "node2", environ={"LD_LIBRARY_PATH": str(driver.folder), "NVML_STUB_SCRIPT": str(driver.script_path(script))}
+    )
+    try:
+        ended = lab.run(LOGIN, command, cwd=folder, environ=ENVIRONMENT)
+    finally:
+        lab.power_off("node2")
+        lab.power_on("node2")
+    assert ended.status == 2
+    assert "the slots of 1 of 2 hosts are not their GPUs" in ended.output
+    assert "node2 (hosts:2): it has 4 GPUs, and slots=2" in ended.output
+    assert not (folder / "gpus").exists()
 
 
 def test_hosts_on_which_ranks_could_not_start_are_named_before_anything_is_started(lab: Lab, folder: Path) -> None:

@@ -5,10 +5,17 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.cluster.hostfile import parse_hostfile
-from dist_trainer.cluster.topology import render_include
+from dist_trainer.cluster.topology import Host, render_include
 from dist_trainer.errors import UserError
 from dist_trainer.launch.facts import count_visible_gpus, mpirun_by_version
-from dist_trainer.launch.hosts import HostChoice, check_ssh, find_topology, parse_ranks_per_host, read_rendezvous
+from dist_trainer.launch.hosts import (
+    HostChoice,
+    check_ssh,
+    find_topology,
+    gpu_trouble,
+    parse_ranks_per_host,
+    read_rendezvous,
+)
 from dist_trainer.launch.plan import HostFacts, Rendezvous
 
 NO_GPU = HostFacts("box", "python", num_cores=8, num_gpus=0, is_root=False, environ={})
@@ -127,8 +134,44 @@ def test_other_hosts_are_started_by_ssh_only_when_that_is_said() -> None:
     with pytest.raises(UserError, match="has to be started on every host"):
         check_ssh(False, two, NO_GPU, None)
     check_ssh(True, two, NO_GPU, None)
-    with pytest.raises(UserError, match="With --ssh one command"):
-        check_ssh(True, two, NO_GPU, Rendezvous(2, "node1", 29500, "x"))
+
+
+def test_with_ssh_the_meeting_place_is_that_of_the_hostfile() -> None:
+    two = parse_hostfile("node1 slots=2\nnode2 slots=2", where="hf")
+    check_ssh(True, two, NO_GPU, Rendezvous(2, "node1", 29500, "x"))
+    with pytest.raises(UserError, match="not the same number") as caught:
+        check_ssh(True, two, NO_GPU, Rendezvous(3, "node1", 29500, "x"))
+    assert caught.value.expected == "2: node1, node2"
+    with pytest.raises(UserError, match="Rank 0 is on the first host") as caught:
+        check_ssh(True, two, NO_GPU, Rendezvous(2, "node2", 29500, "x"))
+    assert caught.value.expected == "node1:29500"
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "is_chosen", "trouble"),
+    [
+        (0, False, None),
+        (2, False, None),
+        (1, False, "it has 1 GPU, and slot 1 needs 2"),
+        (1, True, "it has 1 GPU, and slot 1 needs 2"),
+        (8, False, "it has 8 GPUs, and slots=2"),
+        (8, True, None),
+    ],
+)
+def test_slots_are_the_gpus_of_a_host(num_gpus: int, is_chosen: bool, trouble: str | None) -> None:
+    assert gpu_trouble(Host("node1", (0, 1)), num_gpus, is_chosen=is_chosen) == trouble
+
+
+def test_a_hostfile_that_says_other_gpus_than_this_host_has_is_an_error_with_its_line(tmp_path: Path) -> None:
+    for num_slots, num_gpus in ((2, "4 GPUs, and slots=2"), (6, "4 GPUs, and slot 5 needs 6")):
+        path = tmp_path / "hf"
+        path.write_text(f"# one host\nbox slots={num_slots}\n")
+        with pytest.raises(UserError, match="The slots of box are not its GPUs") as caught:
+            find_topology("torchrun", HostChoice(str(path)), FOUR_GPUS)
+        assert (caught.value.where, caught.value.found) == (f"{path}:2", f"it has {num_gpus}")
+        find_topology("torchrun", HostChoice(str(path)), NO_GPU)
+    path.write_text("box slots=2\n")
+    find_topology("torchrun", HostChoice(str(path), include="box:0,1"), FOUR_GPUS)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hydra
 import pytest
 from literal import any_words
 
@@ -20,13 +21,11 @@ pytestmark = pytest.mark.integration
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 LIMIT_S = 120
-MPICH = "mpirun.mpich"
 LAUNCHERS = (
     "torchrun",
     "deepspeed",
     pytest.param("mpirun", marks=pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")),
-    # mpirun too, but MPICH's.
-    pytest.param("hydra", marks=pytest.mark.skipif(shutil.which(MPICH) is None, reason=f"no {MPICH} here")),
+    *hydra.KINDS,
 )
 
 
@@ -34,13 +33,9 @@ def start(launcher: str, out_dir: Path, behaviour: str, *words: str) -> subproce
     out_dir.mkdir()
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "PMIX"))}
     search_path = os.pathsep.join([str(ROOT), str(HERE)])
-    if launcher == "hydra":
-        launcher, program = "mpirun", out_dir.with_name("bin") / "mpirun"
-        program.parent.mkdir(exist_ok=True)
-        # No link: Hydra looks for its other programs beside the one that was called.
-        program.write_text(f'#!/bin/sh\nexec {shutil.which(MPICH)} "$@"\n')
-        program.chmod(0o755)
-        environ["PATH"] = f"{program.parent}{os.pathsep}{environ['PATH']}"
+    if launcher in hydra.PROGRAMS:
+        bin_dir = hydra.make_mpirun(launcher, out_dir.with_name("bin"))
+        launcher, environ["PATH"] = "mpirun", f"{bin_dir}{os.pathsep}{environ['PATH']}"
     return subprocess.Popen(
         [
             sys.executable,
@@ -105,7 +100,7 @@ def test_every_rank_knows_its_place_and_gets_its_arguments_literally(
         assert int(record["env"]["OMP_NUM_THREADS"]) >= 1
     assert records[0]["rank"]["master_port"] == records[1]["rank"]["master_port"]
     launch = json.loads((out_dir / "resolved" / "launch.json").read_text())
-    assert (launch["launcher"], launch["num_ranks"]) == ("mpirun" if launcher == "hydra" else launcher, 2)
+    assert (launch["launcher"], launch["num_ranks"]) == ("mpirun" if launcher in hydra.PROGRAMS else launcher, 2)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)

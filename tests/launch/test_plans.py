@@ -95,6 +95,7 @@ CASES = {
         "deepspeed",
         request(TWO_HOSTS.filter(include="node2:0,1"), GPU_HOST, hostfile="hostfiles/a100", is_filtered=True),
     ),
+    "deepspeed-from-a-host-without-gpu": ("deepspeed", request(TWO_HOSTS, hostfile="hostfiles/a100")),
     "mpirun": ("mpirun", request()),
     "mpirun-root": ("mpirun", request(facts=dataclasses.replace(CPU_HOST, is_root=True))),
     "mpirun-two-hosts": (
@@ -141,7 +142,7 @@ def test_every_golden_file_is_used() -> None:
 def test_a_shell_reads_the_text_as_the_plan_says_it(name: str) -> None:
     plan = build_plan(*CASES[name])
     pairs = [f"{key}={value}" for key, value in plan.env]
-    assert shlex.split(plan.shell().replace("\\\n", " ")) == ["env", *pairs, *plan.argv]
+    assert shlex.split(plan.shell().replace("\\\n", " ")) == [*(["env", *pairs] if pairs else []), *plan.argv]
 
 
 def test_pasted_into_a_shell_it_works() -> None:

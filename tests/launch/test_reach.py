@@ -11,7 +11,7 @@ import pytest
 from dist_trainer.cluster.topology import Host, Topology
 from dist_trainer.errors import UserError
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
-from dist_trainer.launch.reach import check_hosts, find_idle_gpus, find_problems
+from dist_trainer.launch.reach import check_hosts, find_misfits, find_problems
 from dist_trainer.launch.remote import RemoteResult
 from dist_trainer.launch.ssh import Problem
 
@@ -25,10 +25,7 @@ def answer(status: int | None, stdout: str = "", stderr: str = "", problem: Prob
 @pytest.mark.parametrize(
     ("result", "problem"),
     [
-        (answer(0, "8\n"), None),
         (answer(0, "2\n"), None),
-        (answer(0, "0\n"), None),
-        (answer(0, "1\n"), "it has 1 GPUs, and slot 1 needs 2"),
         (answer(127, "", "sh: 1: exec: /x/python: not found\n"), "sh: 1: exec: /x/python: not found"),
         (answer(3), "the Python there ended with status 3"),
         (answer(None, problem=Problem("refused", "refuses the connection")), "refuses the connection"),
@@ -39,12 +36,12 @@ def test_what_is_wrong_with_a_host(result: RemoteResult, problem: str | None) ->
     assert find_problems((TWO_SLOTS,), {"node1": result}) == expected
 
 
-def test_gpus_without_a_slot_are_named() -> None:
-    hosts = tuple(Host(f"node{number}", (0, 1)) for number in range(12))
-    assert find_idle_gpus(hosts, {host.name: answer(0, "2\n") for host in hosts}) == ()
-    (notice,) = find_idle_gpus(hosts, {host.name: answer(0, "8\n") for host in hosts})
-    assert "node0 (2 of 8); node1 (2 of 8)" in notice
-    assert notice.endswith("and 4 more")
+def test_hosts_whose_gpus_are_not_their_slots_are_found() -> None:
+    hosts = (Host("node1", (0, 1)), Host("node2", (0, 1)), Host("node3", (0, 1)))
+    answers = {"node1": answer(0, "motd\n8\n"), "node2": answer(0, "1\n"), "node3": answer(0, "0\n")}
+    few = (hosts[1], "it has 1 GPU, and slot 1 needs 2")
+    assert find_misfits(hosts, answers, is_chosen=False) == [(hosts[0], "it has 8 GPUs, and slots=2"), few]
+    assert find_misfits(hosts, answers, is_chosen=True) == [few]
 
 
 def request_here() -> LaunchRequest:
@@ -54,7 +51,7 @@ def request_here() -> LaunchRequest:
 
 
 def test_a_host_that_can_run_the_ranks_is_no_problem() -> None:
-    assert check_hosts(request_here()) == ()
+    check_hosts(request_here())
 
 
 def test_a_host_without_the_python_is_named() -> None:

@@ -125,7 +125,7 @@ def test_a_job_is_requeued_at_its_time_and_when_preempted_and_comes_to_its_end(q
             "long",
             *("--nodes", "2", "--gpus-per-node", "1", "--time", "10", "--signal", "40", "--sbatch", "hold"),
             *("--cpus-per-task", "1", "--accumulation", "1", "--set", "checkpoints.every_steps=2", *BRISK),
-            *("--set", "phases.0.steps=20", "--set", "phases.1.steps=20", "--set", "evaluation.num_batches=0"),
+            *("--set", "phases.0.steps=60", "--set", "phases.1.steps=20", "--set", "evaluation.num_batches=0"),
         )
         (held,) = queue.status("long")
         assert (held["stage"], held["state"], held["job_id"]) == ("queued", "PENDING", job_id)
@@ -154,7 +154,7 @@ def test_a_job_is_requeued_at_its_time_and_when_preempted_and_comes_to_its_end(q
         queue.slurm("srun", "--partition=high", "--nodes=2", "--exclusive", "true")
         at_preemption = newest(run_dir)
         (waiting,) = queue.status("long")
-        assert waiting["requeued"] == before + 1
+        assert waiting["requeued"] == before + 1, (waiting, queue.output("long", job_id))
         # Time enough for the rest, however busy this machine is.
         queue.slurm("scontrol", "update", f"jobid={job_id}", "timelimit=10")
         assert waiting["stage"] in ("queued", "running")
@@ -163,8 +163,8 @@ def test_a_job_is_requeued_at_its_time_and_when_preempted_and_comes_to_its_end(q
     assert queue.wait(job_id) == "COMPLETED", queue.output("long", job_id)
     assert f"resumed from long/checkpoints/step-{at_preemption}" in queue.output("long", job_id)
     (ended,) = queue.status("long")
-    assert (ended["stage"], ended["state"], ended["newest"]["step"]) == ("ended", "COMPLETED", 40)
-    assert len(losses(run_dir)) == 40
+    assert (ended["stage"], ended["state"], ended["newest"]["step"]) == ("ended", "COMPLETED", 80)
+    assert len(losses(run_dir)) == 80
 
 
 def test_ranks_find_their_places_and_words_arrive_literally(queue: Queue, stand_in: dict[str, str]) -> None:

@@ -34,7 +34,7 @@ def lock(tmp_path: Path) -> Path:
 
 
 def test_a_lock_that_nobody_holds_open_is_deleted(lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(op_builds, "is_local", lambda folder: True)
+    monkeypatch.setattr(op_builds, "shows_its_writers", lambda folder: True)
     with lock.open():
         op_builds.delete_abandoned_locks(tmp_path)
         assert lock.exists()
@@ -45,7 +45,7 @@ def test_a_lock_that_nobody_holds_open_is_deleted(lock: Path, tmp_path: Path, mo
 def test_where_other_hosts_may_build_only_an_old_lock_is_deleted(
     lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(op_builds, "is_local", lambda folder: False)
+    monkeypatch.setattr(op_builds, "shows_its_writers", lambda folder: False)
     op_builds.delete_abandoned_locks(tmp_path)
     assert lock.exists()
     long_ago_s = time.time() - 2 * op_builds.LONGEST_BUILD_S

@@ -172,10 +172,12 @@ def test_a_mistake_in_a_file_is_said_once(launcher: str, status: int, folder: Pa
     assert 'File "' not in ended.output.partition("ChildFailedError")[0].partition("Traceback")[0]
 
 
-def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(folder: Path) -> None:
-    name = "nan"
+@pytest.mark.parametrize("launcher", START)
+def test_a_loss_that_is_not_finite_stops_all_ranks_before_the_update(launcher: str, folder: Path) -> None:
+    require(launcher)
+    name = f"nan-{launcher}"
     huge = ["--set", "scheduler.params.warmup_max_lr=1e30", "--set", "checkpoints.every_steps=1"]
-    ended = run([*START["torchrun"], *switches(folder, name), *huge], cwd=folder)
+    ended = run([*START[launcher], *switches(folder, name), *huge], cwd=folder)
     assert ended.status == 1
     assert ended.output.count("dist_trainer: error:") == 1
     assert "is not finite" in ended.output
