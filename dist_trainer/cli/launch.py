@@ -145,7 +145,7 @@ def run(
 
             check_hosts(request, is_chosen=choice.names_slots)
         planned = None
-        if train_request is not None and request.is_local:
+        if train_request is not None and request.is_local and launcher != "srun":
             planned = plan_here(train_request, topology, facts, force=force)
         if run_dir:
             create_run_dir(run_dir)
@@ -184,7 +184,7 @@ def names_of(request: Request | None) -> tuple[str, str]:
 
 
 def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: bool) -> Preflight:
-    """Plans a run whose ranks are all on this host; of others rank 0 plans, which sees its own device.
+    """Plans a run whose ranks are all started on this host; of others rank 0 plans, which sees its own device.
 
     Raises UserError where the run would not fit, unless `force`.
     """

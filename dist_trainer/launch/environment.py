@@ -11,17 +11,26 @@ from dist_trainer.launch.plan import LaunchRequest
 SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 
 
-def common_env(request: LaunchRequest, *, num_threads: int | None = None) -> tuple[tuple[str, str], ...]:
-    """OMP_NUM_THREADS (`num_threads`, else a fair share of the cores) and, with no GPU, DS_ACCELERATOR.
+def common_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
+    """OMP_NUM_THREADS, a fair share of the cores; with no GPU DS_ACCELERATOR; and what the user named.
 
     What the host that starts the ranks has says nothing of other hosts: what follows from it is for ranks here alone.
     """
     facts = request.facts
-    if num_threads is None and request.is_local:
-        num_threads = max(1, facts.num_cores // request.topology.num_ranks)
-    threads = facts.environ.get("OMP_NUM_THREADS") or (str(num_threads) if num_threads else None)
-    accelerator = facts.environ.get("DS_ACCELERATOR") or ("cpu" if request.is_local and not facts.num_gpus else None)
-    pairs = (("OMP_NUM_THREADS", threads), ("DS_ACCELERATOR", accelerator))
+    threads, accelerator = None, None
+    if request.is_local:
+        threads = max(1, facts.num_cores // request.topology.num_ranks)
+        accelerator = "cpu" if facts.num_gpus == 0 else None
+    return kept_env(request, threads, accelerator)
+
+
+def kept_env(
+    request: LaunchRequest, num_threads: int | None, accelerator: str | None = None
+) -> tuple[tuple[str, str], ...]:
+    """OMP_NUM_THREADS and DS_ACCELERATOR as the user has set them here, else as given; and what the user named."""
+    environ = request.facts.environ
+    threads = environ.get("OMP_NUM_THREADS") or (str(num_threads) if num_threads else None)
+    pairs = (("OMP_NUM_THREADS", threads), ("DS_ACCELERATOR", environ.get("DS_ACCELERATOR") or accelerator))
     return (*((name, value) for name, value in pairs if value), *request.env)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dist_trainer.cluster.rank import port_from
 from dist_trainer.cluster.slurm import cpus_per_rank
-from dist_trainer.launch.environment import common_env, refuse_stray_rank
+from dist_trainer.launch.environment import kept_env, refuse_stray_rank
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 
@@ -28,7 +28,8 @@ def plan_srun(request: LaunchRequest) -> LaunchPlan:
             *argument_groups(request.arguments[1:]),
         ),
         env=(
-            *common_env(request, num_threads=cpus_per_rank(environ, topology)),
+            # What a shell in the allocation sees of GPUs is not what a step sees.
+            *kept_env(request, cpus_per_rank(environ, topology)),
             ("MASTER_ADDR", topology.hosts[0].name if len(topology.hosts) > 1 else "127.0.0.1"),
             ("MASTER_PORT", str(port_from(environ["SLURM_JOB_ID"]))),
         ),

@@ -15,7 +15,7 @@ from pathlib import Path
 import nvml_stub
 import pytest
 from lab import LOGIN, Lab
-from launched import LAUNCHERS, ROOT, SHORT, Launched, allocated, echoing, switches
+from launched import LAUNCHERS, ROOT, SHORT, Launched, allocated, echoing
 from literal import any_words
 from nvml_stub import Script
 from ranks import BRISK, losses, mini_config
@@ -26,6 +26,24 @@ pytestmark = pytest.mark.integration
 
 # What launch.sh takes instead of making its own.
 ENVIRONMENT = {"VIRTUAL_ENV": sys.prefix}
+
+_A100 = str(ROOT / "hostfiles" / "a100")
+AS_TYPED = {
+    "deepspeed": ("--hostfile", _A100, "--include", "node1:0,1@node2:6,7"),
+    "mpirun": ("--launcher", "mpirun", "--hostfile", _A100, "--nproc-per-node", "2"),
+    "torchrun": (
+        "--launcher",
+        "torchrun",
+        "--ssh",
+        "--hostfile",
+        "hosts",
+        "--nnodes",
+        "2",
+        "--rdzv-endpoint",
+        "node1:29541",
+    ),
+    "srun": ("--launcher", "srun"),
+}
 
 Start = Callable[..., dict[str, Launched]]
 
@@ -131,9 +149,7 @@ def test_the_losses_are_those_of_one_host(
     launcher: str, lab: Lab, slurm_lab: dict[str, str], folder: Path, expected: list[float]
 ) -> None:
     words = ["--config", str(mini_config(folder)), "--run-dir", str(folder / f"launch-{launcher}"), *BRISK, *SHORT]
-    if launcher == "torchrun":
-        words += ["--nnodes", "2", "--rdzv-endpoint", "node1:29541"]
-    command = [*allocated(launcher), str(ROOT / "launch.sh"), *switches(launcher), *words]
+    command = [*allocated(launcher), str(ROOT / "launch.sh"), *AS_TYPED[launcher], *words]
     ended = lab.run(LOGIN, command, cwd=folder, environ=slurm_lab | ENVIRONMENT)
     assert ended.status == 0, ended.output
     assert losses(folder / f"launch-{launcher}") == expected
