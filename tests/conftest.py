@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,6 +27,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # the time, goes beside what computes.
         waits = is_on_lab or item.path.is_relative_to(LAUNCH)
         item.add_marker(pytest.mark.xdist_group("hosts" if waits else str(item.path)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_environment() -> Iterator[None]:
+    """What a file's tests set of this process's environment, as what measures on the CPU does, reaches no other's."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

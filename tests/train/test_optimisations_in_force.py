@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,10 @@ STEPS = 20
 @pytest.fixture(scope="module", autouse=True)
 def process_group() -> Iterator[None]:
     """One rank, in this process, for all engines of this file."""
-    before = dict(os.environ)
     with quiet_deepspeed():
         process.join_process_group(ALONE, process.device_facts())
     yield
     dist.destroy_process_group()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture
