@@ -23,7 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         is_on_lab = bool({"lab", "slurm_lab"} & set(getattr(item, "fixturenames", ())))
         if is_on_lab:
             item.add_marker(pytest.mark.cluster)
-        # With `-n 2` a file's tests stay together, for the runs they share; what waits for hosts and launchers, most of
+        # With `-n` a file's tests stay together, for the runs they share; what waits for hosts and launchers, most of
         # the time, goes beside what computes.
         waits = is_on_lab or item.path.is_relative_to(LAUNCH)
         item.add_marker(pytest.mark.xdist_group("hosts" if waits else str(item.path)))

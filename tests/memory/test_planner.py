@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -29,10 +30,16 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def plan(
-    *settings: str, world_size: int = 1, ds: str = "zero2", config: str = "tiny", device: PlannedDevice = CUDA
+    *settings: str,
+    world_size: int = 1,
+    ds: str = "zero2",
+    config: str = "tiny",
+    device: PlannedDevice = CUDA,
+    ranks: Sequence[int] | None = None,
 ) -> Plan:
     request = Request(config=config, ds=ds, settings=settings)
-    return make_plan(resolve(request, world_size=world_size, device=ANY_DEVICE), world_size=world_size, device=device)
+    resolved = resolve(request, world_size=world_size, device=ANY_DEVICE)
+    return make_plan(resolved, world_size=world_size, device=device, ranks=ranks)
 
 
 def stage(number: int, *, accumulation: int = 1) -> tuple[str, ...]:
@@ -105,6 +112,16 @@ def test_more_ranks_never_take_more_a_rank(number: int, worlds: tuple[int, int],
     # Padding: each parameter or group is cut into equal parts, whose last may be padded.
     alignment = 16 * worlds[1] * 60
     assert allocated(many) <= allocated(few) + alignment
+
+
+@SLOW
+@given(STAGES, st.sampled_from([3, 5, 8, 13]), st.sampled_from([50_000, 1_000_000]), st.booleans())
+def test_no_rank_between_the_first_and_the_last_needs_more(number: int, world: int, bucket: int, robin: bool) -> None:
+    """So a plan of these two is one of all."""
+    turns = f"zero_optimization.round_robin_gradients={str(robin and number in (1, 2)).lower()}"
+    words = (*stage(number), turns, f"zero_optimization.reduce_bucket_size={bucket}")
+    every, two = (plan(*words, world_size=world, ranks=ranks) for ranks in (range(world), (0, world - 1)))
+    assert allocated(every) == allocated(two)
 
 
 def test_optimizer_offload_moves_the_states_to_the_host() -> None:
