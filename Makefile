@@ -6,7 +6,7 @@ PYTHON = .venv/bin/python
 check: lint test
 
 test: $(STAMP)
-	$(PYTHON) -m pytest -n 3
+	$(PYTHON) -m pytest -n 2
 
 lint: $(STAMP)
 	.venv/bin/ruff format --check .

@@ -72,6 +72,7 @@ class Settings:
     overlap_comm: bool
     contiguous_gradients: bool
     reduce_scatter: bool
+    memory_efficient_linear: bool
     round_robin: bool
     sub_group_size: int
     max_live: int
@@ -147,6 +148,7 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         overlap_comm=stage == 3 if overlap is None else bool(overlap),
         contiguous_gradients=bool(zero.get("contiguous_gradients", True)) or offload != "none",
         reduce_scatter=bool(zero.get("reduce_scatter", True)),
+        memory_efficient_linear=bool(zero.get("memory_efficient_linear", True)),
         round_robin=bool(zero.get("round_robin_gradients", False)),
         sub_group_size=int(zero.get("sub_group_size", 1e9)),
         max_live=int(zero.get("stage3_max_live_parameters", 1e9)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_trainer.memory.engines import Engine, Fp16Engine, UnfusedFp16Engine
@@ -52,6 +53,7 @@ def simulate(
         trace, settings, device, host, rank=rank, world_size=world_size, built_on_device=not cuda
     )
     engine.init()
+    in_place = sums_in_place(trace) if settings.stage == 3 and settings.memory_efficient_linear else {}
     # train/hygiene.py empties the cache before the first step.
     device.empty_cache()
     # The first micro batch and the last differ; those between them do not.
@@ -62,7 +64,7 @@ def simulate(
         micro_batches = max(micro_batches, 2 if settings.stage == 3 else 1)
     for _ in range(1 if is_quick else 2):
         for number in range(micro_batches):
-            _micro_batch(trace, engine, device, is_boundary=number == micro_batches - 1)
+            _micro_batch(trace, engine, device, in_place, is_boundary=number == micro_batches - 1)
         device.enter("step")
         host.enter("step")
         engine.step()
@@ -84,14 +86,38 @@ def engine_class(settings: Settings) -> type[Engine]:
     return Zero12Engine
 
 
-def _micro_batch(trace: Trace, engine: Engine, ledger: Ledger, *, is_boundary: bool) -> None:
+def sums_in_place(trace: Trace) -> dict[int, int]:
+    """The storage of each sum of two gradients of one parameter (tied weights), and that of the gradient made first.
+
+    The trace's linear layers hand autograd a view as the weight's gradient, so the sum is a third storage. That of
+    DeepSpeed's stage 3 (zero/linear.py) hands over a tensor of its own, to which autograd adds the second in place.
+    """
+    sizes: dict[int, int] = {}
+    freed: list[int] = []
+    found: dict[int, int] = {}
+    newest = None
+    for kind, first, second, _ in trace.events:
+        if kind == ALLOC:
+            sizes[first], newest, freed = second, first, []
+        elif kind == FREE:
+            freed.append(first)
+        elif kind == GRADIENT and second == newest:
+            summands = [storage for storage in sizes if storage in freed and sizes[storage] == sizes[second]]
+            if len(summands) == 2:
+                found[second] = summands[0]
+    return found
+
+
+def _micro_batch(
+    trace: Trace, engine: Engine, ledger: Ledger, in_place: Mapping[int, int], *, is_boundary: bool
+) -> None:
     ledger.enter("forward")
     engine.begin_micro_batch(is_boundary=is_boundary)
     alloc, free = ledger.alloc, ledger.free
     live: dict[int, Block] = {}
     for kind, first, second, third in trace.events:
         if kind == ALLOC:
-            live[first] = alloc(second, third)
+            live[first] = live.pop(in_place[first]) if first in in_place else alloc(second, third)
         elif kind == FREE:
             block = live.pop(first, None)
             if block is not None:

@@ -15,6 +15,9 @@ from dist_trainer.memory.engines import Engine
 from dist_trainer.memory.ledger import BUCKETS, GATHERED, GRADIENTS, MASTER, PARAMETERS, TEMPORARIES, Block
 from dist_trainer.memory.partitions import shard_numel
 
+# stage3.py takes the norm of an offloaded gradient in parts of so many elements.
+NORM_ELEMENTS = 250_000_000
+
 
 @dataclass
 class _Gather:
@@ -35,6 +38,8 @@ class Zero3Engine(Engine):
         size, master = settings.weight_bytes, settings.master_bytes
         self.offloads = settings.offload_optimizer != "none"
         self.offloads_parameters = settings.offload_param != "none"
+        # On a CPU what is offloaded is where it was.
+        self.has_own_host = self.host is not ledger
         self.shards = [shard_numel(numel, world) for numel in self.numels]
         pieces = []
         param_ledger = self.host if self.offloads_parameters else ledger
@@ -183,7 +188,7 @@ class Zero3Engine(Engine):
             return
         self.num_available += sum(self.numels[p] for p in wanted)
         size = self.settings.weight_bytes
-        if self.world_size == 1 and not self.offloads_parameters:
+        if self.world_size == 1 and not (self.offloads_parameters and self.has_own_host):
             for p in wanted:
                 self.in_flight[p] = _Gather([p], None, is_copied=True, waiting={p})
             return
@@ -248,6 +253,7 @@ class Zero3Engine(Engine):
         settings = self.settings
         padded = self.world_size * sum(self.shards[p] for p in self.bucket)
         size, comm = settings.weight_bytes, settings.reduction_bytes
+        kept = 0
         if self.bucket and settings.reduce_scatter:
             is_view = len(self.bucket) == 1 and self.numels[self.bucket[0]] % self.world_size == 0
             upcast = comm * self.bucket_elements if comm != size else 0
@@ -257,9 +263,25 @@ class Zero3Engine(Engine):
             temporary = self.ledger.temporary
             with temporary(upcast, BUCKETS), temporary(flat, BUCKETS), temporary(widened, BUCKETS):
                 pass
+            kept = widened or flat or upcast
+        if self.offloads:
+            with self.ledger.temporary(kept, BUCKETS):
+                self._offload()
         for p in self.bucket:
             self.ledger.free(self.gradients.pop(p, None))
         self.bucket, self.bucket_elements = [], 0
+
+    def _offload(self) -> None:
+        """One shard after the other: added up on the device; at the boundary its norm is taken, and it is cast."""
+        accum, master = self.settings.accum_bytes, self.settings.master_bytes
+        for p in self.bucket:
+            shard = self.shards[p]
+            with self.ledger.temporary(accum * shard if self.has_own_host else 0):
+                if self.is_boundary:
+                    self.norms([min(shard, NORM_ELEMENTS)])
+                    with self.ledger.temporary(master * shard if master != accum else 0):
+                        pass
+            self.ledger.free(self.gradients.pop(p, None))
 
     def end_backward(self) -> None:
         self._reduce()

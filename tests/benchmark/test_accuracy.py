@@ -13,6 +13,8 @@ from dist_trainer.memory.plan import Figure, PhasePlan, RankPlan
 
 MITE = Model("mite", "tiny", 32, 2, ("model.num_layers=2", "model.hidden_size=64", "model.vocab_size=512"))
 
+WORDY = Model("wordy", "tiny", 8, 1, ("model.num_layers=2", "model.hidden_size=64", "model.vocab_size=50000"))
+
 
 def row(planned: int, measured: int, case: Case | None = None) -> Row:
     figure = Figure(planned, planned, planned)
@@ -73,7 +75,11 @@ def test_a_plan_is_held_against_the_real_engine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cases = [Case(model=MITE, stage=2, world_size=8, rank=7, bucket=100_000)]
+    cases = [
+        Case(model=MITE, stage=2, world_size=8, rank=7, bucket=100_000),
+        # Whose peak is at the embedding that is the last layer's weight too.
+        Case(model=WORDY, stage=3, world_size=8, bucket=100_000, accumulation=2),
+    ]
     monkeypatch.setattr(accuracy, "zero_cases", lambda *arguments: cases)
     assert main(["accuracy", "--tolerance", "0.02"]) == 0
     assert "0 beyond 2.0%" in capsys.readouterr().out

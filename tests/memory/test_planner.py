@@ -36,10 +36,11 @@ def plan(
     config: str = "tiny",
     device: PlannedDevice = CUDA,
     ranks: Sequence[int] | None = None,
+    length: int | None = None,
 ) -> Plan:
     request = Request(config=config, ds=ds, settings=settings)
     resolved = resolve(request, world_size=world_size, device=ANY_DEVICE)
-    return make_plan(resolved, world_size=world_size, device=device, ranks=ranks)
+    return make_plan(resolved, world_size=world_size, device=device, ranks=ranks, sequence_length=length)
 
 
 def stage(number: int, *, accumulation: int = 1) -> tuple[str, ...]:
@@ -129,6 +130,33 @@ def test_optimizer_offload_moves_the_states_to_the_host() -> None:
     assert "optimizer states" not in there.worst.parts
     assert there.worst.host_bytes > here.worst.parts["optimizer states"]
     assert here.worst.host_bytes == 0
+
+
+# Its token embedding, 6.4 million elements, is most of it.
+WORDY = (
+    *("model.vocab_size=50000", "model.num_layers=2", "train_micro_batch_size_per_gpu=1"),
+    "zero_optimization.reduce_bucket_size=1000000",
+)
+EMBEDDING = 50_000 * 128
+EFFICIENT = "zero_optimization.memory_efficient_linear"
+
+
+def in_backward(plan: Plan) -> int:
+    return next(phase.allocated_bytes for phase in plan.worst.phases if phase.phase == "backward")
+
+
+def test_stage_3_adds_the_gradients_of_tied_weights_in_place_as_its_own_linear_layers_let_it() -> None:
+    efficient, plain = (
+        plan(*WORDY, f"{EFFICIENT}={is_on}", ds="zero3", world_size=8, device=CPU, length=16)
+        for is_on in ("true", "false")
+    )
+    assert in_backward(plain) - in_backward(efficient) == pytest.approx(2 * EMBEDDING, rel=0.01)
+
+
+def test_stage_3_with_offload_takes_the_norm_of_each_gradient_on_the_device_in_fp64() -> None:
+    """Beside it the gradient in 16-bit, and what was accumulated, brought back from the host."""
+    made = plan(*WORDY, ds="zero3_offload", world_size=1, length=16)
+    assert in_backward(made) >= (8 + 2 + 2) * EMBEDDING
 
 
 def test_checkpointing_on_the_cpu_moves_what_is_kept_to_the_host() -> None:
