@@ -102,9 +102,10 @@ def sums_in_place(trace: Trace) -> dict[int, int]:
         elif kind == FREE:
             freed.append(first)
         elif kind == GRADIENT and second == newest:
-            summands = [storage for storage in sizes if storage in freed and sizes[storage] == sizes[second]]
+            summands = [storage for storage in freed if sizes[storage] == sizes[second]]
             if len(summands) == 2:
-                found[second] = summands[0]
+                # Storages are numbered as they are made.
+                found[second] = min(summands)
     return found
 
 
