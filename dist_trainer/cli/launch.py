@@ -184,7 +184,7 @@ def names_of(request: Request | None) -> tuple[str, str]:
 
 
 def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: bool) -> Preflight:
-    """Plans a run whose ranks are all started on this host; of others rank 0 plans, which sees its own device.
+    """Plans a run that is all on this host, but not SLURM's to place: else rank 0 plans, which sees its own device.
 
     Raises UserError where the run would not fit, unless `force`.
     """

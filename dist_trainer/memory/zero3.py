@@ -263,25 +263,22 @@ class Zero3Engine(Engine):
             temporary = self.ledger.temporary
             with temporary(upcast, BUCKETS), temporary(flat, BUCKETS), temporary(widened, BUCKETS):
                 pass
-            kept = widened or flat or upcast
-        if self.offloads:
-            with self.ledger.temporary(kept, BUCKETS):
-                self._offload()
-        for p in self.bucket:
-            self.ledger.free(self.gradients.pop(p, None))
+            kept = (widened or flat or upcast) if self.offloads else 0
+        with self.ledger.temporary(kept, BUCKETS):
+            for p in self.bucket:
+                if self.offloads:
+                    self._offload(self.shards[p])
+                self.ledger.free(self.gradients.pop(p, None))
         self.bucket, self.bucket_elements = [], 0
 
-    def _offload(self) -> None:
-        """One shard after the other: added up on the device; at the boundary its norm is taken, and it is cast."""
+    def _offload(self, shard: int) -> None:
+        """A gradient is added up on the device; at the boundary its norm is taken, and it is cast."""
         accum, master = self.settings.accum_bytes, self.settings.master_bytes
-        for p in self.bucket:
-            shard = self.shards[p]
-            with self.ledger.temporary(accum * shard if self.has_own_host else 0):
-                if self.is_boundary:
-                    self.norms([min(shard, NORM_ELEMENTS)])
-                    with self.ledger.temporary(master * shard if master != accum else 0):
-                        pass
-            self.ledger.free(self.gradients.pop(p, None))
+        with self.ledger.temporary(accum * shard if self.has_own_host else 0):
+            if self.is_boundary:
+                self.norms([min(shard, NORM_ELEMENTS)])
+                with self.ledger.temporary(master * shard if master != accum else 0):
+                    pass
 
     def end_backward(self) -> None:
         self._reduce()
