@@ -1,4 +1,4 @@
-"""Memory hygiene in the loop: the garbage collector out of the step, the allocator's cache emptied when asked."""
+"""Memory hygiene: the garbage collector out of the imports and the step, the allocator's cache emptied when asked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,15 @@ from typing import Any
 import torch
 
 from dist_trainer.config.run import MemoryConfig
+
+
+def end_imports() -> None:
+    """The collector is on again, and never looks at the half a million objects of the modules, which all stay."""
+    # Every optimizer's constructor brings it.
+    import torch._dynamo  # noqa: F401
+
+    gc.freeze()
+    gc.enable()
 
 
 def settle(engine: Any) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -19,6 +20,9 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
 from dist_trainer.train import op_builds
+
+_MEETING_WAIT_S = 30.0
+_SHORTEST_WAIT_S = 0.01
 
 
 def set_threads(rank: RankInfo) -> int:
@@ -99,7 +103,8 @@ def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
 
     _check_meeting_place(rank)
     export_rank(rank)
-    if rank.local_rank == 0:
+    # Not the first rank, which plans while the others wait.
+    if rank.local_rank == rank.local_world_size - 1:
         op_builds.delete_abandoned_locks(op_builds.build_folder(os.environ))
     if device.kind == "cpu":
         # An op for inference alone, which DeepSpeed would compile for half a minute at the first start.
@@ -112,6 +117,8 @@ def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
+            if rank.rank > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+                await_first_rank(rank.master_addr, rank.master_port)
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise UserError(
@@ -138,6 +145,24 @@ def _check_meeting_place(rank: RankInfo) -> None:
             found=f"{rank.master_addr} ({error.strerror})",
             hint="set MASTER_ADDR to a name or an address of rank 0's host that every host knows",
         ) from error
+
+
+def await_first_rank(host: str, port: int | None) -> None:
+    """Returns as soon as rank 0 listens, where torch would look again only half a second later.
+
+    Each wait is an eighth of all that has passed, so that thousands of ranks do not ask too often. Leaves it to torch
+    to wait longer than _MEETING_WAIT_S, and to say what is wrong.
+    """
+    began_s = time.monotonic()
+    while (waited_s := time.monotonic() - began_s) < _MEETING_WAIT_S:
+        try:
+            socket.create_connection((host, port or 0), timeout=_MEETING_WAIT_S).close()
+        except ConnectionRefusedError:
+            time.sleep(max(_SHORTEST_WAIT_S, waited_s / 8))
+            continue
+        except OSError:
+            pass
+        return
 
 
 def agree_on(value: str | None) -> str:

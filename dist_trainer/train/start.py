@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import secrets
@@ -51,6 +52,8 @@ class Job:
 def start(job: Job) -> NoReturn:
     """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank."""
     rank = job.rank.rank
+    # Finds nothing in the imports and takes a quarter of their time. Until `hygiene.end_imports`.
+    gc.disable()
     try:
         # The mistakes in the files, before torch is imported; the real device is asked afterwards.
         asked = resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE)
@@ -193,7 +196,7 @@ def train(
     from dist_trainer.monitor.allocator import AllocatorWatch
     from dist_trainer.monitor.memory import MemoryProbe
     from dist_trainer.report import summary
-    from dist_trainer.train import checkpoint, muon, op_builds, planning, process
+    from dist_trainer.train import checkpoint, hygiene, muon, op_builds, planning, process
     from dist_trainer.train.display import Display
     from dist_trainer.train.engine import build_engine
     from dist_trainer.train.loop import Recorder, Run, train_phases
@@ -228,6 +231,7 @@ def train(
 
     allocator = AllocatorWatch.begin() if job.measure_allocator else None
     muon.import_uncompiled_unless_used(resolved.deepspeed)
+    hygiene.end_imports()
     engine = build_engine(resolved, device_index=device_index)
     if allocator is not None:
         allocator.watch(engine)
