@@ -84,6 +84,7 @@ def main(argv: list[str]) -> int:
         port=_port(os.environ),
         folder=str(_folder(args.run_dir)),
         cwd=str(Path.cwd()),
+        names_slots=choice.names_slots,
     )
     exam = examine(task)
     findings = judge(exam)

@@ -27,7 +27,10 @@ How = Literal["ssh", "srun", "here"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be examined. `folder`: where the runs' folders are made, absolute, and there on this host."""
+    """What is to be examined. `folder`: where the runs' folders are made, absolute, and there on this host.
+
+    `names_slots`: whether the user said which or how many of the slots to use.
+    """
 
     how: How
     topology: Topology
@@ -37,6 +40,7 @@ class Task:
     folder: str
     cwd: str
     interpreter: str = sys.executable
+    names_slots: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -128,6 +132,7 @@ class Examination:
     folder: str
     needs: Needs
     trial: Trial
+    names_slots: bool = False
     seconds: float = 0.0
 
     @property

@@ -93,6 +93,7 @@ class _Visit:
             port=task.port,
             folder=task.folder,
             needs=needs,
+            names_slots=task.names_slots,
             trial=trial,
         )
 

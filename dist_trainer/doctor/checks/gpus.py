@@ -9,6 +9,7 @@ from dist_trainer.doctor.examination import Examination, HostReport
 from dist_trainer.doctor.facts import GpuFacts, HostGpus
 from dist_trainer.doctor.findings import Finding, Level, grouped
 from dist_trainer.errors import UserError
+from dist_trainer.launch.hosts import SLOTS_HINT
 from dist_trainer.memory.gpus import find_gpu
 from dist_trainer.monitor.pci import kernel_address
 from dist_trainer.units import format_gb, format_gib
@@ -39,7 +40,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         if asked and not hidden and not any(_gpus(host).kernel for host in asked.values()):
             yield Finding("ok", "GPUs", "there is none on any host: ranks run on the CPU")
         return
-    yield from _counts(asked)
+    yield from _counts(asked, exam)
     yield from _kinds(asked)
     yield from _contradictions(asked, exam)
     yield from _states(asked)
@@ -63,7 +64,8 @@ def _broken(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
     yield from grouped("warn", "NVML", troubles, _TRY)
 
 
-def _counts(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
+def _counts(asked: Mapping[str, HostReport], exam: Examination) -> Iterator[Finding]:
+    """As `launch` has it: slots are a host's GPUs, of which a user may name some. A SLURM job may leave some idle."""
     short: dict[str, str] = {}
     spare: dict[str, str] = {}
     enough: dict[str, str] = {}
@@ -72,9 +74,13 @@ def _counts(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
         slots = f"{host.num_slots} slots" if host.num_slots != 1 else "1 slot"
         text = f"{count} for {slots}"
         # A slot is the number of a GPU, so that its highest one has to be there.
-        (short if count <= max(host.slots) else spare if count > host.num_slots else enough)[name] = text
+        is_spare = count > host.num_slots and not exam.names_slots
+        (short if count <= max(host.slots) else spare if is_spare else enough)[name] = text
     yield from grouped("fail", "GPUs", short, "correct slots= in the hostfile, or CUDA_VISIBLE_DEVICES there")
-    yield from grouped("warn", "GPUs", spare, "raise slots= in the hostfile to use them all")
+    if exam.how == "srun":
+        yield from grouped("warn", "GPUs", spare, "ask for as many tasks as GPUs to use them all")
+    else:
+        yield from grouped("fail", "GPUs", spare, SLOTS_HINT)
     if not short and not spare:
         yield Finding("ok", "GPUs", " or ".join(dict.fromkeys(enough.values())))
 

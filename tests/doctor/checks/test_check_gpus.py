@@ -37,7 +37,7 @@ def test_a_host_without_gpus_among_others_that_have_some() -> None:
     ("num_gpus", "slots", "finding"),
     [
         (1, (0, 1), ("fail", ("node1",), "1 for 2 slots")),
-        (4, (0, 1), ("warn", ("node1",), "4 for 2 slots")),
+        (4, (0, 1), ("fail", ("node1",), "4 for 2 slots")),
         (2, (2,), ("fail", ("node1",), "2 for 1 slot")),
         (2, (0, 1), ("ok", (), "2 for 2 slots")),
     ],
@@ -46,6 +46,14 @@ def test_a_host_without_gpus_among_others_that_have_some() -> None:
 def test_gpus_against_slots(num_gpus: int, slots: tuple[int, ...], finding: tuple[str, tuple[str, ...], str]) -> None:
     report = replace(host("node1", num_slots=num_gpus), slots=slots)
     assert lines(check_gpus.check(exam(report)), "GPUs") == [finding]
+
+
+def test_gpus_that_the_user_or_a_job_leaves_idle() -> None:
+    report = replace(host("node1", num_slots=4), slots=(0, 1))
+    named = replace(exam(report), names_slots=True)
+    assert lines(check_gpus.check(named), "GPUs") == [("ok", (), "4 for 2 slots")]
+    job = replace(exam(report), how="srun")
+    assert lines(check_gpus.check(job), "GPUs") == [("warn", ("node1",), "4 for 2 slots")]
 
 
 def test_a_gpu_that_the_kernel_shows_and_nvml_does_not() -> None:
