@@ -25,7 +25,7 @@ _PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "sinfo", "scontrol", "unsh
 _START_LIMIT_S = 30.0
 _POLL_S = 0.05
 
-_DAEMONS = "slurmctld -c && slurmd -N n1 && exec sleep infinity"
+_DAEMONS = "slurmctld -c && slurmd -N {node} && exec sleep infinity"
 
 # linuxproc and task/none keep the kernel's cgroups out of it; config_overrides gives a node more CPUs than there are.
 _COMMON = """\
@@ -59,8 +59,8 @@ SlurmdSpoolDir={folder}/spool
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmdLogFile={folder}/slurmd.log
-NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 CPUs={num_cpus} RealMemory=1000 State=UNKNOWN
-PartitionName=main Nodes=n1 Default=YES MaxTime=INFINITE State=UP
+NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={num_cpus} RealMemory=1000 State=UNKNOWN
+PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
 """
 
 # A requeued job may start again when its credential has expired: after 2 minutes, if nothing is said.
@@ -100,8 +100,8 @@ def why_no_slurm() -> str | None:
 
 
 @contextmanager
-def one_host_slurm(folder: Path, num_cpus: int = 4) -> Iterator[dict[str, str]]:
-    """Yields the environment (SLURM_CONF, PATH) in which srun, sbatch and scontrol reach a SLURM of one node, n1.
+def one_host_slurm(folder: Path, num_cpus: int = 4, node: str = "n1") -> Iterator[dict[str, str]]:
+    """Yields the environment (SLURM_CONF, PATH) in which srun, sbatch and scontrol reach a SLURM of one node.
 
     On the way out every daemon, job and rank is killed; what is left is `folder`, with the logs in it.
     """
@@ -117,13 +117,14 @@ def one_host_slurm(folder: Path, num_cpus: int = 4) -> Iterator[dict[str, str]]:
             node_port=node_port,
             folder=folder,
             num_cpus=num_cpus,
+            node=node,
         )
     )
     environ = {"SLURM_CONF": str(config), "PATH": _search_path()}
     with (folder / "daemons.log").open("wb") as log:
         # The first process of the PID namespace: when it is killed the kernel kills the rest.
         daemons = subprocess.Popen(
-            ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child=KILL", "sh", "-c", _DAEMONS],
+            ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child=KILL", "sh", "-c", _DAEMONS.format(node=node)],
             env=_without_slurm(os.environ) | environ,
             stdin=subprocess.DEVNULL,
             stdout=log,

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from dist_trainer.benchmark import kept
 from dist_trainer.benchmark.measure import Measurement, Spec, resolve_spec
-from dist_trainer.config.optimisations import Precision, Switches
-from dist_trainer.config.request import Request
+from dist_trainer.config.request import Precision, Request, Switches
 from dist_trainer.memory.plan import RankPlan
 from dist_trainer.memory.planner import PlannedDevice, make_plan
 

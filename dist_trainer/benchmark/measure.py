@@ -27,8 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_trainer.cluster.rank import RankInfo
-from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.request import Request
+from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import RunError
 from dist_trainer.logs import quiet_deepspeed

@@ -16,7 +16,7 @@ from dist_trainer.cluster.topology import Topology
 from dist_trainer.config.request import Request
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
 from dist_trainer.errors import EXIT_OK
-from dist_trainer.launch.choose import PLANNERS, build_plan, choose_launcher
+from dist_trainer.launch.choose import LAUNCHERS, build_plan, choose_launcher
 from dist_trainer.launch.environment import named_env
 from dist_trainer.launch.facts import read_host_facts, whose_mpirun
 from dist_trainer.launch.hosts import (
@@ -31,7 +31,6 @@ from dist_trainer.launch.network import is_own_address
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.ports import first_free_port, planned_port
 from dist_trainer.launch.run import START_LIMIT_S, Limits, Prepared, require_launcher, run_beside, run_request
-from dist_trainer.logs import quiet_deepspeed
 
 if TYPE_CHECKING:
     from dist_trainer.memory.preflight import Preflight
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The switches of `launch` itself; every other switch belongs to `train` and is passed on."""
     parser.add_argument(
         "--launcher",
-        choices=tuple(PLANNERS),
+        choices=LAUNCHERS,
         help="default: srun inside a SLURM allocation, deepspeed with a hostfile, else torchrun",
     )
     parser.add_argument(
@@ -189,6 +188,7 @@ def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: 
     Raises UserError where the run would not fit, unless `force`.
     """
     from dist_trainer.launch.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
+    from dist_trainer.logs import quiet_deepspeed
     from dist_trainer.memory.advice import Setup
     from dist_trainer.memory.outcome import HostMemory
     from dist_trainer.memory.planner import PlannedDevice

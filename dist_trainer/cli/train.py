@@ -7,8 +7,7 @@ from argparse import BooleanOptionalAction
 from pathlib import Path
 
 from dist_trainer.cli.parser import Parser, not_negative, positive
-from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.request import DEFAULT_CONFIG, Request
+from dist_trainer.config.request import DEFAULT_CONFIG, Request, Switches
 from dist_trainer.errors import EXIT_TARGET_MISSED
 
 STRICT = "when the memory target is missed, or when it is not known whether it was met"

@@ -8,29 +8,15 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from dist_trainer.config import deepspeed_batch as batch
 from dist_trainer.config.deepspeed_json import parse
 from dist_trainer.config.deepspeed_mistakes import json_text
 from dist_trainer.config.deepspeed_params import DEFAULT_OPTIMIZER, is_adam
 from dist_trainer.config.deepspeed_rules import block, dtype_family, offload_device, precision, zero_stage
+from dist_trainer.config.request import Precision, Switches
 from dist_trainer.errors import UserError
-
-Precision = Literal["fp32", "fp16", "bf16"]
-
-
-@dataclass(frozen=True)
-class Switches:
-    """What the command line said of single optimisations; None is nothing."""
-
-    micro_batch: int | None = None
-    accumulation: int | None = None
-    precision: Precision | None = None
-    checkpointing: bool | None = None
-    fused: bool | None = None
-    compile: bool | None = None
 
 
 def apply(raw: Mapping[str, Any], switches: Switches) -> dict[str, Any]:

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-from dist_trainer.config.optimisations import Switches
+from typing import Literal
 
 DEFAULT_CONFIG = "tiny"
+Precision = Literal["fp32", "fp16", "bf16"]
+
+
+@dataclass(frozen=True)
+class Switches:
+    """What the command line said of single optimisations; None is nothing."""
+
+    micro_batch: int | None = None
+    accumulation: int | None = None
+    precision: Precision | None = None
+    checkpointing: bool | None = None
+    fused: bool | None = None
+    compile: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from dist_trainer.cluster.slurm import in_allocation
-from dist_trainer.launch.deepspeed import plan_deepspeed
-from dist_trainer.launch.hydra import plan_hydra
-from dist_trainer.launch.mpirun import plan_mpirun
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
-from dist_trainer.launch.srun import plan_srun
-from dist_trainer.launch.torchrun import plan_torchrun
 
-PLANNERS: Mapping[str, Callable[[LaunchRequest], LaunchPlan]] = {
-    "torchrun": plan_torchrun,
-    "deepspeed": plan_deepspeed,
-    "mpirun": plan_mpirun,
-    "srun": plan_srun,
-}
+LAUNCHERS = ("torchrun", "deepspeed", "mpirun", "srun")
 
 
 def choose_launcher(environ: Mapping[str, str], hostfile: str | None) -> str:
@@ -28,6 +18,23 @@ def choose_launcher(environ: Mapping[str, str], hostfile: str | None) -> str:
 
 
 def build_plan(launcher: str, request: LaunchRequest) -> LaunchPlan:
-    if launcher == "mpirun" and request.facts.mpirun == "hydra":
+    """Brings in that launcher's module alone: nothing is started before."""
+    if launcher == "torchrun":
+        from dist_trainer.launch.torchrun import plan_torchrun
+
+        return plan_torchrun(request)
+    if launcher == "deepspeed":
+        from dist_trainer.launch.deepspeed import plan_deepspeed
+
+        return plan_deepspeed(request)
+    if launcher == "srun":
+        from dist_trainer.launch.srun import plan_srun
+
+        return plan_srun(request)
+    if request.facts.mpirun == "hydra":
+        from dist_trainer.launch.hydra import plan_hydra
+
         return plan_hydra(request)
-    return PLANNERS[launcher](request)
+    from dist_trainer.launch.mpirun import plan_mpirun
+
+    return plan_mpirun(request)

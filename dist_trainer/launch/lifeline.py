@@ -5,8 +5,7 @@ A thread of its own serves the connections. What it notices is read by `supervis
 
 from __future__ import annotations
 
-import hmac
-import secrets
+import os
 import selectors
 import signal
 import socket
@@ -201,6 +200,9 @@ class Lifeline:
 
     def _welcome(self, connection: _Connection, message: Message) -> bool:
         """The first message says who it is; a stranger is sent away."""
+        # Brings OpenSSL, which need not come in before the launcher is started.
+        import hmac
+
         told = str(message.get("token", ""))
         rank = message.get("rank")
         if message.get("kind") != "hello" or not hmac.compare_digest(told.encode(), self._token.encode()):
@@ -299,4 +301,4 @@ class Lifeline:
 
 
 def new_token() -> str:
-    return secrets.token_hex(16)
+    return os.urandom(16).hex()

@@ -8,11 +8,11 @@ any more. Imports no more than it must: there is one for every rank.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections import deque
@@ -24,7 +24,8 @@ from dist_trainer.cluster.threads import threads_here
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError
 from dist_trainer.launch.network import interface_towards
 from dist_trainer.launch.ports import first_free_port
-from dist_trainer.launch.processes import end_with_parent, launchers_above, sweep_later
+from dist_trainer.launch.processes import launchers_above, sweep_later
+from dist_trainer.launch.rank_process import BecomeRank, RankProcess, start_rank
 from dist_trainer.launch.supervise import GRACE_S
 from dist_trainer.launch.wire import BEAT_S, FAILURE_GRACE_S, FROM_SRUN, SILENCE_S, LineReader, Message, encode
 from dist_trainer.logs import rank_log_path
@@ -32,6 +33,8 @@ from dist_trainer.logs import rank_log_path
 _CONNECT_LIMIT_S = 300.0
 _CONNECT_ATTEMPT_S = 10.0
 _BYE_LIMIT_S = 2.0
+# Where the job is not there by then, the launching process still reads the files.
+_JOB_IS_READY_S = 0.01
 _TOLD_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 _NUM_LAST_LINES = 20
@@ -56,7 +59,7 @@ class Guard:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._selector.register(self._signals_r, selectors.EVENT_READ)
-        self._rank: subprocess.Popen[bytes] | None = None
+        self._rank: RankProcess | None = None
         self._log: IO[bytes] | None = None
         self._last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
         self._kill_at_s: float | None = None
@@ -72,6 +75,9 @@ class Guard:
 
     def run(self) -> int:
         """The rank's exit status, 128 + N when signal N ended it; without a job 0 when told that none comes, else 1."""
+        if not self._selector.select(_JOB_IS_READY_S):
+            # Every rank brings it in; a fork has it then.
+            importlib.import_module("dist_trainer.config.resolve")
         while self._rank is None and not (self.is_lost or self._kill_at_s or self._failed_to_start):
             self._turn()
         if self._failed_to_start:
@@ -79,14 +85,14 @@ class Guard:
             return EXIT_USER_ERROR
         if self._rank is None:
             return EXIT_OK if self.must_sweep and not self.is_lost else EXIT_FAILURE
-        while self._rank.poll() is None:
+        while (returncode := self._rank.poll()) is None:
             self._turn()
             if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
                 self._signal_rank(signal.SIGKILL)
         # What the rank started and left behind, such as loader workers.
         self._signal_rank(signal.SIGKILL)
         self._read_all_output()
-        status = 128 - self._rank.returncode if self._rank.returncode < 0 else self._rank.returncode
+        status = 128 - returncode if returncode < 0 else returncode
         self._tell_end(status)
         return status
 
@@ -153,23 +159,8 @@ class Guard:
         is_captured = not (job["is_local"] and self.place.rank == 0)
         if is_captured and job["logs_dir"]:
             self._log = _open_log(Path(job["cwd"]) / job["logs_dir"], self.place.rank)
-        parent_pid = os.getpid()
-
-        def in_child() -> None:
-            signal.set_wakeup_fd(-1)
-            end_with_parent(parent_pid, signal.SIGKILL)
-
         try:
-            os.chdir(job["cwd"])
-            self._rank = subprocess.Popen(
-                job["argv"],
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE if is_captured else None,
-                stderr=subprocess.PIPE if is_captured else None,
-                start_new_session=True,
-                preexec_fn=in_child,
-            )
+            self._rank = start_rank(job["argv"], job["cwd"], environ, is_captured=is_captured, let_go=self._let_go)
         except OSError as error:
             self._last_lines.append(
                 f"{error.filename} is not there on {socket.gethostname()}: every host needs the same folder and Python"
@@ -180,6 +171,12 @@ class Guard:
             if pipe is not None:
                 os.set_blocking(pipe.fileno(), False)
                 self._selector.register(pipe, selectors.EVENT_READ)
+
+    def _let_go(self) -> None:
+        """In the fork that goes on as the rank."""
+        for mine in (self._selector, self._socket, self._signals_r, self._signals_w, self._log):
+            if mine is not None:
+                mine.close()
 
     def _place_env(self, job: Message) -> dict[str, str]:
         place = self.place
@@ -313,6 +310,15 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"dist_trainer: error: {error}", file=sys.stderr)
         return error.exit_status
+    except BecomeRank as rank:
+        becoming = rank
+    else:
+        return _leave(guard, above, status)
+    becoming.run()
+    return EXIT_OK
+
+
+def _leave(guard: Guard, above: list[tuple[int, int]], status: int) -> int:
     if guard.must_sweep and guard.place.local_rank == 0:
         sweep_later(above)
     return status

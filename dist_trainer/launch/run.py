@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -155,6 +154,8 @@ def run_beside(request: LaunchRequest, *, grace_s: float = GRACE_S) -> int:
 
 def rendezvous_token(meeting: Rendezvous) -> str:
     """What keeps two runs apart; whoever knows the run's id can join it, as torchrun's own rendezvous has it."""
+    import hashlib
+
     return hashlib.sha256(meeting.job_id.encode()).hexdigest()[:32]
 
 

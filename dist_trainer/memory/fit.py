@@ -22,8 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.request import Request
+from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.errors import UserError
 from dist_trainer.memory import gpus

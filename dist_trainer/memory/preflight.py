@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dist_trainer.config.adapt import DeviceFacts
-from dist_trainer.config.optimisations import Switches
+from dist_trainer.config.request import Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.config.run import RunConfig
 from dist_trainer.errors import UserError

@@ -7,7 +7,8 @@ import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from dist_trainer.config.deepspeed import Facts, check, resolve
-from dist_trainer.config.optimisations import Switches, apply, describe, set_path
+from dist_trainer.config.optimisations import apply, describe, set_path
+from dist_trainer.config.request import Switches
 from dist_trainer.errors import UserError
 
 FACTS = Facts(world_size=1, hidden_size=64, total_steps=100)

@@ -12,8 +12,7 @@ import yaml
 
 from dist_trainer.config import deepspeed_keys
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
-from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.request import Request
+from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import RunConfig
 from dist_trainer.errors import UserError

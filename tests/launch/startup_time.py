@@ -7,6 +7,7 @@ Pairs are interleaved; medians, and the median of the pairs' ratios. srun is mea
 
 from __future__ import annotations
 
+import socket
 import statistics
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from ranks import BRISK, bin_environment, mini_config, run
 import slurm
 
 LAUNCHERS = ("torchrun", "deepspeed", "mpirun", "srun")
+LAUNCH_SH = Path(__file__).parents[2] / "launch.sh"
 TRAIN = ("-m", "dist_trainer", "train")
 
 
@@ -26,7 +28,7 @@ def command(launcher: str, words: list[str], *, bare: bool) -> list[str]:
     allocated = ["salloc", "--quiet", "--ntasks=2"] if launcher == "srun" else []
     if not bare:
         where = [] if launcher == "srun" else ["--nproc-per-node", "2"]
-        return [*allocated, sys.executable, "-m", "dist_trainer", "launch", "--launcher", launcher, *where, *words]
+        return [*allocated, str(LAUNCH_SH), "--launcher", launcher, *where, *words]
     return {
         "torchrun": ["torchrun", "--nproc-per-node=2", *TRAIN, *words],
         "deepspeed": ["deepspeed", "--num_accelerators", "2", "--module", "dist_trainer", "train", *words],
@@ -50,7 +52,9 @@ def main(num_pairs: int, launchers: list[str]) -> None:
         folder = Path(name)
         environ = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", **bin_environment()}
         if "srun" in launchers:
-            environ["SLURM_CONF"] = stack.enter_context(slurm.one_host_slurm(folder / "slurm"))["SLURM_CONF"]
+            environ["SLURM_CONF"] = stack.enter_context(
+                slurm.one_host_slurm(folder / "slurm", node=socket.gethostname())
+            )["SLURM_CONF"]
         print("| launcher | bare | under launch | ratio |\n|---|---:|---:|---:|")
         for launcher in launchers:
             pairs = []

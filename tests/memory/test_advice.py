@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.request import Request
+from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import resolve
 from dist_trainer.memory import advice
 from dist_trainer.memory.advice import Change, Setup, Trial

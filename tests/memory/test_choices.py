@@ -4,8 +4,7 @@ import pytest
 
 from dist_trainer.config import deepspeed
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.request import Request
+from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import resolve
 from dist_trainer.errors import UserError
 from dist_trainer.memory.choices import (

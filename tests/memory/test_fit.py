@@ -12,8 +12,7 @@ import ranks
 
 from dist_trainer.config import deepspeed
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.request import Request
+from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import UserError
 from dist_trainer.memory import fit

@@ -15,8 +15,7 @@ import torch.distributed as dist
 
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts
-from dist_trainer.config.optimisations import Switches
-from dist_trainer.config.request import Request
+from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.train import hygiene, process

@@ -1,0 +1,132 @@
+"""The process of one rank: a program of its own, or a fork of its guard, which goes on as the rank.
+
+A fork has what its guard imported, and a rank begins as soon as if nothing stood between the launcher and it. It needs
+the same Python in the same folder, and variables that differ only in what nothing has read yet.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NoReturn
+
+from dist_trainer.errors import EXIT_FAILURE
+from dist_trainer.launch.processes import end_with_parent, show_as
+
+# Read by torch, CUDA, gloo, NCCL and us, none of which is in a guard.
+_READ_LATE = frozenset(
+    {
+        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
+    }
+)
+
+
+class BecomeRank(BaseException):
+    """Raised in the fork, to leave all that is the guard's; `run` is the rank."""
+
+    def __init__(self, module: str, arguments: Sequence[str]) -> None:
+        self._module, self._arguments = module, arguments
+
+    def run(self) -> None:
+        sys.argv = [self._module, *self._arguments]
+        runpy.run_module(self._module, run_name="__main__", alter_sys=True)
+
+
+class Fork:
+    """A forked rank, with the part of subprocess.Popen that a guard needs."""
+
+    def __init__(self, pid: int, stdout: IO[bytes] | None, stderr: IO[bytes] | None) -> None:
+        self.pid, self.stdout, self.stderr = pid, stdout, stderr
+        self.returncode: int | None = None
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+RankProcess = subprocess.Popen[bytes] | Fork
+
+
+def start_rank(
+    argv: Sequence[str], cwd: str, environ: Mapping[str, str], *, is_captured: bool, let_go: Callable[[], None]
+) -> RankProcess:
+    """Starts the rank in a session of its own, to be killed when this process ends. For a process without threads.
+
+    `let_go` closes in a fork what is the guard's alone. Raises OSError where the folder or the program is not there.
+    """
+    if list(argv[:2]) == [sys.executable, "-m"] and str(Path.cwd()) == cwd and _differs_late(environ):
+        return _fork(argv, environ, is_captured=is_captured, let_go=let_go)
+    parent_pid = os.getpid()
+
+    def in_child() -> None:
+        signal.set_wakeup_fd(-1)
+        end_with_parent(parent_pid, signal.SIGKILL)
+
+    os.chdir(cwd)
+    return subprocess.Popen(
+        argv,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if is_captured else None,
+        stderr=subprocess.PIPE if is_captured else None,
+        start_new_session=True,
+        preexec_fn=in_child,
+    )
+
+
+def _differs_late(environ: Mapping[str, str]) -> bool:
+    names = environ.keys() | os.environ.keys()
+    return all(name in _READ_LATE or environ.get(name) == os.environ.get(name) for name in names)
+
+
+def _fork(argv: Sequence[str], environ: Mapping[str, str], *, is_captured: bool, let_go: Callable[[], None]) -> Fork:
+    pipes = [os.pipe() for _ in range(2)] if is_captured else []
+    parent_pid = os.getpid()
+    # A signal must not find the fork with the guard's handlers.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    pid = os.fork()
+    if pid == 0:
+        _go_on_as_rank(argv, environ, [write for _, write in pipes], parent_pid, let_go, mask)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for _, write in pipes:
+        os.close(write)
+    stdout, stderr = (os.fdopen(read, "rb", buffering=0) for read, _ in pipes) if is_captured else (None, None)
+    return Fork(pid, stdout, stderr)
+
+
+def _go_on_as_rank(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    outputs: Sequence[int],
+    parent_pid: int,
+    let_go: Callable[[], None],
+    mask: set[int] | set[signal.Signals],
+) -> NoReturn:
+    try:
+        end_with_parent(parent_pid, signal.SIGKILL)
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for number in signal.valid_signals():
+            if callable(signal.getsignal(number)):
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        let_go()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for fd, output in enumerate(outputs, start=1):
+            os.dup2(output, fd)
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.environ.clear()
+        os.environ.update(environ)
+        show_as(["python", *argv[1:]])
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    except BaseException:  # noqa: BLE001 - nothing of this process may go on as a second guard
+        os._exit(EXIT_FAILURE)
+    raise BecomeRank(argv[2], argv[3:])
