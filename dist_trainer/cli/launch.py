@@ -35,6 +35,9 @@ from dist_trainer.launch.run import START_LIMIT_S, Limits, Prepared, require_lau
 if TYPE_CHECKING:
     from dist_trainer.memory.preflight import Preflight
 
+# They import torch first, and meanwhile there is time to plan; with the others rank 0 does it as soon.
+_COME_UP_SLOWLY = ("torchrun", "deepspeed")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The switches of `launch` itself; every other switch belongs to `train` and is passed on."""
@@ -144,7 +147,7 @@ def run(
 
             check_hosts(request, is_chosen=choice.names_slots)
         planned = None
-        if train_request is not None and request.is_local and launcher != "srun":
+        if train_request is not None and request.is_local and launcher in _COME_UP_SLOWLY:
             planned = plan_here(train_request, topology, facts, force=force)
         if run_dir:
             create_run_dir(run_dir)
@@ -183,7 +186,7 @@ def names_of(request: Request | None) -> tuple[str, str]:
 
 
 def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: bool) -> Preflight:
-    """Plans a run that is all on this host, but not SLURM's to place: else rank 0 plans, which sees its own device.
+    """Plans a run that is all on this host; else rank 0 plans, which sees its own device.
 
     Raises UserError where the run would not fit, unless `force`.
     """

@@ -94,6 +94,14 @@ def test_ranks_on_other_hosts_are_planned_by_rank_0(
     assert read_plan(folder / "run") is None
 
 
+def test_rank_0_plans_where_the_launcher_is_up_at_once(
+    folder: Path, started: list[LaunchPlan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["launch", "--launcher", "mpirun", "--run-dir", "run"]) == 7
+    assert capsys.readouterr().out == ""
+    assert read_plan(folder / "run") is None
+
+
 def test_a_dry_run_does_not_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(launch, "plan_here", lambda *_, **__: pytest.fail("it planned"))
     assert main(["launch", "--dry-run"]) == 0
