@@ -7,6 +7,8 @@ EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
 # Of --strict alone: all went well, but the memory target was missed, or it is not known whether it was met.
 EXIT_TARGET_MISSED = 3
+# Of `launch` alone: a host is down or cut off, and the same run may come to its end on others.
+EXIT_HOST_LOST = 4
 EXIT_INTERRUPTED = 130
 
 

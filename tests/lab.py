@@ -217,7 +217,8 @@ class Lab:
         for inside, device in ((LOGIN, _switch_end(host)), (host, "eth0")):
             tc = [*self._enter(inside, "--net"), "tc", "qdisc"]
             if rate is None:
-                subprocess.run([*tc, "delete", "dev", device, "root"], check=True)
+                # A host that has booted meanwhile has a new link, with nothing to take away.
+                subprocess.run([*tc, "delete", "dev", device, "root"], check=False, stderr=subprocess.DEVNULL)
             else:
                 shape = ["tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
                 subprocess.run([*tc, "replace", "dev", device, "root", *shape], check=True)

@@ -6,7 +6,7 @@ import re
 
 from dist_trainer.cluster.topology import render_include
 from dist_trainer.errors import UserError
-from dist_trainer.launch.environment import common_env
+from dist_trainer.launch.environment import UNSAYABLE, common_env
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 # pdsh gives the arguments to a shell on the other host, and DeepSpeed's quoting does not hold for others than these.
@@ -72,7 +72,7 @@ def _refuse_what_pdsh_breaks(request: LaunchRequest) -> None:
             "DeepSpeed's launcher gives wrong local ranks when hosts have different numbers of slots.",
             where=request.hostfile,
             found=render_include(request.topology),
-            hint="use --nproc-per-node, --include or --exclude to make them equal, or --launcher mpirun",
+            hint=UNSAYABLE + "make them equal with --nproc-per-node, --include or --exclude, or use --launcher mpirun",
         )
     for argument in request.arguments:
         if _SAFE_FOR_PDSH.fullmatch(argument) is None:
@@ -80,5 +80,5 @@ def _refuse_what_pdsh_breaks(request: LaunchRequest) -> None:
                 "This argument would not reach other hosts as it stands: DeepSpeed passes it through a shell there.",
                 where="the command line",
                 found=argument,
-                hint="write it into the run file or the DeepSpeed JSON, or use --launcher mpirun",
+                hint=UNSAYABLE + "write it into the run file or the DeepSpeed JSON, or use --launcher mpirun",
             )

@@ -9,6 +9,8 @@ from dist_trainer.launch.plan import LaunchRequest
 
 # What a rank on another host needs to find the same programs and libraries, where it is set here.
 SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
+# For what the guards of a real start bring, and the plain command of a dry run cannot say.
+UNSAYABLE = "leave --dry-run out, for `launch` itself can start these; as a plain command, "
 
 
 def common_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
@@ -84,7 +86,7 @@ def refuse_left_out_slots(request: LaunchRequest) -> None:
             raise UserError(
                 f"mpirun cannot choose the slots {', '.join(map(str, host.slots))} of {host.name}.",
                 where="--include or --exclude",
-                hint="use --launcher deepspeed, or --nproc-per-node for the first slots of each host",
+                hint=UNSAYABLE + "use --launcher deepspeed, or --nproc-per-node for the first slots of each host",
             )
 
 

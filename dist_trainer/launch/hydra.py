@@ -7,7 +7,7 @@ SIGTERM: the ranks' guards see to all that. What is passed to other hosts is nam
 from __future__ import annotations
 
 from dist_trainer.errors import UserError
-from dist_trainer.launch.environment import SEARCH_PATHS, mpi_env, refuse_left_out_slots, refuse_stray_rank
+from dist_trainer.launch.environment import SEARCH_PATHS, UNSAYABLE, mpi_env, refuse_left_out_slots, refuse_stray_rank
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 # Intel MPI would bind each rank to cores, MPICH does not unless it is told to.
@@ -55,7 +55,7 @@ def _refuse_what_hydra_breaks(request: LaunchRequest) -> None:
             "An argument ':' would begin another program for mpirun.",
             where="the command line",
             found=":",
-            hint="write it into the run file or the DeepSpeed JSON, or use --launcher torchrun",
+            hint=UNSAYABLE + "write it into the run file or the DeepSpeed JSON, or use --launcher torchrun",
         )
     if not request.is_local:
         refuse_left_out_slots(request)

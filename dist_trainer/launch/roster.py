@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from dist_trainer.errors import EXIT_FAILURE
+from dist_trainer.errors import EXIT_HOST_LOST
 from dist_trainer.launch.processes import signal_name
 from dist_trainer.launch.wire import BEAT_S, SILENCE_S
 
@@ -107,7 +107,7 @@ class Roster:
         silent = self.silent_hosts(now_s, SILENCE_S)
         if silent:
             where = name_hosts(silent)
-            return Trouble(f"nothing was heard for {SILENCE_S:.0f} s from {where}: down, or cut off", EXIT_FAILURE)
+            return Trouble(f"nothing was heard for {SILENCE_S:.0f} s from {where}: down, or cut off", EXIT_HOST_LOST)
         if not self._candidates:
             return None
         first = min(self._candidates, key=lambda one: (one.is_echo, one.time_s))
@@ -121,12 +121,10 @@ class Roster:
         if member is None or not member.is_gone:
             return trouble
         there = [one for one in self.members.values() if one.host == member.host]
-        if len(there) == 1 or not all(one.is_gone for one in there):
+        if len(self.members) == 1 or not all(one.is_gone for one in there):
             return trouble
-        ranks = name_ranks(one.rank for one in there)
-        return Trouble(
-            f"{member.host} (ranks {ranks}) is gone: every connection to it was closed at once", EXIT_FAILURE
-        )
+        where = name_hosts({member.host: [one.rank for one in there]})
+        return Trouble(f"{where} is gone: every connection to it was closed at once", EXIT_HOST_LOST)
 
 
 def name_hosts(ranks_by_host: Mapping[str, Sequence[int]]) -> str:

@@ -7,12 +7,15 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_trainer.errors import EXIT_HOST_LOST
 from dist_trainer.launch.plan import argument_groups
 from dist_trainer.slurm.cadence import wait_s
 from dist_trainer.slurm.job import JobRequest, Layout
 
 # In an argument of `train`, in place of the number of an array's task.
 TASK_MARK = "%a"
+# How many times a job may lose a node before its first checkpoint and go back; not for ever, where it is one bad node.
+_NUM_FREE_RETURNS = 3
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./\[\]-]+")
 
 
@@ -45,7 +48,8 @@ def render(request: JobRequest, layout: Layout, training: Training, *, signal_s:
     if signal_s is None:
         parts.append(f"exec {command}\n")
     else:
-        parts += [_requeue(request, signal_s), f"{command} &\nlaunch=$!\ntrap requeue USR1\n{_WAIT}"]
+        lost_node = "" if request.launcher == "torchrun" else _LOST_NODE
+        parts += [_requeue(request, signal_s), f"{command} &\nlaunch=$!\ntrap requeue USR1\n{_WAIT}{lost_node}"]
     return "\n".join(parts)
 
 
@@ -129,6 +133,14 @@ def _requeue(request: JobRequest, signal_s: int) -> str:
 # left to end.
 newest() {{ cat "$run_dir/checkpoints/latest" 2>/dev/null; }}
 at_start=$(newest)
+# $1: how many times a job without a new checkpoint may go back all the same.
+go_back() {{
+    if [ "$(newest)" = "$at_start" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -ge "$1" ]; then
+        echo "The job is not requeued: it has written no checkpoint since it began." >&2
+    else
+        scontrol requeue "{job}"
+    fi
+}}
 requeue() {{
     local at_signal end
     at_signal=$(newest)
@@ -137,11 +149,7 @@ requeue() {{
         kill -0 "$launch" 2>/dev/null || return
         sleep 1
     done
-    if [ "$(newest)" = "$at_start" ]; then
-        echo "The job is not requeued: it has written no checkpoint since it began." >&2
-    else
-        scontrol requeue "{job}"
-    fi
+    go_back 0
 }}
 """
 
@@ -150,6 +158,12 @@ requeue() {{
 _WAIT = """\
 # A signal interrupts `wait`. The job's status is that of the launch.
 while kill -0 "$launch" 2>/dev/null; do wait "$launch"; done
+wait "$launch"
+"""
+
+# The launch ends before SLURM notices that a node is gone, and a job that has ended is not taken back.
+_LOST_NODE = f"""\
+if [ $? -eq {EXIT_HOST_LOST} ]; then go_back {_NUM_FREE_RETURNS}; fi
 wait "$launch"
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dist_trainer.errors import EXIT_FAILURE, EXIT_TARGET_MISSED, EXIT_USER_ERROR
+from dist_trainer.errors import EXIT_FAILURE, EXIT_HOST_LOST, EXIT_TARGET_MISSED, EXIT_USER_ERROR
 from dist_trainer.launch.processes import signal_name
 
 # Why a job waits. The first words that fit count: several reasons come with more behind them.
@@ -50,6 +50,7 @@ _STATUSES = {
     EXIT_FAILURE: "the run failed",
     EXIT_USER_ERROR: "a mistake in what was asked, or on a node",
     EXIT_TARGET_MISSED: "--strict: the memory target was missed, or is not known to be met",
+    EXIT_HOST_LOST: "a node was lost: down, or cut off from the others",
 }
 
 

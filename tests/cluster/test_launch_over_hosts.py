@@ -21,6 +21,7 @@ from nvml_stub import Script
 from ranks import BRISK, losses, mini_config
 
 from dist_trainer.cluster.threads import threads_per_rank
+from dist_trainer.errors import EXIT_HOST_LOST
 
 pytestmark = pytest.mark.integration
 
@@ -123,7 +124,7 @@ def test_a_host_that_goes_down(lab: Lab, start: Start) -> None:
     lab.power_off("node2")
     try:
         for launched in runs.values():
-            assert launched.status() == 1
+            assert launched.status() == EXIT_HOST_LOST
             assert "node2 (ranks 2-3) is gone" in launched.output()
         lab.wait_until_nothing_runs()
     finally:
@@ -137,7 +138,7 @@ def test_a_link_that_is_cut_ends_the_ranks_on_both_sides(lab: Lab, start: Start)
     lab.cut_link("node2")
     try:
         for launched in runs.values():
-            assert launched.status() == 1
+            assert launched.status() == EXIT_HOST_LOST
             assert "nothing was heard for 10 s from node2" in launched.output()
         lab.wait_until_nothing_runs()
     finally:

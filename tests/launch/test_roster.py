@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dist_trainer.errors import EXIT_HOST_LOST
 from dist_trainer.launch.roster import SETTLE_S, Roster, name_hosts, name_ranks
 from dist_trainer.launch.wire import SILENCE_S
 
@@ -60,8 +61,19 @@ def test_when_all_guards_of_a_host_are_gone_it_is_the_host(roster: Roster) -> No
     roster.disconnected(2, 1.01)
     trouble = roster.first_trouble(1.5)
     assert trouble is not None
-    assert (trouble.rank, trouble.status) == (None, 1)
+    assert (trouble.rank, trouble.status) == (None, EXIT_HOST_LOST)
     assert trouble.message == "node2 (ranks 2-3) is gone: every connection to it was closed at once"
+
+
+def test_where_a_host_has_one_rank_its_guard_stands_for_it() -> None:
+    roster = Roster(2, ("node1", "node2"))
+    for rank in (0, 1):
+        roster.joined(rank, roster.expected_hosts[rank], 0.0)
+    roster.disconnected(1, 1.0)
+    trouble = roster.first_trouble(2.0)
+    assert trouble is not None
+    assert trouble.message == "node2 (rank 1) is gone: every connection to it was closed at once"
+    assert trouble.status == EXIT_HOST_LOST
 
 
 def test_a_connection_closed_after_the_end_is_no_trouble(roster: Roster) -> None:
@@ -78,6 +90,7 @@ def test_a_failure_beside_a_silent_host_waits_for_that_host(roster: Roster) -> N
     trouble = roster.first_trouble(SILENCE_S + 0.1)
     assert trouble is not None
     assert trouble.message == "nothing was heard for 10 s from node2 (ranks 2-3): down, or cut off"
+    assert trouble.status == EXIT_HOST_LOST
 
 
 def test_a_host_that_is_heard_again_was_not_the_cause(roster: Roster) -> None:

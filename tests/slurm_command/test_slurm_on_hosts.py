@@ -116,7 +116,9 @@ def newest(run_dir: Path) -> int:
     return int(latest.read_text().removeprefix("step-")) if latest.exists() else 0
 
 
-def test_a_job_is_requeued_at_its_time_and_when_preempted_and_comes_to_its_end(queue: Queue, lab: Lab) -> None:
+def test_a_job_is_requeued_at_its_time_when_preempted_and_when_it_loses_a_node_and_comes_to_its_end(
+    queue: Queue, lab: Lab
+) -> None:
     run_dir = queue.folder / "long"
     # So slow that the run is not over before its time is: its gradients cross the link in every step.
     lab.slow_link("node2", "2mbit")
@@ -158,10 +160,19 @@ def test_a_job_is_requeued_at_its_time_and_when_preempted_and_comes_to_its_end(q
         # Time enough for the rest, however busy this machine is.
         queue.slurm("scontrol", "update", f"jobid={job_id}", "timelimit=10")
         assert waiting["stage"] in ("queued", "running")
+
+        wait_until(lambda: newest(run_dir) > at_preemption)
+        # `launch` notices it, and the script is over, before SLURM does.
+        lab.power_off("node2")
+        wait_until(lambda: queue.restarts(job_id) > before + 1)
+        at_loss = newest(run_dir)
+        assert "node2 (rank 1) is gone" in queue.output("long", job_id)
+        lab.power_on("node2")
     finally:
         lab.slow_link("node2", None)
     assert queue.wait(job_id) == "COMPLETED", queue.output("long", job_id)
-    assert f"resumed from long/checkpoints/step-{at_preemption}" in queue.output("long", job_id)
+    for step in (at_preemption, at_loss):
+        assert f"resumed from long/checkpoints/step-{step}" in queue.output("long", job_id)
     (ended,) = queue.status("long")
     assert (ended["stage"], ended["state"], ended["newest"]["step"]) == ("ended", "COMPLETED", 80)
     assert len(losses(run_dir)) == 80

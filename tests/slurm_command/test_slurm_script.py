@@ -53,6 +53,14 @@ fi
 # left to end.
 newest() { cat "$run_dir/checkpoints/latest" 2>/dev/null; }
 at_start=$(newest)
+# $1: how many times a job without a new checkpoint may go back all the same.
+go_back() {
+    if [ "$(newest)" = "$at_start" ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "$1" ]; then
+        echo "The job is not requeued: it has written no checkpoint since it began." >&2
+    else
+        scontrol requeue "$SLURM_JOB_ID"
+    fi
+}
 requeue() {
     local at_signal end
     at_signal=$(newest)
@@ -61,11 +69,7 @@ requeue() {
         kill -0 "$launch" 2>/dev/null || return
         sleep 1
     done
-    if [ "$(newest)" = "$at_start" ]; then
-        echo "The job is not requeued: it has written no checkpoint since it began." >&2
-    else
-        scontrol requeue "$SLURM_JOB_ID"
-    fi
+    go_back 0
 }
 
 "$python" -m dist_trainer launch --launcher srun \\
@@ -77,6 +81,8 @@ launch=$!
 trap requeue USR1
 # A signal interrupts `wait`. The job's status is that of the launch.
 while kill -0 "$launch" 2>/dev/null; do wait "$launch"; done
+wait "$launch"
+if [ $? -eq 4 ]; then go_back 3; fi
 wait "$launch"
 """
 
