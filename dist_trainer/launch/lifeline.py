@@ -6,6 +6,7 @@ A thread of its own serves the connections. What it notices is read by `supervis
 from __future__ import annotations
 
 import os
+import re
 import selectors
 import signal
 import socket
@@ -47,16 +48,30 @@ class Job:
     host_env: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
 
+@dataclass(frozen=True)
+class _Hello:
+    """What a guard says first: its rank, as the launcher counts, and where it is."""
+
+    rank: int
+    host: str
+    local_rank: int
+
+
 @dataclass
 class _Connection:
     socket: socket.socket
     reader: LineReader = field(default_factory=LineReader)
+    hello: _Hello | None = None
     rank: int | None = None
     to_send: bytes = b""
 
 
 class Lifeline:
-    """Serves the guards from a thread, from `with` on; until `hand_out` they wait. Read its fields at any time."""
+    """Serves the guards from a thread, from `with` on; until `hand_out` they wait. Read its fields at any time.
+
+    Where a `first_host` is named the launcher's own ranks do not count: that host has the first ones, and the others
+    follow in the order of their names, once all have come.
+    """
 
     def __init__(
         self,
@@ -66,15 +81,19 @@ class Lifeline:
         *,
         start_limit_s: float,
         say: Callable[[str], None],
+        first_host: str | None = None,
     ) -> None:
         self.roster = roster
         self.trouble: Trouble | None = None
         self._listener, self._token, self._say = listener, token, say
+        self._first_host = first_host
         self._job: Job | None = None
         self._port: int | None = None
         self._start_limit_s = start_limit_s
         self._lock = threading.Lock()
         self._connections: dict[int, _Connection] = {}
+        self._told_ranks: set[int] = set()
+        self._unnumbered: list[tuple[_Hello, _Connection]] = []
         self._waiting: list[_Connection] = []
         self._grace_s: float | None = None
         self._is_closing = False
@@ -183,10 +202,13 @@ class Lifeline:
         except (OSError, ValueError):
             data, messages = b"", []
         for message in messages:
-            if connection.rank is None and not self._welcome(connection, message):
-                data = b""
-                break
-            self._take(connection, message)
+            if connection.hello is None:
+                if not self._welcome(connection, message):
+                    data = b""
+                    break
+                self._number_ranks()
+            elif connection.rank is not None:
+                self._take(connection, connection.rank, message)
         if not data:
             self._drop(connection, selector)
 
@@ -195,6 +217,10 @@ class Lifeline:
             self._connections.pop(connection.socket.fileno(), None)
         selector.unregister(connection.socket)
         connection.socket.close()
+        if connection.hello is not None and connection.rank is None:
+            # It has no other number yet, and that it is gone must be noticed.
+            self._unnumbered.remove((connection.hello, connection))
+            self._join(connection, connection.hello.rank, connection.hello)
         if connection.rank is not None:
             self.roster.disconnected(connection.rank, time.monotonic())
 
@@ -207,29 +233,42 @@ class Lifeline:
         rank = message.get("rank")
         if message.get("kind") != "hello" or not hmac.compare_digest(told.encode(), self._token.encode()):
             return False
-        if not isinstance(rank, int) or not 0 <= rank < self.roster.num_ranks or rank in self.roster.members:
+        if not isinstance(rank, int) or not 0 <= rank < self.roster.num_ranks:
             return False
-        connection.rank = rank
-        self.roster.joined(rank, str(message.get("host")), time.monotonic())
+        if rank in self._told_ranks:
+            return False
+        self._told_ranks.add(rank)
+        connection.hello = _Hello(rank, str(message.get("host")), int(message.get("local_rank", 0)))
+        self._unnumbered.append((connection.hello, connection))
         return True
 
-    def _take(self, connection: _Connection, message: Message) -> None:
-        assert connection.rank is not None
-        now_s = time.monotonic()
-        self.roster.heard(connection.rank, now_s)
-        kind = message["kind"]
-        if kind == "hello":
+    def _number_ranks(self) -> None:
+        """Gives the ranks their numbers as they come, or all at once where their order is decided here."""
+        if self._first_host is not None:
+            if len(self._unnumbered) < self.roster.num_ranks:
+                return
+            self._unnumbered.sort(key=lambda one: _order(one[0], self._first_host))
+        for number, (hello, connection) in enumerate(self._unnumbered):
+            self._join(connection, hello.rank if self._first_host is None else number, hello)
             self._waiting.append(connection)
-        elif kind == "port":
+        self._unnumbered.clear()
+
+    def _join(self, connection: _Connection, rank: int, hello: _Hello) -> None:
+        connection.rank = rank
+        self.roster.joined(rank, hello.host, time.monotonic())
+
+    def _take(self, connection: _Connection, rank: int, message: Message) -> None:
+        now_s = time.monotonic()
+        self.roster.heard(rank, now_s)
+        kind = message["kind"]
+        if kind == "port":
             self._port = int(message["port"])
         elif kind == "output":
             stream = sys.stderr if message["is_error"] else sys.stdout
             stream.write(message["text"])
             stream.flush()
         elif kind == "ended":
-            self.roster.ended(
-                connection.rank, int(message["status"]), now_s, lines=message["lines"], is_echo=message["is_echo"]
-            )
+            self.roster.ended(rank, int(message["status"]), now_s, lines=message["lines"], is_echo=message["is_echo"])
             self._send(connection, encode("bye"))
 
     def _send_jobs(self) -> None:
@@ -258,6 +297,7 @@ class Lifeline:
             connection,
             encode(
                 "job",
+                rank=rank,
                 argv=job.argv,
                 cwd=job.cwd,
                 env=dict(job.env) | dict(dict(job.host_env).get(host, ())),
@@ -298,6 +338,12 @@ class Lifeline:
                 continue
             with self._lock:
                 connection.to_send = data[sent:] + connection.to_send
+
+
+def _order(hello: _Hello, first_host: str | None) -> tuple[bool, list[tuple[str, int]], int]:
+    """The first host, then by name as people count (node2 before node10), and on a host by local rank."""
+    name = [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", hello.host)]
+    return hello.host != first_host, name, hello.local_rank
 
 
 def new_token() -> str:

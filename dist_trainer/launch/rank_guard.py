@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from collections import deque
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -70,7 +71,7 @@ class Guard:
         self.must_sweep = False
         self.is_lost = False
         self._send(
-            encode("hello", token=token, rank=place.rank, world_size=place.world_size, host=socket.gethostname())
+            encode("hello", token=token, rank=place.rank, local_rank=place.local_rank, host=socket.gethostname())
         )
 
     def run(self) -> int:
@@ -147,6 +148,7 @@ class Guard:
                 self._has_bye = True
 
     def _start(self, job: Message) -> None:
+        self.place = replace(self.place, rank=job["rank"])
         environ = {**os.environ, **job["env"], **self._place_env(job)}
         if "OMP_NUM_THREADS" not in job["env"]:
             environ["OMP_NUM_THREADS"] = str(threads_here(environ, int(environ["LOCAL_WORLD_SIZE"])))

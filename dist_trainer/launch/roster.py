@@ -121,7 +121,7 @@ class Roster:
         if member is None or not member.is_gone:
             return trouble
         there = [one for one in self.members.values() if one.host == member.host]
-        if len(self.members) == 1 or not all(one.is_gone for one in there):
+        if self.num_ranks == 1 or not all(one.is_gone for one in there):
             return trouble
         where = name_hosts({member.host: [one.rank for one in there]})
         return Trouble(f"{where} is gone: every connection to it was closed at once", EXIT_HOST_LOST)

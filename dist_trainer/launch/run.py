@@ -94,7 +94,15 @@ def run_request(
         lifeline.hand_out(job)
 
     with (
-        Lifeline(listener, token, roster_for(launcher, request), start_limit_s=limits.start_s, say=_say) as lifeline,
+        Lifeline(
+            listener,
+            token,
+            roster_for(launcher, request),
+            start_limit_s=limits.start_s,
+            say=_say,
+            # The host of the endpoint, where this is; else the order of hosts is the launcher's and the hostfile's.
+            first_host=request.facts.hostname if request.rendezvous else None,
+        ) as lifeline,
         _open_log(launcher_log) as output,
     ):
         ending = supervise(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -169,6 +170,23 @@ def test_torchrun_started_by_hand_on_each_host(lab: Lab, folder: Path, expected:
         assert (first.status, other.wait(60)) == (0, 0), first.output
     assert losses(folder / "by-hand") == expected
     lab.wait_until_nothing_runs()
+
+
+def test_ranks_of_a_run_started_by_hand_begin_on_the_host_of_the_endpoint(lab: Lab, folder: Path) -> None:
+    where = ["--launcher", "torchrun", "--nnodes", "2", "--rdzv-endpoint", "node2:29511", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", "launch_echo", *where, "--", str(folder / "by-hand-echo"), "end"]
+    environ = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "launch")])}
+    (folder / "by-hand-echo").mkdir()
+    other = lab.popen("node1", command, cwd=folder, environ=environ, stderr=subprocess.DEVNULL)
+    first = lab.run("node2", command, cwd=folder, environ=environ)
+    assert (first.status, other.wait(60)) == (0, 0), first.output
+    ranks = [json.loads((folder / "by-hand-echo" / f"rank-{rank}.json").read_text()) for rank in range(4)]
+    assert [(rank["host"], rank["rank"]["local_rank"]) for rank in ranks] == [
+        ("node2", 0),
+        ("node2", 1),
+        ("node1", 0),
+        ("node1", 1),
+    ]
 
 
 def test_a_host_with_other_gpus_than_slots_is_named_with_its_line(lab: Lab, folder: Path) -> None:

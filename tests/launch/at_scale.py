@@ -93,7 +93,9 @@ def guards(port: int, ranks: range, _: SimpleQueue[float]) -> None:
 
     for rank in ranks:
         connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-        connection.sendall(encode("hello", token=TOKEN, rank=rank, world_size=0, host=f"host{rank // HOST_SIZE}"))
+        connection.sendall(
+            encode("hello", token=TOKEN, rank=rank, local_rank=rank % HOST_SIZE, host=f"host{rank // HOST_SIZE}")
+        )
         selector.register(connection, selectors.EVENT_READ)
         connections.append(connection)
     while True:
