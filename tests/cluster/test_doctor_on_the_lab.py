@@ -64,7 +64,10 @@ def wait_until_nothing_is_left(lab: Lab) -> None:
     """Of the doctor, on any host."""
     deadline_s = time.monotonic() + LIMIT_S
     while left := [
-        argv for host in (LOGIN, *lab.hosts) for _, argv in lab.processes(host) if "dist_trainer" in " ".join(argv)
+        argv
+        for host in (LOGIN, *lab.hosts)
+        for _, argv in lab.processes(host)
+        if any(word.startswith("dist_trainer") for word in argv)
     ]:
         assert time.monotonic() < deadline_s, left
         time.sleep(0.05)
