@@ -17,10 +17,11 @@ def plan_deepspeed(request: LaunchRequest) -> LaunchPlan:
     """Raises UserError for what DeepSpeed's launcher would do wrongly: see each message."""
     if not (request.is_local or request.is_guarded):
         _refuse_what_pdsh_breaks(request)
+    quick = ("dist_trainer.launch.without_gc",) if request.is_guarded else ()
     return LaunchPlan(
         launcher="deepspeed",
         command=(
-            (request.facts.interpreter, "-m", "deepspeed.launcher.runner", "--log_level", "critical"),
+            (request.facts.interpreter, "-m", *quick, "deepspeed.launcher.runner", "--log_level", "critical"),
             (*_where(request), "--master_port", str(request.master_port)),
             # The runner and the launch.py that it starts each take the start of an option's name for the option,
             # wherever it stands, until a '--': one for each of them.

@@ -5,6 +5,7 @@ Run as `python -m dist_trainer.launch.elastic` with torchrun's own arguments.
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
 
@@ -13,10 +14,14 @@ from dist_trainer.launch.processes import signal_name
 
 def main(argv: list[str]) -> int:
     """The status to exit with: 0, the first failed rank's own, or 128 + the number of the signal that ended it."""
+    # Finds nothing in the imports, and takes a tenth of their time.
+    gc.disable()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    gc.freeze()
+    gc.enable()
     # What happened is said by the rank itself or, below, in one line.
     logging.disable(logging.CRITICAL)
     try:

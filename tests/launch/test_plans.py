@@ -245,6 +245,14 @@ def test_guards_bring_what_a_launcher_would_do_wrongly(launcher: str, asked: Lau
         assert job.host_env == (("node1", (("CUDA_VISIBLE_DEVICES", "1,2,3,4,5,6,7"),)),)
 
 
+def test_deepspeeds_runner_is_the_same_with_and_without_guards_but_for_garbage_collection() -> None:
+    asked = request(TWO_HOSTS, GPU_HOST, hostfile="hf")
+    plain, started = (build_plan("deepspeed", one).argv for one in (asked, guarded(asked, "10.0.0.1:2000", "TOKEN")))
+    cut = plain.index("deepspeed.launcher.runner")
+    assert started[cut] == "dist_trainer.launch.without_gc"
+    assert started[cut + 1 : started.index("--")] == plain[cut : plain.index("--")]
+
+
 @pytest.mark.parametrize(
     ("environ", "hostfile", "launcher"),
     [
