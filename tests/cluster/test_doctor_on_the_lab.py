@@ -137,6 +137,18 @@ def test_a_driver_that_lies_about_its_gpus(ill: Diagnosis) -> None:
     assert "named NVIDIA A100-SXM4-40GB, which has 40.00 GiB, and is said to have 24.00 GiB" in odd
 
 
+@pytest.mark.usefixtures("ill")
+def test_gpus_that_no_slot_stands_for_unless_the_user_says_which_to_use(lab: Lab, folder: Path) -> None:
+    """Of node2, whose driver tells of two."""
+    (folder / "one-slot").write_text("node2 slots=1\n")
+    (folder / "two-slots").write_text("node2 slots=2\n")
+    told = [
+        read(lab.run(LOGIN, [*DOCTOR, *words, "--json"], cwd=folder)).named("GPUs")
+        for words in (["--hostfile", "one-slot"], ["--hostfile", "two-slots", "--include", "node2:1"])
+    ]
+    assert told == [[("fail", ["node2"], "2 for 1 slot")], []]
+
+
 def test_a_port_that_is_taken(ill: Diagnosis) -> None:
     ((level, hosts, said),) = ill.named("port")
     assert (level, hosts) == ("warn", ["node1"])
