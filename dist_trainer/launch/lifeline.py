@@ -69,7 +69,7 @@ class _Connection:
 class Lifeline:
     """Serves the guards from a thread, from `with` on; until `hand_out` they wait. Read its fields at any time.
 
-    Where a `first_host` is named the launcher's own ranks do not count: that host has the first ones, and the others
+    Where a `first_host` is named the launcher's own numbers do not count: that host has the first ranks, and the others
     follow in the order of their names, once all have come.
     """
 
@@ -233,9 +233,7 @@ class Lifeline:
         rank = message.get("rank")
         if message.get("kind") != "hello" or not hmac.compare_digest(told.encode(), self._token.encode()):
             return False
-        if not isinstance(rank, int) or not 0 <= rank < self.roster.num_ranks:
-            return False
-        if rank in self._told_ranks:
+        if not isinstance(rank, int) or not 0 <= rank < self.roster.num_ranks or rank in self._told_ranks:
             return False
         self._told_ranks.add(rank)
         connection.hello = _Hello(rank, str(message.get("host")), int(message.get("local_rank", 0)))

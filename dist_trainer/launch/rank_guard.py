@@ -2,7 +2,7 @@
 
 It asks the launching process what to run, so that arguments and variables arrive literally whatever the launcher does
 to them; tells it how the rank ended; and ends the rank when it is told to, or when nothing is heard of that process
-any more. Imports no more than it must: there is one for every rank.
+any more. Imports no more than it must, but what its rank goes on with: there is one for every rank.
 """
 
 from __future__ import annotations

@@ -117,6 +117,7 @@ def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
+            assert rank.master_port is not None, "find_rank refuses several ranks without one"
             if rank.rank > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
                 await_first_rank(rank.master_addr, rank.master_port)
             dist.init_process_group(backend, timeout=timedelta(minutes=30))
@@ -147,7 +148,7 @@ def _check_meeting_place(rank: RankInfo) -> None:
         ) from error
 
 
-def await_first_rank(host: str, port: int | None) -> None:
+def await_first_rank(host: str, port: int) -> None:
     """Returns as soon as rank 0 listens, where torch would look again only half a second later.
 
     Each wait is an eighth of all that has passed, so that thousands of ranks do not ask too often. Leaves it to torch
@@ -156,7 +157,7 @@ def await_first_rank(host: str, port: int | None) -> None:
     began_s = time.monotonic()
     while (waited_s := time.monotonic() - began_s) < _MEETING_WAIT_S:
         try:
-            socket.create_connection((host, port or 0), timeout=_MEETING_WAIT_S).close()
+            socket.create_connection((host, port), timeout=_MEETING_WAIT_S).close()
         except ConnectionRefusedError:
             time.sleep(max(_SHORTEST_WAIT_S, waited_s / 8))
             continue
