@@ -25,7 +25,20 @@ _PROGRAMS = ("slurmctld", "slurmd", "srun", "sbatch", "sinfo", "scontrol", "unsh
 _START_LIMIT_S = 30.0
 _POLL_S = 0.05
 
+_ACCOUNTING_PROGRAMS = ("mariadbd", "mariadb-install-db", "slurmdbd", "sacctmgr", "sacct")
+
 _DAEMONS = "slurmctld -c && slurmd -N {node} && exec sleep infinity"
+
+# The cluster has to be known to the accounting before its controller starts.
+_ACCOUNTANTS = """\
+mariadb-install-db --no-defaults --user=root --datadir={folder}/database --auth-root-authentication-method=socket \
+    --skip-test-db >/dev/null
+mariadbd --no-defaults --user=root --datadir={folder}/database --socket=$MYSQL_UNIX_PORT --skip-networking \
+    --pid-file={folder}/mariadbd.pid --log-error={folder}/mariadbd.log &
+until [ -S "$MYSQL_UNIX_PORT" ]; do sleep 0.05; done
+slurmdbd
+until sacctmgr --immediate add cluster tests; do sleep 0.1; done
+"""
 
 # linuxproc and task/none keep the kernel's cgroups out of it; config_overrides gives a node more CPUs than there are.
 _COMMON = """\
@@ -40,7 +53,6 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0,sched_min_interval=100000
 JobAcctGatherType=jobacct_gather/none
-AccountingStorageType=accounting_storage/none
 ReturnToService=2
 KillWait=5
 SlurmdParameters=config_overrides
@@ -61,6 +73,27 @@ SlurmdPidFile={folder}/slurmd.pid
 SlurmdLogFile={folder}/slurmd.log
 NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 CPUs={num_cpus} RealMemory=1000 State=UNKNOWN
 PartitionName=main Nodes={node} Default=YES MaxTime=INFINITE State=UP
+"""
+
+# The controller forgets a job seconds after its end, and then the accounting alone knows it.
+_WITH_ACCOUNTING = """\
+AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={accounting_port}
+MinJobAge=2
+"""
+_SLURMDBD = """\
+AuthType=auth/none
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={accounting_port}
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+LogFile={folder}/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
 """
 
 # A requeued job may start again when its credential has expired: after 2 minutes, if nothing is said.
@@ -91,16 +124,17 @@ exec cat {folder}/environ.$(hostname)
 """
 
 
-def why_no_slurm() -> str | None:
+def why_no_slurm(*, with_accounting: bool = False) -> str | None:
     """The reason why `one_host_slurm` cannot work here, or None when it can."""
     if os.geteuid() != 0:
         return "a SLURM of one's own needs root"
-    missing = [program for program in _PROGRAMS if shutil.which(program, path=_search_path()) is None]
-    return f"not installed: {', '.join(missing)}" if missing else None
+    return _missing(*_PROGRAMS, *(_ACCOUNTING_PROGRAMS if with_accounting else ()))
 
 
 @contextmanager
-def one_host_slurm(folder: Path, num_cpus: int = 4, node: str = "n1") -> Iterator[dict[str, str]]:
+def one_host_slurm(
+    folder: Path, num_cpus: int = 4, node: str = "n1", *, with_accounting: bool = False
+) -> Iterator[dict[str, str]]:
     """Yields the environment (SLURM_CONF, PATH) in which srun, sbatch and scontrol reach a SLURM of one node.
 
     On the way out every daemon, job and rank is killed; what is left is `folder`, with the logs in it.
@@ -108,24 +142,31 @@ def one_host_slurm(folder: Path, num_cpus: int = 4, node: str = "n1") -> Iterato
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True)
     with ExitStack() as ports:
-        controller_port, node_port = (_free_port(ports) for _ in range(2))
+        controller_port, node_port, accounting_port = (_free_port(ports) for _ in range(3))
+    facts = {
+        "host": socket.gethostname(),
+        "controller_port": controller_port,
+        "node_port": node_port,
+        "accounting_port": accounting_port,
+        "folder": folder,
+        "num_cpus": num_cpus,
+        "node": node,
+    }
     config = folder / "slurm.conf"
-    config.write_text(
-        (_COMMON + _ONE_HOST).format(
-            host=socket.gethostname(),
-            controller_port=controller_port,
-            node_port=node_port,
-            folder=folder,
-            num_cpus=num_cpus,
-            node=node,
-        )
-    )
+    config.write_text((_COMMON + _ONE_HOST + (_WITH_ACCOUNTING if with_accounting else "")).format(**facts))
     environ = {"SLURM_CONF": str(config), "PATH": _search_path()}
+    daemons_environ = _without_slurm(os.environ) | environ
+    script = _DAEMONS
+    if with_accounting:
+        (folder / "slurmdbd.conf").write_text(_SLURMDBD.format(**facts))
+        (folder / "slurmdbd.conf").chmod(0o600)
+        daemons_environ["MYSQL_UNIX_PORT"] = str(folder / "database.sock")
+        script = _ACCOUNTANTS + _DAEMONS
     with (folder / "daemons.log").open("wb") as log:
         # The first process of the PID namespace: when it is killed the kernel kills the rest.
         daemons = subprocess.Popen(
-            ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child=KILL", "sh", "-c", _DAEMONS.format(node=node)],
-            env=_without_slurm(os.environ) | environ,
+            ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child=KILL", "sh", "-ec", script.format(**facts)],
+            env=daemons_environ,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -139,8 +180,7 @@ def one_host_slurm(folder: Path, num_cpus: int = 4, node: str = "n1") -> Iterato
 
 
 def why_no_slurm_over() -> str | None:
-    missing = [program for program in (*_PROGRAMS, "munged") if shutil.which(program, path=_search_path()) is None]
-    return f"not installed: {', '.join(missing)}" if missing else None
+    return _missing(*_PROGRAMS, "munged")
 
 
 @contextmanager
@@ -240,6 +280,11 @@ def _free_port(keep_open: ExitStack) -> int:
     listener = keep_open.enter_context(socket.socket())
     listener.bind(("127.0.0.1", 0))
     return int(listener.getsockname()[1])
+
+
+def _missing(*programs: str) -> str | None:
+    missing = [program for program in programs if shutil.which(program, path=_search_path()) is None]
+    return f"not installed: {', '.join(missing)}" if missing else None
 
 
 def _search_path() -> str:

@@ -1,9 +1,15 @@
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
+from ranks import run
 from shown import ARRAY, COMPLETED, DRAINED
 
-from dist_trainer.slurm.jobs import Job, parse_accounting, parse_controller
+import slurm
+from dist_trainer.slurm.jobs import Asked, Job, ask_for_job, parse_accounting, parse_controller
 from dist_trainer.slurm.notation import parse_moment
 from dist_trainer.slurm.words import reason_in_words, state_in_words
 
@@ -59,6 +65,41 @@ def test_the_accounting() -> None:
     assert set(found) == {None, 1}
     assert (found[None].state, found[None].exit_status, found[None].nodes) == ("CANCELLED", 143, "h[1-2]")
     assert (found[1].job_id, found[1].state) == ("9_1", "COMPLETED")
+
+
+def test_what_the_controller_has_forgotten_the_accounting_tells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = slurm.why_no_slurm(with_accounting=True)
+    if reason is not None:
+        pytest.skip(reason)
+
+    def submit(*words: str) -> str:
+        ended = run(["sbatch", "--parsable", "--output=/dev/null", *words], cwd=tmp_path, environ=environ)
+        assert ended.status == 0, ended.output
+        return ended.output.strip()
+
+    with slurm.one_host_slurm(tmp_path / "slurm", with_accounting=True) as environ:
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        jobs = {
+            submit("--wrap=exit 3"): (),
+            submit("--wrap=kill -KILL $$"): (),
+            submit("--array=0-1", "--wrap=exit $SLURM_ARRAY_TASK_ID"): (0, 1),
+        }
+        told: dict[str, Asked] = {}
+        for job_id, tasks in jobs.items():
+            slurm.wait_for_job(environ, job_id)
+            told[job_id] = ask_for_job(job_id, tasks, environ)
+        deadline_s = time.monotonic() + 60.0
+        while run(["scontrol", "show", "jobs"], cwd=tmp_path, environ=environ).output.count("JobId="):
+            assert time.monotonic() < deadline_s, "the controller forgets none"
+            time.sleep(0.2)
+        for job_id, tasks in jobs.items():
+            # Of these the accounting says nothing.
+            unsaid = {"reason": None, "restarts": None, "time_limit": None}
+            expected = {task: replace(job, **unsaid) for task, job in told[job_id].by_task.items()}
+            assert ask_for_job(job_id, tasks, environ) == Asked(expected)
 
 
 @pytest.mark.parametrize(
