@@ -26,7 +26,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # With `-n` a file's tests stay together, for the runs they share; what waits for hosts and launchers, most of
         # the time, goes beside what computes.
         waits = is_on_lab or item.path.is_relative_to(LAUNCH)
-        item.add_marker(pytest.mark.xdist_group("hosts" if waits else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("hosts" if waits else item.nodeid.partition("::")[0]))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Tests of one file must not run beside each other: their launchers meet at the same port."""
+    if hasattr(session.config, "workerinput"):
+        assert all("@" in item.nodeid for item in session.items), "pytest-xdist has not put the tests into groups"
 
 
 @pytest.fixture(scope="module", autouse=True)
