@@ -216,7 +216,10 @@ def slurm_over(lab: Lab) -> Iterator[dict[str, str]]:
         files += ["--socket", "/run/munge/munge.socket.2", "--pid-file", "/run/munge/munged.pid"]
         lab.check(host, ["munged", "--force", *map(str, files), "--seed-file", "/run/munge/seed"], environ=environ)
         if host != LOGIN:
-            lab.check(host, ["slurmd"], environ=environ)
+            # It goes on in the fork of a fork, which alone writes the file.
+            lab.check(
+                host, ["sh", "-c", "slurmd && until [ -s /run/slurmd.pid ]; do sleep 0.02; done"], environ=environ
+            )
             return
         lab.check(host, ["slurmctld", "-c"], environ=environ)
         # When it answers it has started its helper process too, which then counts as the host's own.

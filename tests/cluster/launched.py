@@ -65,7 +65,10 @@ def echoing(
 ) -> Iterator[Launched]:
     out_dir = folder / launcher
     out_dir.mkdir(parents=True)
-    (folder / "hosts").write_text("".join(f"{host} slots=2\n" for host in HOSTS))
+    hostfile = folder / "hosts"
+    if not hostfile.exists():
+        # Else a launch that another launcher has begun may read it half written.
+        hostfile.write_text("".join(f"{host} slots=2\n" for host in HOSTS))
     command = [*allocated(launcher), sys.executable, "-m", "launch_echo", *switches(launcher)]
     environ = dict(slurm_environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "launch")])}
     with (folder / f"{launcher}.out").open("w+") as printed:

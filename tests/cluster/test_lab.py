@@ -43,13 +43,15 @@ def test_a_host_has_processes_and_temporary_files_of_its_own(lab: Lab) -> None:
     assert [lab.run("node2", ["test", "-e", f"{place}/mine"]).status for place in places] == [1, 1, 1]
     assert not any(Path(place, "mine").exists() for place in places)
     sleeping = lab.popen("node1", ["sleep", "1000"])
-    sleeping_pid = sleeping.command_pid()
-    assert "sleep" in lab.check("node1", ["ps", "-e"])
-    assert "sleep" not in lab.check("node2", ["ps", "-e"])
-    assert [pid for pid, _ in lab.processes("node1")] == [sleeping_pid]
-    assert lab.processes("node2") == []
-    sleeping.terminate()
-    assert sleeping.wait(LIMIT_S) == -signal.SIGTERM
+    try:
+        sleeping_pid = sleeping.command_pid()
+        assert "sleep" in lab.check("node1", ["ps", "-e"])
+        assert "sleep" not in lab.check("node2", ["ps", "-e"])
+        assert [pid for pid, _ in lab.processes("node1")] == [sleeping_pid]
+        assert lab.processes("node2") == []
+    finally:
+        sleeping.terminate()
+        assert sleeping.wait(LIMIT_S) == -signal.SIGTERM
     lab.wait_until_nothing_runs()
 
 
