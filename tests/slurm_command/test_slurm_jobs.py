@@ -67,6 +67,7 @@ def test_the_accounting() -> None:
     assert (found[1].job_id, found[1].state) == ("9_1", "COMPLETED")
 
 
+@pytest.mark.cluster
 def test_what_the_controller_has_forgotten_the_accounting_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
