@@ -14,7 +14,7 @@ from dist_trainer.benchmark import kept
 from dist_trainer.benchmark.measure import Measurement, Spec, resolve_spec
 from dist_trainer.benchmark.on_gpus import DevicePeaks, train_on_gpus
 from dist_trainer.config.adapt import ANY_DEVICE
-from dist_trainer.config.deepspeed_rules import offload_device
+from dist_trainer.config.deepspeed.rules import offload_device
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import BASELINE, ResolvedRun, resolve
 from dist_trainer.errors import RunError, UserError

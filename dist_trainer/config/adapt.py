@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dist_trainer.config.deepspeed_params import is_adam
-from dist_trainer.config.deepspeed_rules import block, dtype_family, offload_device, precision
+from dist_trainer.config.deepspeed.params import is_adam
+from dist_trainer.config.deepspeed.rules import block, dtype_family, offload_device, precision
 from dist_trainer.config.optimisations import set_precision, use_torch_adam
 from dist_trainer.config.request import Precision
 from dist_trainer.errors import UserError

@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from dist_trainer.config import deepspeed_batch as batch
-from dist_trainer.config.deepspeed_json import parse
-from dist_trainer.config.deepspeed_mistakes import json_text
-from dist_trainer.config.deepspeed_params import DEFAULT_OPTIMIZER, is_adam
-from dist_trainer.config.deepspeed_rules import block, dtype_family, offload_device, precision, zero_stage
+from dist_trainer.config.deepspeed import batch
+from dist_trainer.config.deepspeed.file import parse
+from dist_trainer.config.deepspeed.mistakes import json_text
+from dist_trainer.config.deepspeed.params import DEFAULT_OPTIMIZER, is_adam
+from dist_trainer.config.deepspeed.rules import block, dtype_family, offload_device, precision, zero_stage
 from dist_trainer.config.request import Precision, Switches
 from dist_trainer.errors import UserError
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.config import deepspeed, optimisations, run
+from dist_trainer.config import optimisations, run
 from dist_trainer.config.adapt import DeviceFacts, adapt
+from dist_trainer.config.deepspeed import resolve as deepspeed
 from dist_trainer.config.files import find_file
 from dist_trainer.config.request import Request
 from dist_trainer.config.run import RunConfig

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from dist_trainer.config.deepspeed_rules import offload_device
+from dist_trainer.config.deepspeed.rules import offload_device
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.memory.checkpoint_size import checkpoint_bytes, num_checkpoints

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from dist_trainer.config.deepspeed_rules import block, contradictions
+from dist_trainer.config.deepspeed.rules import block, contradictions
 from dist_trainer.config.optimisations import use_torch_adam
 from dist_trainer.config.request import Switches
 from dist_trainer.errors import UserError

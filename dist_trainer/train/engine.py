@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dist_trainer.config.deepspeed_params import DEEPSPEED_SCHEDULERS
+from dist_trainer.config.deepspeed.params import DEEPSPEED_SCHEDULERS
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT

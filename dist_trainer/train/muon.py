@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Any
 from unittest import mock
 
-from dist_trainer.config.deepspeed_rules import block
+from dist_trainer.config.deepspeed.rules import block
 
 _MODULE = "deepspeed.runtime.zero.muon.original_muon"
 

@@ -8,7 +8,7 @@ import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from dist_trainer.config.adapt import DeviceFacts, adapt
-from dist_trainer.config.deepspeed import Facts, resolve
+from dist_trainer.config.deepspeed.resolve import Facts, resolve
 from dist_trainer.errors import UserError
 
 CPU = DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=False, has_compiler=True, name="CPU")

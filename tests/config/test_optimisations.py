@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 
-from dist_trainer.config.deepspeed import Facts, check, resolve
+from dist_trainer.config.deepspeed.resolve import Facts, check, resolve
 from dist_trainer.config.optimisations import apply, describe, set_path
 from dist_trainer.config.request import Switches
 from dist_trainer.errors import UserError

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from dist_trainer.config import deepspeed_keys
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
+from dist_trainer.config.deepspeed import keys as deepspeed_keys
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import RunConfig

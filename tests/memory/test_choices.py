@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from dist_trainer.config import deepspeed
 from dist_trainer.config.adapt import ANY_DEVICE
+from dist_trainer.config.deepspeed import resolve as deepspeed
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import resolve
 from dist_trainer.errors import UserError

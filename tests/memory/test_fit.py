@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import ranks
 
-from dist_trainer.config import deepspeed
 from dist_trainer.config.adapt import ANY_DEVICE
+from dist_trainer.config.deepspeed import resolve as deepspeed
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import UserError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.config.deepspeed import DeepSpeedFileError, Mistake, check
+from dist_trainer.config.deepspeed.resolve import DeepSpeedFileError, Mistake, check
 
 SOURCE = "ds.json"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.config.deepspeed_mistakes import DeepSpeedFileError, Mistake
+from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake
 from dist_trainer.errors import UserError
 
 

@@ -7,9 +7,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from dist_trainer.config.deepspeed_keys import FREE_FORM, Key, Rows, children, table
-from dist_trainer.config.deepspeed_mistakes import Mistake
-from dist_trainer.config.deepspeed_params import Params, optimizer_params, scheduler_params
+from dist_trainer.config.deepspeed.keys import FREE_FORM, Key, Rows, children, table
+from dist_trainer.config.deepspeed.mistakes import Mistake
+from dist_trainer.config.deepspeed.params import Params, optimizer_params, scheduler_params
 
 AUTO = "auto"
 _NO_ROWS = Params({}, open_ended=True)

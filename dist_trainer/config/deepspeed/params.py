@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dist_trainer.config.deepspeed_keys import Auto, Facts, Key, Rows
-from dist_trainer.config.deepspeed_types import (
+from dist_trainer.config.deepspeed.keys import Auto, Facts, Key, Rows
+from dist_trainer.config.deepspeed.types import (
     BOOL,
     TEXT,
     Type,

@@ -1,7 +1,7 @@
 """A DeepSpeed JSON: read, checked against the table, and resolved to the one dict that planner, engine and report use.
 
-The table of keys is in deepspeed_keys.py (and deepspeed_params.py for optimizers and schedulers); what may not stand
-together is in deepspeed_rules.py. Nothing here imports torch or deepspeed.
+The table of keys is in keys.py (params.py: optimizers, schedulers), what contradicts is in rules.py.
+Nothing here imports torch or deepspeed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dist_trainer.config import deepspeed_batch as batch
-from dist_trainer.config.deepspeed_check import AUTO, examine
-from dist_trainer.config.deepspeed_json import read
-from dist_trainer.config.deepspeed_keys import Facts, Rows, children, table
-from dist_trainer.config.deepspeed_mistakes import DeepSpeedFileError, Mistake
-from dist_trainer.config.deepspeed_params import DEFAULT_OPTIMIZER, optimizer_params, scheduler_params
-from dist_trainer.config.deepspeed_rules import block, contradictions, offload_device, zero_stage
+from dist_trainer.config.deepspeed import batch
+from dist_trainer.config.deepspeed.check import AUTO, examine
+from dist_trainer.config.deepspeed.file import read
+from dist_trainer.config.deepspeed.keys import Facts, Rows, children, table
+from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake
+from dist_trainer.config.deepspeed.params import DEFAULT_OPTIMIZER, optimizer_params, scheduler_params
+from dist_trainer.config.deepspeed.rules import block, contradictions, offload_device, zero_stage
 
 __all__ = ["DeepSpeedFileError", "Facts", "Mistake", "check", "read", "resolve", "warnings"]
 

@@ -13,7 +13,7 @@ import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 from web_configs import FOUND_ON_THE_WEB
 
-from dist_trainer.config.deepspeed import Facts, resolve, warnings
+from dist_trainer.config.deepspeed.resolve import Facts, resolve, warnings
 from dist_trainer.errors import UserError
 
 FACTS = Facts(world_size=2, hidden_size=768, total_steps=5000, warmup_steps=50)
@@ -232,7 +232,7 @@ def test_what_does_nothing_here_is_noticed_by_name() -> None:
     assert notices({"activation_checkpointing": {"partition_activations": False}}) == []
 
 
-SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
+SHIPPED = sorted((Path(__file__).parents[3] / "ds_configs").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

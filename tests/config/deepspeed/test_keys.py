@@ -29,10 +29,9 @@ from deepspeed.runtime.zero.leaf_module_config import DeepSpeedZeroLeafModuleCon
 from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerConfig, DeepSpeedZeroOffloadParamConfig
 from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
-from dist_trainer.config import deepspeed_params as params
-from dist_trainer.config import deepspeed_rules as rules
-from dist_trainer.config.deepspeed_keys import Facts, Key, children, table
-from dist_trainer.config.deepspeed_types import Type
+from dist_trainer.config.deepspeed import params, rules
+from dist_trainer.config.deepspeed.keys import Facts, Key, children, table
+from dist_trainer.config.deepspeed.types import Type
 
 PYDANTIC = {
     "fp16": DeepSpeedFP16Config,

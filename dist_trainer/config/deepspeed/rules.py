@@ -1,6 +1,6 @@
 """What the table cannot tell of one key alone: keys that contradict each other, and choices this program cannot run.
 
-Each rule takes a configuration with plain values (see deepspeed_check.examine; an "auto" may still stand in it) and
+Each rule takes a configuration with plain values (see check.examine; an "auto" may still stand in it) and
 yields the mistakes it finds. What DeepSpeed would raise only after all ranks have started is said here instead.
 """
 
@@ -10,8 +10,8 @@ import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dist_trainer.config import deepspeed_params as params
-from dist_trainer.config.deepspeed_mistakes import Mistake
+from dist_trainer.config.deepspeed import params
+from dist_trainer.config.deepspeed.mistakes import Mistake
 
 Config = Mapping[str, Any]
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.config.deepspeed import DeepSpeedFileError, read
+from dist_trainer.config.deepspeed.resolve import DeepSpeedFileError, read
 from dist_trainer.errors import UserError
 
 

@@ -2,7 +2,7 @@
 
 A row says the key's dotted path, what its value may be, what `"auto"` becomes there, and, where it applies, why
 DeepSpeed refuses the key or why it does nothing in this program. `optimizer.params` and `scheduler.params` hold
-different names for each `type`: deepspeed_params.py has those rows.
+different names for each `type`: params.py has those rows.
 
 Sources: deepspeed/runtime/config.py and constants.py (top level), and the config module of each block. A key with no
 `auto` may not say "auto", unless "auto" is one of DeepSpeed's own values there (`pipeline.stages`).
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from dist_trainer.config.deepspeed_types import (
+from dist_trainer.config.deepspeed.types import (
     ANYTHING,
     BLOCK,
     BOOL,
@@ -63,7 +63,7 @@ class Facts:
 class Auto:
     """What "auto" becomes: in words, and as a function of the facts and the configuration filled so far.
 
-    `value` is None for the batch triple, which deepspeed_batch.py derives as a whole.
+    `value` is None for the batch triple, which batch.py derives as a whole.
     """
 
     says: str

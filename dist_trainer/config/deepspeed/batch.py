@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dist_trainer.config.deepspeed_keys import Facts
+from dist_trainer.config.deepspeed.keys import Facts
 from dist_trainer.errors import UserError
 
 TRAIN = "train_batch_size"

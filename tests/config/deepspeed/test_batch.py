@@ -9,8 +9,8 @@ from deepspeed.runtime import config as real
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_trainer.config.deepspeed import Facts, resolve
-from dist_trainer.config.deepspeed_batch import Batch, derive, nearest
+from dist_trainer.config.deepspeed.batch import Batch, derive, nearest
+from dist_trainer.config.deepspeed.resolve import Facts, resolve
 from dist_trainer.errors import UserError
 
 TRAIN = "train_batch_size"
