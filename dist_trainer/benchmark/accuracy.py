@@ -11,7 +11,7 @@ from dist_trainer.benchmark import kept
 from dist_trainer.benchmark.measure import Measurement, Spec, resolve_spec
 from dist_trainer.config.request import Precision, Request, Switches
 from dist_trainer.memory.plan import RankPlan
-from dist_trainer.memory.planner import PlannedDevice, make_plan
+from dist_trainer.memory.planner.planner import PlannedDevice, make_plan
 
 STAGES = (0, 1, 2, 3)
 WORLD_SIZES = (1, 2, 8, 64)

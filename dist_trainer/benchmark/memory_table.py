@@ -19,7 +19,7 @@ from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import BASELINE, ResolvedRun, resolve
 from dist_trainer.errors import RunError, UserError
 from dist_trainer.memory.plan import RankPlan
-from dist_trainer.memory.planner import PlannedDevice, make_plan
+from dist_trainer.memory.planner.planner import PlannedDevice, make_plan
 from dist_trainer.units import GB, format_gb
 
 CONFIGS = ("small", "medium", "large")

@@ -33,7 +33,7 @@ from dist_trainer.launch.ports import first_free_port, planned_port
 from dist_trainer.launch.run import START_LIMIT_S, Limits, Prepared, require_launcher, run_beside, run_request
 
 if TYPE_CHECKING:
-    from dist_trainer.memory.preflight import Preflight
+    from dist_trainer.memory.advice.preflight import Preflight
 
 # They import torch first, and meanwhile there is time to plan; with the others rank 0 does it as soon.
 _COME_UP_SLOWLY = ("torchrun", "deepspeed")
@@ -192,10 +192,10 @@ def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: 
     """
     from dist_trainer.launch.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
     from dist_trainer.logs import quiet_deepspeed
-    from dist_trainer.memory.advice import Setup
-    from dist_trainer.memory.outcome import HostMemory
-    from dist_trainer.memory.planner import PlannedDevice
-    from dist_trainer.memory.preflight import Case, preflight
+    from dist_trainer.memory.advice.nearest import Setup
+    from dist_trainer.memory.advice.outcome import HostMemory
+    from dist_trainer.memory.advice.preflight import Case, preflight
+    from dist_trainer.memory.planner.planner import PlannedDevice
 
     on_cpu = facts.num_gpus == 0
     device = PlannedDevice("cpu")

@@ -19,12 +19,12 @@ from dist_trainer.launch.facts import read_host_facts
 from dist_trainer.launch.hosts import HostChoice, find_topology, parse_ranks_per_host
 from dist_trainer.launch.plan import HostFacts
 from dist_trainer.logs import quiet_deepspeed
-from dist_trainer.memory import outcome, show
-from dist_trainer.memory.advice import MOST_RANKS_A_HOST, Setup
+from dist_trainer.memory.advice import outcome, show
+from dist_trainer.memory.advice.nearest import MOST_RANKS_A_HOST, Setup
+from dist_trainer.memory.advice.preflight import Case, dearer_than_baseline, explain, suggest
+from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.memory.plan import Plan, dump_plan, needed
-from dist_trainer.memory.planner import PlannedDevice
-from dist_trainer.memory.preflight import Case, dearer_than_baseline, explain, suggest
-from dist_trainer.memory.settings import read_settings
+from dist_trainer.memory.planner.planner import PlannedDevice
 from dist_trainer.units import format_gb, parse_bytes
 
 
@@ -167,7 +167,8 @@ def _advice(case: Case, resolved: ResolvedRun, plan: Plan) -> list[str]:
 
 def _fit(args: argparse.Namespace, case: Case, resolved: ResolvedRun) -> int:
     """Prints the search. 0 when something fits, else 1."""
-    from dist_trainer.memory import fit, fit_show
+    from dist_trainer.memory.fit import search as fit
+    from dist_trainer.memory.fit import show as fit_show
     from dist_trainer.memory.gpus import has_bf16
 
     if case.device.kind == "cpu":

@@ -17,8 +17,8 @@ from dist_trainer.config.deepspeed.rules import offload_device
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.memory.checkpoint_size import checkpoint_bytes, num_checkpoints
+from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.memory.plan import Plan
-from dist_trainer.memory.settings import read_settings
 from dist_trainer.model.size import num_parameters
 
 Device = Literal["cpu", "cuda"]

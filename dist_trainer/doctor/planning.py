@@ -10,7 +10,7 @@ from dist_trainer.errors import EXIT_OK, UserError
 from dist_trainer.launch.devices import assumed_facts
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.memory.plan import dump_plan
-from dist_trainer.memory.planner import PlannedDevice, make_plan
+from dist_trainer.memory.planner.planner import PlannedDevice, make_plan
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dist_trainer.memory.settings import BYTES_OF, Settings
+from dist_trainer.memory.engines.settings import BYTES_OF, Settings
 
 # Per rank: names, shapes and the framing of the files; measured at 7 to 80 kB for small models.
 FRAME_BYTES = 100_000

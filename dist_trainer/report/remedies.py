@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dist_trainer.config.request import Request
-from dist_trainer.memory import advice
-from dist_trainer.memory.advice import Change, Setup
+from dist_trainer.memory.advice.nearest import MOST_RANKS_A_HOST, Change, Setup, changes
+from dist_trainer.memory.engines.settings import Settings, read_settings
 from dist_trainer.memory.plan import RankPlan
-from dist_trainer.memory.settings import Settings, read_settings
 from dist_trainer.memory.targets import CPU, Verdict
 from dist_trainer.report.asked import Asked
 from dist_trainer.units import format_bytes
@@ -49,11 +48,11 @@ def _changes(asked: Asked, verdict: Verdict) -> list[str]:
         return ["what the memory is made of is not known: no plan for a GPU is in the run's folder"]
     plan = asked.plan.of(verdict.rank)
     settings = read_settings(asked.deepspeed, cuda=True)
-    num_ranks_a_host = min(asked.plan.world_size, advice.MOST_RANKS_A_HOST)
-    setup = Setup(Request(), asked.plan.world_size, num_ranks_a_host, advice.MOST_RANKS_A_HOST)
+    num_ranks_a_host = min(asked.plan.world_size, MOST_RANKS_A_HOST)
+    setup = Setup(Request(), asked.plan.world_size, num_ranks_a_host, MOST_RANKS_A_HOST)
     found = [
         (_held(plan, parts), _line(change, plan, parts))
-        for change in advice.changes(setup, settings, loss=asked.run.model.loss)
+        for change in changes(setup, settings, loss=asked.run.model.loss)
         if (parts := _touched(change, settings))
     ]
     slack_bytes = plan.parts.get("allocator slack", 0)

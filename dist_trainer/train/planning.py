@@ -13,11 +13,11 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.logs import quiet_deepspeed
-from dist_trainer.memory.advice import Setup
-from dist_trainer.memory.outcome import HostMemory
+from dist_trainer.memory.advice.nearest import Setup
+from dist_trainer.memory.advice.outcome import HostMemory
+from dist_trainer.memory.advice.preflight import Case, Preflight, preflight
 from dist_trainer.memory.plan import Plan, read_plan, write_plan
-from dist_trainer.memory.planner import PlannedDevice
-from dist_trainer.memory.preflight import Case, Preflight, preflight
+from dist_trainer.memory.planner.planner import PlannedDevice
 from dist_trainer.train import process
 
 

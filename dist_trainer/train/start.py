@@ -26,7 +26,7 @@ from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
 
 if TYPE_CHECKING:
-    from dist_trainer.memory.preflight import Preflight
+    from dist_trainer.memory.advice.preflight import Preflight
     from dist_trainer.memory.targets import Baseline
     from dist_trainer.monitor.rank import RankMonitor
     from dist_trainer.report.summary import Summary

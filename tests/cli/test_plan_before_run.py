@@ -16,8 +16,9 @@ from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import UserError
 from dist_trainer.launch import devices
 from dist_trainer.launch.plan import LaunchPlan
-from dist_trainer.memory import planner, preflight
+from dist_trainer.memory.advice import preflight
 from dist_trainer.memory.plan import read_plan, write_plan
+from dist_trainer.memory.planner import planner
 from dist_trainer.train import planning
 
 A_CPU = DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=False, has_compiler=True, name="CPU")

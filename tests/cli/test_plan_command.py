@@ -16,7 +16,7 @@ from web_configs import FOUND_ON_THE_WEB
 from dist_trainer.cli import plan as plan_command
 from dist_trainer.cli.main import main
 from dist_trainer.launch.plan import HostFacts
-from dist_trainer.memory import trace
+from dist_trainer.memory.trace import kept
 
 ROOT = Path(__file__).parents[2]
 NO_GPU = HostFacts("box", "python", num_cores=2, num_gpus=0, is_root=False, environ={})
@@ -213,7 +213,7 @@ def test_a_shape_seen_before_is_planned_without_torch(capsys: pytest.CaptureFixt
 def test_a_trace_that_cannot_be_kept_is_no_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    monkeypatch.setattr(trace, "load", lambda spec: None)
+    monkeypatch.setattr(kept, "load", lambda spec: None)
     assert main(["plan", "--config", "tiny", "--nproc-per-node", "2", "--json"]) == 0
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from dist_trainer.memory.checkpoint_size import checkpoint_bytes, num_checkpoints
-from dist_trainer.memory.settings import read_settings
+from dist_trainer.memory.engines.settings import read_settings
 
 # `tiny` has so many parameters.
 NUM_PARAMETERS = 1_088_256

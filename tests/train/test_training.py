@@ -10,7 +10,7 @@ from ranks import losses, mini_config, run_ranks, train
 
 from dist_trainer.config import run as run_file
 from dist_trainer.memory.checkpoint_size import FRAME_BYTES, checkpoint_bytes
-from dist_trainer.memory.settings import read_settings
+from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.model.size import num_parameters
 from dist_trainer.records import read_steps
 

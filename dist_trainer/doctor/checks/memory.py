@@ -8,7 +8,7 @@ from dataclasses import replace
 from dist_trainer.doctor.examination import Examination, HostReport
 from dist_trainer.doctor.facts import Device, Memory
 from dist_trainer.doctor.findings import Finding, grouped
-from dist_trainer.memory.outcome import HostMemory, Standing, device_standing, host_standing
+from dist_trainer.memory.advice.outcome import HostMemory, Standing, device_standing, host_standing
 from dist_trainer.memory.plan import Figure, Plan, needed
 from dist_trainer.units import format_gb
 

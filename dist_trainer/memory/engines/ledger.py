@@ -1,0 +1,96 @@
+"""Who holds how many bytes: allocations by part, with the peak of each phase and what it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from dist_trainer.memory.plan import PhaseName
+
+PARTS = (
+    "activations",
+    "logits and loss",
+    "parameters",
+    "gradients",
+    "optimizer states",
+    "master weights",
+    "buckets",
+    "gathered parameters",
+    "step temporaries",
+)
+(ACTIVATIONS, LOSS, PARAMETERS, GRADIENTS, STATES, MASTER, BUCKETS, GATHERED, TEMPORARIES) = range(len(PARTS))
+
+EMPTY_CACHE = (0, 0)
+
+
+class Block(NamedTuple):
+    """One allocation; `size` is what was asked for, rounded as the device's allocator counts it."""
+
+    number: int
+    size: int
+    part: int
+
+
+class Ledger:
+    """Counts allocations. `rounding`: the allocator counts multiples of so many bytes (CUDA 512, CPU 1).
+
+    `events`, where kept, is the whole history for a replay: (block number, bytes), bytes 0 where the block is freed,
+    and EMPTY_CACHE.
+    """
+
+    def __init__(self, rounding: int, *, keep_events: bool) -> None:
+        self.total = 0
+        self.peaks: dict[PhaseName, tuple[int, list[int]]] = {}
+        self.events: list[tuple[int, int]] | None = [] if keep_events else None
+        self._rounding = rounding
+        self._live = [0] * len(PARTS)
+        self._count = 0
+        self._peak = 0
+        self._phase: PhaseName = "init"
+
+    def alloc(self, num_bytes: int, part: int) -> Block:
+        size = -(-num_bytes // self._rounding) * self._rounding
+        self._count += 1
+        self.total += size
+        self._live[part] += size
+        if self.events is not None and size:
+            self.events.append((self._count, size))
+        if self.total > self._peak:
+            self._peak = self.total
+            self.peaks[self._phase] = (self.total, self._live.copy())
+        return Block(self._count, size, part)
+
+    def free(self, block: Block | None) -> None:
+        """Frees a block; None is nothing to free."""
+        if block is None:
+            return
+        self.total -= block.size
+        self._live[block.part] -= block.size
+        if self.events is not None and block.size:
+            self.events.append((block.number, 0))
+
+    def empty_cache(self) -> None:
+        """The caching allocator gives back what it holds unused."""
+        if self.events is not None:
+            self.events.append(EMPTY_CACHE)
+
+    def moved(self, block: Block, part: int) -> Block:
+        """The same bytes under another part: activations that turn out to be a gradient."""
+        self._live[block.part] -= block.size
+        self._live[part] += block.size
+        return Block(block.number, block.size, part)
+
+    def enter(self, phase: PhaseName) -> None:
+        """From here on peaks count for this phase; it begins with what is held now."""
+        self._phase = phase
+        self._peak = self.peaks.get(phase, (0, []))[0]
+        if self.total > self._peak:
+            self._peak = self.total
+            self.peaks[phase] = (self.total, self._live.copy())
+
+    @contextmanager
+    def temporary(self, num_bytes: int, part: int = TEMPORARIES) -> Iterator[None]:
+        block = self.alloc(num_bytes, part)
+        yield
+        self.free(block)

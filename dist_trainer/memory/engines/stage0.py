@@ -1,0 +1,245 @@
+"""What DeepSpeed's engine holds beside the model's own pass, told as allocations at the moments at which it makes them.
+
+One class for each way DeepSpeed trains: here those without ZeRO, the stages beside it. Each mirrors
+the order of DeepSpeed 0.19.8's own code, which its docstring names; sizes follow from that code. `host` is the ledger
+of what offload keeps in host memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from dist_trainer.memory.engines.ledger import (
+    BUCKETS,
+    GRADIENTS,
+    MASTER,
+    PARAMETERS,
+    STATES,
+    TEMPORARIES,
+    Block,
+    Ledger,
+)
+from dist_trainer.memory.engines.settings import BYTES_OF, Settings
+from dist_trainer.memory.trace.record import Trace
+
+# DeepSpeed takes gradient norms in fp64 where the device has it: a copy of one gradient at a time.
+NORM_BYTES = 8
+# Stage 0 reduces gradients in flat copies of at most so many elements (MEMORY_OPT_ALLREDUCE_SIZE).
+ALLREDUCE_ELEMENTS = 500_000_000
+
+
+class Engine:
+    """Stage 0 in fp32: torch's optimizer on the model's own parameters (engine.py, buffered_allreduce_fallback)."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        settings: Settings,
+        ledger: Ledger,
+        host: Ledger,
+        *,
+        rank: int,
+        world_size: int,
+        built_on_device: bool,
+    ) -> None:
+        self.parameters = trace.parameters
+        self.modules = trace.modules
+        self.numels = [parameter.numel for parameter in trace.parameters]
+        self.settings = settings
+        self.ledger = ledger
+        self.host = host
+        self.rank = rank
+        self.world_size = world_size
+        self.built_on_device = built_on_device
+        self.is_boundary = True
+        self.gradients: dict[int, Block] = {}
+        self.weights: list[Block] = []
+        self.has_states = False
+
+    @property
+    def total_numel(self) -> int:
+        return sum(self.numels)
+
+    def groups(self) -> list[list[int]]:
+        """The optimizer's groups, each in the model's order."""
+        found: dict[int, list[int]] = {}
+        for number, parameter in enumerate(self.parameters):
+            found.setdefault(parameter.group, []).append(number)
+        return [found[group] for group in sorted(found)]
+
+    def numels_by_group(self) -> list[list[int]]:
+        return [[self.numels[p] for p in group] for group in self.groups()]
+
+    def init(self) -> None:
+        """Builds the model in fp32, on the host unless `built_on_device` (a CPU is both), and casts it."""
+        size = self.settings.weight_bytes
+        if not self.built_on_device or size == 4:
+            self.weights = [self.ledger.alloc(size * numel, PARAMETERS) for numel in self.numels]
+            return
+        built = [self.ledger.alloc(4 * numel, PARAMETERS) for numel in self.numels]
+        for numel, block in zip(self.numels, built, strict=True):
+            self.weights.append(self.ledger.alloc(size * numel, PARAMETERS))
+            self.ledger.free(block)
+
+    def begin_micro_batch(self, *, is_boundary: bool) -> None:
+        self.is_boundary = is_boundary
+
+    def forward_enter(self, module: int) -> None:
+        pass
+
+    def forward_exit(self, module: int) -> None:
+        pass
+
+    def backward_enter(self, module: int) -> None:
+        pass
+
+    def backward_exit(self, module: int) -> None:
+        pass
+
+    def gradient(self, parameter: int, block: Block) -> None:
+        """A gradient is complete in `block`, which the engine owns from here on."""
+        if parameter in self.gradients:
+            self.ledger.free(block)
+        else:
+            self.gradients[parameter] = self.ledger.moved(block, GRADIENTS)
+
+    def end_backward(self) -> None:
+        if self.is_boundary:
+            self.allreduce(self.numels, self.settings.weight_bytes)
+
+    def allreduce(self, numels: Iterable[int], size: int) -> None:
+        """Flat copies of the gradients, one for each run of more than ALLREDUCE_ELEMENTS; one tensor is a view."""
+        chunk: list[int] = []
+        comm = BYTES_OF[self.settings.comm_dtype]
+
+        def flush() -> None:
+            if not chunk:
+                return
+            copied = size * sum(chunk) if len(chunk) > 1 else 0
+            upcast = comm * sum(chunk) if comm != size else 0
+            with self.ledger.temporary(copied, BUCKETS), self.ledger.temporary(upcast, BUCKETS):
+                pass
+            chunk.clear()
+
+        for numel in numels:
+            chunk.append(numel)
+            if sum(chunk) > ALLREDUCE_ELEMENTS:
+                flush()
+        flush()
+
+    def step(self) -> None:
+        self.update(self.numels_by_group(), 4)
+        self.free_gradients()
+
+    def update(self, groups: Sequence[Sequence[int]], size: int, *, ledger: Ledger | None = None) -> None:
+        """The optimizer on groups of tensors of these elements: states at the first update, then the temporaries.
+
+        It works on one group at a time: torch's foreach form on all its tensors together, the loop on one tensor.
+        """
+        ledger = ledger or self.ledger
+        per_state = BYTES_OF[self.settings.offload_states_dtype]
+        if not self.has_states:
+            for numel in itertools.chain.from_iterable(groups):
+                for _ in range(self.settings.states_per_parameter):
+                    ledger.alloc(per_state * numel, STATES)
+        if self.settings.optimizer == "foreach":
+            with ledger.temporary(size * max(map(sum, groups), default=0)):
+                pass
+        elif self.settings.optimizer == "loop":
+            largest = size * max(itertools.chain.from_iterable(groups), default=0)
+            with ledger.temporary(largest), ledger.temporary(largest):
+                pass
+
+    def end_step(self) -> None:
+        self.has_states = True
+
+    def add_states(self) -> None:
+        """The optimizer's states as the first step leaves them, where only a later step is of interest."""
+        if not self.has_states:
+            states_ledger = self.host if self.settings.offload_optimizer != "none" else self.ledger
+            states_ledger.alloc(self.settings.state_bytes * self.state_numel(), STATES)
+            self.has_states = True
+
+    def state_numel(self) -> int:
+        """Elements that this rank's optimizer updates."""
+        return self.total_numel
+
+    def free_gradients(self) -> None:
+        for block in self.gradients.values():
+            self.ledger.free(block)
+        self.gradients.clear()
+
+    def norms(self, numels: Iterable[int]) -> None:
+        """A copy in fp64 of one gradient at a time."""
+        with self.ledger.temporary(NORM_BYTES * max(numels, default=0)):
+            pass
+
+
+class Fp16Engine(Engine):
+    """Stage 0 in 16-bit with DeepSpeed's FusedAdam: flat groups with fp32 masters (fp16/fused_optimizer.py)."""
+
+    def init(self) -> None:
+        super().init()
+        size, ledger = self.settings.weight_bytes, self.ledger
+        for group in self.groups():
+            numels = [self.numels[p] for p in group]
+            clones = [ledger.alloc(size * numel, TEMPORARIES) for numel in numels]
+            flat = ledger.alloc(size * sum(numels), PARAMETERS)
+            for block in clones:
+                ledger.free(block)
+            for p in group:
+                ledger.free(self.weights[p])
+                self.weights[p] = flat
+            with ledger.temporary(size * sum(numels)):
+                ledger.alloc(4 * sum(numels), MASTER)
+        zeros = [ledger.alloc(4 * sum(numels), TEMPORARIES) for numels in self.numels_by_group()]
+        self._update_flats()
+        self.has_states = True
+        for block in zeros:
+            ledger.free(block)
+
+    def _update_flats(self) -> None:
+        self.update([[sum(numels)] for numels in self.numels_by_group()], 4)
+
+    def step(self) -> None:
+        ledger, flats = self.ledger, []
+        for group in self.groups():
+            upcast = [ledger.alloc(4 * self.numels[p], TEMPORARIES) for p in group]
+            flats.append(ledger.alloc(4 * sum(self.numels[p] for p in group), TEMPORARIES))
+            for block in upcast:
+                ledger.free(block)
+            for p in group:
+                ledger.free(self.gradients.pop(p, None))
+        self._update_flats()
+        for block in flats:
+            ledger.free(block)
+
+
+class UnfusedFp16Engine(Engine):
+    """Stage 0 in 16-bit with any other optimizer: an fp32 master a parameter (fp16/unfused_optimizer.py)."""
+
+    def init(self) -> None:
+        super().init()
+        size, ledger = self.settings.weight_bytes, self.ledger
+        for group in self.groups():
+            for p in group:
+                with ledger.temporary(size * self.numels[p]):
+                    ledger.alloc(4 * self.numels[p], MASTER)
+        zeros = [ledger.alloc(size * numel, TEMPORARIES) for numel in self.numels]
+        zeros += [ledger.alloc(4 * numel, TEMPORARIES) for numel in self.numels]
+        self.update(self.numels_by_group(), 4)
+        self.has_states = True
+        for block in zeros:
+            ledger.free(block)
+
+    def step(self) -> None:
+        ledger, upcast = self.ledger, []
+        for group in self.groups():
+            with ledger.temporary(4 * max((self.numels[p] for p in group), default=0)):
+                pass
+            upcast += [ledger.alloc(4 * self.numels[p], TEMPORARIES) for p in group]
+        self.update(self.numels_by_group(), 4)
+        for block in upcast:
+            ledger.free(block)
+        self.free_gradients()

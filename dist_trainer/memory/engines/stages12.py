@@ -1,0 +1,272 @@
+"""Stages 1 and 2: flat groups of parameters, of whose masters and optimizer states each rank keeps one partition.
+
+Mirrors DeepSpeed 0.19.8: zero/stage_1_and_2.py, and bf16_optimizer.py for stage 1 in bf16 with fp32 gradient sums.
+"""
+
+from __future__ import annotations
+
+from dist_trainer.memory.engines.ledger import BUCKETS, GRADIENTS, MASTER, PARAMETERS, TEMPORARIES, Block
+from dist_trainer.memory.engines.partitions import FlatGroup, flat_group
+from dist_trainer.memory.engines.stage0 import Engine
+
+
+class Zero12Engine(Engine):
+    """Stages 1 and 2: flat groups, one partition of masters and states a rank (zero/stage_1_and_2.py)."""
+
+    def init(self) -> None:
+        super().init()
+        settings, ledger = self.settings, self.ledger
+        size, master = settings.weight_bytes, settings.master_bytes
+        self.offloads = settings.offload_optimizer != "none"
+        self.state_ledger = self.host if self.offloads else ledger
+        self.partitions: list[FlatGroup] = [
+            flat_group(group, self.numels, self.world_size, round_robin=settings.round_robin) for group in self.groups()
+        ]
+        # fp32 gradients at stage 2 are gathered in one buffer of the partition.
+        self.is_compact = settings.grad_accum_dtype == "fp32" and settings.dtype != "fp32"
+        self.group_of = {p: number for number, group in enumerate(self.partitions) for p in group.order}
+        for group in self.partitions:
+            ledger.empty_cache()
+            flat = ledger.alloc(size * group.flat_numel, PARAMETERS)
+            for p in group.order:
+                ledger.free(self.weights[p])
+                self.weights[p] = flat
+            clone = ledger.alloc(size * group.partition_numel, TEMPORARIES if size != master else MASTER)
+            if size != master or self.offloads:
+                self.state_ledger.alloc(master * group.partition_numel, MASTER)
+                ledger.free(clone)
+            if self.offloads:
+                self.host.alloc(size * group.partition_numel, BUCKETS)
+        if self.offloads:
+            largest = max(self.numels)
+            self.host.alloc(size * largest, BUCKETS)
+            ledger.alloc(size * largest, BUCKETS)
+        zeros = [self.state_ledger.alloc(master * group.partition_numel, GRADIENTS) for group in self.partitions]
+        if not self.offloads:
+            for block in zeros:
+                ledger.free(block)
+        self.bucket: list[int] = []
+        self.bucket_elements = 0
+        self.buffers: list[Block] = []
+        self.copied: Block | None = None
+        self.accumulated: Block | None = None
+        self.compact: list[Block | None] = [None] * len(self.partitions)
+        self.host_accumulated = False
+        self.reduced_before: list[int] = []
+        self.owned = {p for group in self.partitions for p in group.owned(self.rank)}
+        self.fp32_gradients: dict[int, Block] = {}
+
+    def state_numel(self) -> int:
+        return sum(group.partition_numel for group in self.partitions)
+
+    def gradient(self, parameter: int, block: Block) -> None:
+        settings = self.settings
+        self._set_up_buckets()
+        super().gradient(parameter, block)
+        if settings.stage == 1 and self.is_compact:
+            self._fill_accumulator(parameter)
+        if settings.stage == 2 or (settings.overlap_comm and self.is_boundary):
+            self._into_bucket(parameter)
+
+    def _fill_accumulator(self, parameter: int) -> None:
+        block = self.gradients.pop(parameter)
+        if parameter not in self.fp32_gradients:
+            self.fp32_gradients[parameter] = self.ledger.alloc(4 * self.numels[parameter], GRADIENTS)
+        else:
+            with self.ledger.temporary(4 * self.numels[parameter]):
+                pass
+        self.ledger.free(block)
+
+    def _set_up_buckets(self) -> None:
+        if self.buffers or not self.settings.contiguous_gradients:
+            return
+        size = 4 if self.settings.stage == 1 and self.is_compact else self.settings.weight_bytes
+        kinds = 2 if self.settings.autocast else 1
+        for _ in range((2 if self.settings.overlap_comm else 1) * kinds):
+            self.buffers.append(self.ledger.alloc(size * self.settings.reduce_bucket_size, BUCKETS))
+
+    def _into_bucket(self, parameter: int) -> None:
+        numel = self.numels[parameter]
+        if self.bucket and self.bucket_elements + numel > self.settings.reduce_bucket_size:
+            self._reduce()
+        self.bucket.append(parameter)
+        self.bucket_elements += numel
+        if self.settings.contiguous_gradients and numel <= self.settings.reduce_bucket_size:
+            # The gradient now lies in the bucket.
+            self.ledger.free(self._pop_gradient(parameter))
+
+    def _pop_gradient(self, parameter: int) -> Block | None:
+        if self.settings.stage == 1 and self.is_compact:
+            return self.fp32_gradients.pop(parameter, None)
+        return self.gradients.pop(parameter, None)
+
+    def _reduce(self) -> None:
+        """Reduces the bucket to its owners, then lets go of what this rank does not own."""
+        settings = self.settings
+        size = settings.weight_bytes
+        for elements in self._flattened():
+            comm = settings.reduction_bytes
+            upcast = comm * elements if comm != size else 0
+            with self.ledger.temporary(size * elements, BUCKETS), self.ledger.temporary(upcast, BUCKETS):
+                pass
+        for parameter in self.reduced_before:
+            self.ledger.free(self._pop_gradient(parameter))
+        self.reduced_before = []
+        for parameter in self.bucket:
+            if parameter in self.owned:
+                self._keep(parameter)
+            elif settings.stage == 2 or settings.contiguous_gradients:
+                if settings.overlap_comm and not settings.contiguous_gradients:
+                    self.reduced_before.append(parameter)
+                else:
+                    self.ledger.free(self._pop_gradient(parameter))
+        self.bucket, self.bucket_elements = [], 0
+
+    def _flattened(self) -> list[int]:
+        """Elements of each flat copy that the reduction makes; a run that is one slice of one rank is a view."""
+        if not self.settings.contiguous_gradients:
+            return [self.bucket_elements] if len(self.bucket) > 1 else []
+        if not self.settings.reduce_scatter:
+            return []
+        chunks: list[int] = []
+        numel, count, previous = 0, 0, -1
+        for parameter in self.bucket:
+            for part in self.partitions[self.group_of[parameter]].slices[parameter]:
+                if part.rank != previous or self.is_compact:
+                    if numel > self.settings.reduce_bucket_size:
+                        chunks += [numel] if count > 1 else []
+                        numel, count = 0, 0
+                    count += 1
+                numel += part.numel
+                previous = part.rank
+        return [*chunks, numel] if count > 1 else chunks
+
+    def _keep(self, parameter: int) -> None:
+        group = self.group_of[parameter]
+        size = self.settings.weight_bytes
+        if self.is_compact:
+            if self.compact[group] is None:
+                self.compact[group] = self.ledger.alloc(4 * self.partitions[group].partition_numel, GRADIENTS)
+            self.ledger.free(self._pop_gradient(parameter))
+            return
+        if self.offloads:
+            self._offload(parameter, group)
+            return
+        if not self.settings.contiguous_gradients:
+            return
+        if self.copied is None:
+            self.copied = self.ledger.alloc(size * sum(self.numels[p] for p in self.owned), GRADIENTS)
+        self.ledger.free(self._pop_gradient(parameter))
+
+    def _offload(self, parameter: int, group: int) -> None:
+        numel = self.partitions[group].numel_of(parameter, self.rank)
+        # Stage 1 adds up on the device, and copies once a step.
+        if self.settings.stage == 2 and self.settings.accumulation > 1 and not self.host_accumulated:
+            # Gradients of earlier micro batches wait on the host, at the full size of each owned parameter.
+            self.host.alloc(self.settings.weight_bytes * sum(self.numels[p] for p in self.owned), GRADIENTS)
+            self.host_accumulated = True
+        if self.is_boundary:
+            self.norms([numel])
+            if self.settings.weight_bytes != self.settings.master_bytes:
+                with self.ledger.temporary(self.settings.master_bytes * numel):
+                    pass
+        self.ledger.free(self._pop_gradient(parameter))
+
+    def end_backward(self) -> None:
+        if self.settings.stage == 1 and not self.is_boundary:
+            return
+        if self.settings.stage == 1 and not self.settings.overlap_comm:
+            for group in self.partitions:
+                for parameter in self._group_in_model_order(group):
+                    self._into_bucket(parameter)
+        self._reduce()
+        if self.settings.overlap_comm:
+            for parameter in self.reduced_before:
+                self.ledger.free(self._pop_gradient(parameter))
+            self.reduced_before = []
+        if self.copied is not None:
+            if self.accumulated is None:
+                self.accumulated = self.copied
+            else:
+                self.ledger.free(self.copied)
+            self.copied = None
+        for buffer in self.buffers:
+            self.ledger.free(buffer)
+        self.buffers = []
+        if self.settings.contiguous_gradients:
+            self.free_gradients()
+
+    def _group_in_model_order(self, group: FlatGroup) -> list[int]:
+        return sorted(group.order)
+
+    def step(self) -> None:
+        settings, ledger = self.settings, self.ledger
+        size, master = settings.weight_bytes, settings.master_bytes
+        if self.offloads:
+            self.update([[group.partition_numel] for group in self.partitions], master, ledger=self.host)
+            self._free_compact()
+            return
+        for group in self.partitions:
+            self.norms(group.numel_of(p, self.rank) for p in group.owned(self.rank))
+        source = settings.accum_bytes if self.is_compact else size
+        for number, group in enumerate(self.partitions):
+            partition = group.partition_numel
+            compact = self.compact[number]
+            flat = None
+            if compact is None:
+                is_copy = len(group.owned(self.rank)) > 1 or self.rank == self.world_size - 1
+                flat = ledger.alloc(source * partition if is_copy else 0, TEMPORARIES)
+            upcast = ledger.alloc(master * partition if source != master else 0, TEMPORARIES)
+            if source != master:
+                ledger.free(flat)
+                flat = None
+            if not settings.contiguous_gradients:
+                for p in group.order:
+                    ledger.free(self.gradients.pop(p, None))
+            if number == len(self.partitions) - 1:
+                ledger.free(self.accumulated)
+                self.accumulated = None
+            self.update([[partition]], master)
+            ledger.free(upcast)
+            ledger.free(flat)
+            ledger.free(compact)
+            self.compact[number] = None
+        self.free_gradients()
+
+    def _free_compact(self) -> None:
+        for block in self.compact:
+            self.ledger.free(block)
+        self.compact = [None] * len(self.partitions)
+
+
+class Bf16Engine(Engine):
+    """Stage 1 in bf16 with fp32 gradient accumulation: whole fp32 gradients a rank (bf16_optimizer.py)."""
+
+    def init(self) -> None:
+        super().init()
+        ledger, size = self.ledger, self.settings.weight_bytes
+        self.partitions = [
+            flat_group(group, self.numels, self.world_size, round_robin=False) for group in self.groups()
+        ]
+        for group in self.partitions:
+            flat = ledger.alloc(size * group.flat_numel, PARAMETERS)
+            for p in group.order:
+                ledger.free(self.weights[p])
+                self.weights[p] = flat
+            with ledger.temporary(size * group.partition_numel):
+                ledger.alloc(4 * group.partition_numel, MASTER)
+            ledger.alloc(4 * group.flat_numel, GRADIENTS)
+
+    def state_numel(self) -> int:
+        return sum(group.partition_numel for group in self.partitions)
+
+    def end_backward(self) -> None:
+        with self.ledger.temporary(4 * max(self.numels)):
+            pass
+        if self.is_boundary:
+            self.allreduce([group.flat_numel for group in self.partitions], 4)
+
+    def step(self) -> None:
+        self.update([[group.partition_numel] for group in self.partitions], 4)
+        # Between micro batches the 16-bit gradients are set to zero, and freed only here.
+        self.free_gradients()

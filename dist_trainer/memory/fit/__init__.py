@@ -1,0 +1,1 @@
+"""Searches the settings for those that fit a card and a target."""

@@ -1,0 +1,183 @@
+"""Searches the settings for those that fit a card and a target, cheapest first.
+
+The choices: ZeRO stage, offload, precision, the precision of gradient sums, activation checkpointing and micro batch;
+accumulation follows from the global batch. Three things keep the number of plans small:
+
+- Memory never falls as the micro batch grows, so for each of the other choices the largest micro batch that fits is
+  found by bisection.
+- A larger micro batch never costs more, so choices are looked at in the order of what their largest would cost, until
+  nothing that is left can be among the cheapest.
+- What the trace and the states hold, and then what is allocated, are lower bounds of what NVML shows: the rest is
+  worked out only where they fit.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dist_trainer.config.request import Request, Switches
+from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.errors import UserError
+from dist_trainer.memory import gpus
+from dist_trainer.memory.engines.settings import unmodelled
+from dist_trainer.memory.fit.candidates import Candidate, Limits, Planner
+from dist_trainer.memory.fit.choices import Choice, choices, micro_batches
+from dist_trainer.memory.fit.cost import assumptions
+from dist_trainer.memory.fit.reasons import helps, rejected
+from dist_trainer.memory.planner.planner import PlannedDevice
+
+NUM_RANKED = 6
+# Of the card: what the context and the allocator may take beyond the plan. A target is compared as the verdict will.
+CARD_HEADROOM = 0.05
+
+
+@dataclass(frozen=True)
+class Fit:
+    """`ranking`: the cheapest that fit, those that may change what is learned after all others. `rejected`: what is
+    one step from the winner, with why it is not chosen.
+
+    Where nothing fits, `nearest` misses by least, and `helps` are lines on what would fit. `num_planned` of the
+    `num_candidates` were planned; the others follow from them.
+    """
+
+    world_size: int
+    limits: Limits
+    ranking: tuple[Candidate, ...]
+    rejected: tuple[tuple[str, str], ...]
+    nearest: Candidate | None
+    helps: tuple[str, ...]
+    assumptions: tuple[str, ...]
+    num_candidates: int
+    num_planned: int
+    seconds: float
+
+    @property
+    def winner(self) -> Candidate | None:
+        return self.ranking[0] if self.ranking else None
+
+
+def at_batch(request: Request, global_batch: int, world_size: int) -> Request:
+    """The request at this global batch, so that what follows from it (steps of phases given in tokens, schedules) is
+    resolved for it. The micro batch that was asked for stays; a batch that does not divide is left to `search`.
+    """
+    micro_batch = request.switches.micro_batch or 1
+    accumulation = global_batch // (world_size * micro_batch)
+    if not accumulation:
+        return request
+    switches = replace(request.switches, micro_batch=micro_batch, accumulation=accumulation)
+    return replace(request, switches=switches)
+
+
+def search(
+    resolved: ResolvedRun,
+    *,
+    world_size: int,
+    device: PlannedDevice,
+    global_batch: int,
+    host_bytes: int | None = None,
+    ranks_a_host: int = 1,
+    has_bf16: bool = True,
+    switches: Switches | None = None,
+) -> Fit:
+    """Finds what fits the device and the run file's target. `global_batch` is in sequences for each optimizer step;
+    `switches` are what the user has fixed.
+
+    Raises UserError for a global batch that the ranks do not divide, a device whose memory is not known, and switches
+    that leave no choice.
+    """
+    started_s = time.perf_counter()
+    fixed = switches or Switches()
+    limits = _limits(resolved, device, host_bytes, ranks_a_host)
+    sizes = micro_batches(global_batch, world_size, fixed.micro_batch)
+    half: Any = "bf16" if has_bf16 and gpus.has_bf16(device.name) else "fp16"
+    found = list(choices(resolved.deepspeed, half, fixed))
+    if not found:
+        raise UserError(
+            "nothing is left to search",
+            where="--precision",
+            found=fixed.precision,
+            hint="leave the switch out, or name a card that computes in it",
+        )
+    planner = Planner(resolved, device, limits, world_size, global_batch)
+    ranking = _ranking(planner, found, sizes)
+    nearest = None
+    if not ranking:
+        smallest = [planner.plan(replace(choice, micro_batch=sizes[0])) for choice in found]
+        nearest = min(smallest, key=lambda one: (not limits.hold_on_host(one.rank), one.needed_bytes, one.risk))
+    return Fit(
+        world_size=world_size,
+        limits=limits,
+        ranking=tuple(ranking),
+        rejected=tuple(rejected(planner, ranking[0], found, sizes)) if ranking else (),
+        nearest=nearest,
+        helps=() if nearest is None else tuple(helps(planner, nearest)),
+        assumptions=(assumptions(planner.speeds, device.name), *unmodelled(resolved.deepspeed)),
+        num_candidates=len(found) * len(sizes),
+        num_planned=len(planner.planned),
+        seconds=time.perf_counter() - started_s,
+    )
+
+
+def _limits(resolved: ResolvedRun, device: PlannedDevice, host_bytes: int | None, ranks_a_host: int) -> Limits:
+    if device.num_bytes is None:
+        raise UserError(
+            "the memory of the GPU is not known",
+            where="--fit",
+            hint="say --gpu NAME, or --gpu-memory 24GiB",
+        )
+    usable_bytes = round(device.num_bytes * (1 - CARD_HEADROOM))
+    targets = resolved.run.targets
+    if targets is not None and targets.target_bytes < usable_bytes:
+        return Limits(targets.target_bytes, "the target", host_bytes, ranks_a_host)
+    return Limits(usable_bytes, f"{1 - CARD_HEADROOM:.0%} of the card", host_bytes, ranks_a_host)
+
+
+def _ranking(planner: Planner, found: Sequence[Choice], sizes: Sequence[int]) -> list[Candidate]:
+    """The most preferred that fit, in their order; the first of them planned exactly."""
+    order = itertools.count()
+    # What has not been bounded yet stands with the best that it could be.
+    queue = [
+        (planner.rank_key(replace(choice, micro_batch=sizes[-1])), next(order), choice, len(sizes), False)
+        for choice in found
+    ]
+    heapq.heapify(queue)
+    ranking: list[Candidate] = []
+    while queue and len(ranking) < NUM_RANKED:
+        _, _, choice, num_sizes, is_bounded = heapq.heappop(queue)
+        if not is_bounded:
+            num_sizes = _num_that_may_fit(planner, choice, sizes)
+        elif planner.fits(choice) and (ranking or planner.limits.hold(planner.plan_exactly(choice).rank)):
+            ranking.append(planner.plan(choice))
+            continue
+        else:
+            num_sizes -= 1
+        if num_sizes:
+            smaller = replace(choice, micro_batch=sizes[num_sizes - 1])
+            heapq.heappush(queue, (planner.rank_key(smaller), next(order), smaller, num_sizes, True))
+    return ranking
+
+
+def _num_that_may_fit(planner: Planner, choice: Choice, sizes: Sequence[int]) -> int:
+    low, high = 0, len(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        if planner.may_fit(replace(choice, micro_batch=sizes[middle])):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def write_config(candidate: Candidate, path: Path) -> None:
+    """The candidate as a complete DeepSpeed JSON. Raises UserError when the file cannot be written."""
+    try:
+        path.write_text(json.dumps(candidate.config, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError("cannot write the DeepSpeed JSON", where=str(path), found=error.strerror) from error

@@ -1,0 +1,186 @@
+"""A replay of allocations through the rules of torch's CUDA caching allocator: what it reserves from the driver.
+
+Source: torch c10/cuda/CUDACachingAllocator.cpp with default settings: sizes are rounded to 512 bytes; requests of at
+most 1 MiB come from 2 MiB segments, below 10 MiB from 20 MiB segments, larger ones from segments of their own in
+multiples of 2 MiB; best fit; blocks are split and merged; a segment is given back when the cache is emptied. With
+`expandable_segments:True` each pool is one segment that grows, so that neighbours merge wherever they lie.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dist_trainer.memory.engines.ledger import EMPTY_CACHE
+
+MIB = 2**20
+ROUNDING = 512
+SMALL_REQUEST = MIB
+SMALL_SEGMENT = 2 * MIB
+LARGE_REQUEST = 10 * MIB
+LARGE_SEGMENT = 20 * MIB
+ROUND_SEGMENT = 2 * MIB
+_VIRTUAL_BYTES = 2**50
+
+
+@dataclass(slots=True)
+class _Block:
+    address: int
+    size: int
+    is_small: bool
+    is_free: bool = False
+    before: _Block | None = None
+    after: _Block | None = None
+
+
+class _Pool:
+    """Free blocks by size, then address."""
+
+    def __init__(self) -> None:
+        self._keys: list[tuple[int, int]] = []
+        self._blocks: dict[int, _Block] = {}
+
+    def add(self, block: _Block) -> None:
+        insort(self._keys, (block.size, block.address))
+        self._blocks[block.address] = block
+
+    def remove(self, block: _Block) -> None:
+        del self._keys[bisect_left(self._keys, (block.size, block.address))]
+        del self._blocks[block.address]
+
+    def drop_whole_segments(self) -> int:
+        """Removes the free blocks that are segments of their own; returns their bytes."""
+        whole = [block for block in self._blocks.values() if block.before is None and block.after is None]
+        for block in whole:
+            self.remove(block)
+        return sum(block.size for block in whole)
+
+    def best_fit(self, size: int) -> _Block | None:
+        place = bisect_left(self._keys, (size, -1))
+        return self._blocks[self._keys[place][1]] if place < len(self._keys) else None
+
+
+class _Segments:
+    """Default settings: segments of their own sizes, each given back when the cache is emptied while it is all free."""
+
+    def __init__(self) -> None:
+        self.pools = {True: _Pool(), False: _Pool()}
+        self.reserved_bytes = 0
+        self._next_address = 1
+
+    def new_block(self, size: int, *, is_small: bool) -> _Block:
+        """Room where no free block is large enough."""
+        segment = _segment_bytes(size)
+        block = _Block(self._next_address, segment, is_small)
+        self._next_address += segment
+        self.reserved_bytes += segment
+        return block
+
+    def taken(self, block: _Block) -> None:
+        pass
+
+    def empty_cache(self, live: Iterable[_Block]) -> None:
+        self.reserved_bytes -= sum(pool.drop_whole_segments() for pool in self.pools.values())
+
+
+class _ExpandableSegments:
+    """One segment a pool, mapped from its start on in pages of 2 MiB, or of 20 MiB for large blocks.
+
+    Emptying the cache is counted as unmapping what lies behind the last live block, which is a little less than it
+    gives back.
+    """
+
+    def __init__(self) -> None:
+        self.pools = {True: _Pool(), False: _Pool()}
+        self._starts = {True: 1, False: 1 + _VIRTUAL_BYTES}
+        self._pages = {True: SMALL_SEGMENT, False: LARGE_SEGMENT}
+        self._mapped = {True: 0, False: 0}
+        for is_small, pool in self.pools.items():
+            pool.add(_Block(self._starts[is_small], _VIRTUAL_BYTES, is_small, is_free=True))
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(self._mapped.values())
+
+    def new_block(self, size: int, *, is_small: bool) -> _Block:
+        raise AssertionError("the virtual range is larger than any GPU")
+
+    def taken(self, block: _Block) -> None:
+        self._mapped[block.is_small] = max(self._mapped[block.is_small], self._mapped_up_to(block))
+
+    def empty_cache(self, live: Iterable[_Block]) -> None:
+        self._mapped = {True: 0, False: 0}
+        for block in live:
+            self.taken(block)
+
+    def _mapped_up_to(self, block: _Block) -> int:
+        page = self._pages[block.is_small]
+        return -(-(block.address + block.size - self._starts[block.is_small]) // page) * page
+
+
+def reserved_peak_bytes(events: Iterable[tuple[int, int]], *, expandable: bool) -> int:
+    """The most that was reserved. `events`: (block, bytes), bytes 0 where the block is freed; EMPTY_CACHE as such."""
+    memory = _ExpandableSegments() if expandable else _Segments()
+    live: dict[int, _Block] = {}
+    peak = 0
+    for number, num_bytes in events:
+        if (number, num_bytes) == EMPTY_CACHE:
+            memory.empty_cache(live.values())
+            continue
+        if not num_bytes:
+            _free(live.pop(number), memory.pools)
+            continue
+        size = -(-num_bytes // ROUNDING) * ROUNDING
+        is_small = size <= SMALL_REQUEST
+        pool = memory.pools[is_small]
+        block = pool.best_fit(size)
+        if block is None:
+            block = memory.new_block(size, is_small=is_small)
+        else:
+            pool.remove(block)
+            block.is_free = False
+        live[number] = block = _split(block, size, pool)
+        memory.taken(block)
+        peak = max(peak, memory.reserved_bytes)
+    return peak
+
+
+def _segment_bytes(size: int) -> int:
+    if size <= SMALL_REQUEST:
+        return SMALL_SEGMENT
+    if size < LARGE_REQUEST:
+        return LARGE_SEGMENT
+    return -(-size // ROUND_SEGMENT) * ROUND_SEGMENT
+
+
+def _split(block: _Block, size: int, pool: _Pool) -> _Block:
+    rest = block.size - size
+    if rest < (ROUNDING if block.is_small else SMALL_REQUEST + 1):
+        return block
+    remainder = _Block(block.address + size, rest, block.is_small, True, block, block.after)
+    if block.after is not None:
+        block.after.before = remainder
+    block.size, block.after = size, remainder
+    pool.add(remainder)
+    return block
+
+
+def _free(block: _Block, pools: dict[bool, _Pool]) -> None:
+    pool = pools[block.is_small]
+    before, after = block.before, block.after
+    if before is not None and before.is_free:
+        pool.remove(before)
+        before.size += block.size
+        before.after = after
+        if after is not None:
+            after.before = before
+        block = before
+    if after is not None and after.is_free:
+        pool.remove(after)
+        block.size += after.size
+        block.after = after.after
+        if after.after is not None:
+            after.after.before = block
+    block.is_free = True
+    pool.add(block)

@@ -1,0 +1,83 @@
+"""One trace for every micro batch: what a micro batch allocates grows in proportion to it, or does not grow at all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dist_trainer.memory.trace import kept
+from dist_trainer.memory.trace.record import ALLOC, FREE, GRADIENT, Trace, TraceSpec
+from dist_trainer.model.size import CHUNK_ELEMENTS
+
+# Large enough that a chunked loss has whole chunks, small enough to be traced quickly.
+_PRIMES = (13, 17, 19, 23, 29, 31, 37, 41)
+
+
+def probe_of(spec: TraceSpec) -> TraceSpec:
+    """The same at a micro batch that is found again in every size that grows with it: a prime that divides no shape."""
+    shapes = (spec.hidden_size, spec.vocab_size, spec.context_length, spec.sequence_length, spec.num_heads)
+    return replace(spec, micro_batch=next(p for p in _PRIMES if all(shape % p for shape in shapes)))
+
+
+def scaled(probe: Trace, spec: TraceSpec, micro_batch: int) -> Trace:
+    """The trace of `spec`'s model at another micro batch, from `probe`, its trace at `probe_of(spec)`.
+
+    What grows with the micro batch grows with its tokens, and is known by that. With a full loss this is the trace that
+    torch would give. A chunked loss would have another number of chunks, all but the last of one size: the same peaks.
+    """
+    unit = probe_of(spec).micro_batch
+    tokens = unit * spec.sequence_length
+    events = tuple(
+        (kind, first, size // unit * micro_batch, part) if kind == ALLOC and size % tokens == 0 else event
+        for event in probe.events
+        for kind, first, size, part in (event,)
+    )
+    return replace(probe, events=events, saved_on_host_bytes=probe.saved_on_host_bytes // unit * micro_batch)
+
+
+def is_scalable(spec: TraceSpec) -> bool:
+    """Whether `scaled` holds for `spec`: a chunked loss holds two whole chunks at its peak, there and in the probe."""
+    if spec.loss == "full":
+        return True
+    tokens = min(spec.micro_batch, probe_of(spec).micro_batch) * spec.sequence_length
+    return tokens * spec.vocab_size >= 2 * CHUNK_ELEMENTS
+
+
+def peak_bytes(trace: Trace) -> int:
+    """The most that the pass itself holds, with each gradient let go of as soon as it is complete."""
+    live: dict[int, int] = {}
+    total = peak = 0
+    for kind, first, second, _ in trace.events:
+        if kind == ALLOC:
+            live[first] = second
+            total += second
+            peak = max(peak, total)
+        elif kind == FREE:
+            total -= live.pop(first, 0)
+        elif kind == GRADIENT:
+            total -= live.pop(second, 0)
+    return peak
+
+
+class ScaledTraces:
+    """Traces at any micro batch, each shape traced once."""
+
+    def __init__(self) -> None:
+        self._known: dict[TraceSpec, Trace] = {}
+
+    def get(self, spec: TraceSpec) -> Trace:
+        """The trace for `spec`, scaled where that holds. Imports torch only for a shape that no trace is kept of."""
+        if spec not in self._known:
+            self._known[spec] = self._make(spec)
+        return self._known[spec]
+
+    def get_exact(self, spec: TraceSpec) -> Trace:
+        """The trace that torch gives for `spec`: a scaled one with a full loss, else one of its own."""
+        return self.get(spec) if spec.loss == "full" else kept.get(spec)
+
+    def _make(self, spec: TraceSpec) -> Trace:
+        if not is_scalable(spec):
+            return kept.get(spec)
+        probe_spec = probe_of(spec)
+        if probe_spec not in self._known:
+            self._known[probe_spec] = kept.get(probe_spec)
+        return scaled(self._known[probe_spec], spec, spec.micro_batch)

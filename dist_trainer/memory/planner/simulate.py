@@ -1,0 +1,140 @@
+"""Plays a trace through an engine: init, then whole optimizer steps, as a ledger of every allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dist_trainer.memory.engines.ledger import Block, Ledger
+from dist_trainer.memory.engines.settings import Settings
+from dist_trainer.memory.engines.stage0 import Engine, Fp16Engine, UnfusedFp16Engine
+from dist_trainer.memory.engines.stage3 import Zero3Engine
+from dist_trainer.memory.engines.stages12 import Bf16Engine, Zero12Engine
+from dist_trainer.memory.trace.record import (
+    ALLOC,
+    BACKWARD,
+    BACKWARD_ENTER,
+    BACKWARD_EXIT,
+    FORWARD_ENTER,
+    FORWARD_EXIT,
+    FREE,
+    GRADIENT,
+    Trace,
+)
+
+CUDA_ROUNDING = 512
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """`device` and `host`: what one rank allocates there. On a CPU they are one ledger."""
+
+    device: Ledger
+    host: Ledger
+
+
+def simulate(
+    trace: Trace,
+    settings: Settings,
+    *,
+    rank: int,
+    world_size: int,
+    cuda: bool,
+    keep_events: bool = False,
+    is_quick: bool = False,
+) -> Simulation:
+    """Two optimizer steps: the states appear in the first, and the second begins with them there.
+
+    `is_quick`: one step that begins with the states, which gives the same peaks in half the time.
+    """
+    device = Ledger(CUDA_ROUNDING if cuda else 1, keep_events=keep_events)
+    host = Ledger(1, keep_events=False) if cuda else device
+    engine = engine_class(settings)(
+        trace, settings, device, host, rank=rank, world_size=world_size, built_on_device=not cuda
+    )
+    engine.init()
+    in_place = sums_in_place(trace) if settings.stage == 3 and settings.memory_efficient_linear else {}
+    # train/hygiene.py empties the cache before the first step.
+    device.empty_cache()
+    # The first micro batch and the last differ; those between them do not.
+    micro_batches = min(settings.accumulation, 3 if settings.stage == 3 else 2)
+    if is_quick:
+        engine.add_states()
+        # Stage 3 knows what comes when from its second micro batch on.
+        micro_batches = max(micro_batches, 2 if settings.stage == 3 else 1)
+    for _ in range(1 if is_quick else 2):
+        for number in range(micro_batches):
+            _micro_batch(trace, engine, device, in_place, is_boundary=number == micro_batches - 1)
+        device.enter("step")
+        host.enter("step")
+        engine.step()
+        engine.end_step()
+    return Simulation(device, host)
+
+
+def engine_class(settings: Settings) -> type[Engine]:
+    """The way DeepSpeed trains under these settings (engine.py, _do_optimizer_sanity_check)."""
+    if settings.stage == 0:
+        if settings.dtype == "fp32":
+            return Engine
+        return Fp16Engine if settings.deepspeed_fused else UnfusedFp16Engine
+    if settings.stage == 3:
+        return Zero3Engine
+    accumulates_in_fp32 = settings.dtype == "bf16" and settings.grad_accum_dtype == "fp32"
+    if settings.stage == 1 and accumulates_in_fp32 and settings.offload_optimizer == "none":
+        return Bf16Engine
+    return Zero12Engine
+
+
+def sums_in_place(trace: Trace) -> dict[int, int]:
+    """The storage of each sum of two gradients of one parameter (tied weights), and that of the gradient made first.
+
+    The trace's linear layers hand autograd a view as the weight's gradient, so the sum is a third storage. That of
+    DeepSpeed's stage 3 (zero/linear.py) hands over a tensor of its own, to which autograd adds the second in place.
+    """
+    sizes: dict[int, int] = {}
+    freed: list[int] = []
+    found: dict[int, int] = {}
+    newest = None
+    for kind, first, second, _ in trace.events:
+        if kind == ALLOC:
+            sizes[first], newest, freed = second, first, []
+        elif kind == FREE:
+            freed.append(first)
+        elif kind == GRADIENT and second == newest:
+            summands = [storage for storage in freed if sizes[storage] == sizes[second]]
+            if len(summands) == 2:
+                # Storages are numbered as they are made.
+                found[second] = min(summands)
+    return found
+
+
+def _micro_batch(
+    trace: Trace, engine: Engine, ledger: Ledger, in_place: Mapping[int, int], *, is_boundary: bool
+) -> None:
+    ledger.enter("forward")
+    engine.begin_micro_batch(is_boundary=is_boundary)
+    alloc, free = ledger.alloc, ledger.free
+    live: dict[int, Block] = {}
+    for kind, first, second, third in trace.events:
+        if kind == ALLOC:
+            live[first] = live.pop(in_place[first]) if first in in_place else alloc(second, third)
+        elif kind == FREE:
+            block = live.pop(first, None)
+            if block is not None:
+                free(block)
+        elif kind == GRADIENT:
+            engine.gradient(first, live.pop(second))
+        elif kind == FORWARD_ENTER:
+            engine.forward_enter(first)
+        elif kind == FORWARD_EXIT:
+            engine.forward_exit(first)
+        elif kind == BACKWARD_ENTER:
+            engine.backward_enter(first)
+        elif kind == BACKWARD_EXIT:
+            engine.backward_exit(first)
+        elif kind == BACKWARD:
+            ledger.enter("backward")
+    for block in live.values():
+        free(block)
+    engine.end_backward()

@@ -1,0 +1,64 @@
+"""What one micro batch allocates, in order: the model's real code, run once under fake tensors, as plain data.
+
+A trace knows nothing of ZeRO, devices or launchers. `tracer.py` makes one (with torch), `kept.py` keeps it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# An event is (kind, first, second, third).
+ALLOC = 0  # storage, bytes, part
+FREE = 1  # storage
+GRADIENT = 2  # parameter, storage: the parameter's gradient is complete and lies in this storage
+FORWARD_ENTER = 3  # module
+FORWARD_EXIT = 4  # module
+BACKWARD_ENTER = 5  # module
+BACKWARD_EXIT = 6  # module
+BACKWARD = 7  # the backward pass begins
+
+ACTIVATIONS = 0
+LOSS = 1
+
+Event = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class TraceSpec:
+    """All that a trace depends on. `cuda` traces what CUDA's kernels keep where CPU's differ (masks of dropout)."""
+
+    num_layers: int
+    hidden_size: int
+    num_heads: int
+    vocab_size: int
+    context_length: int
+    dropout: float
+    loss: Literal["full", "chunked"]
+    micro_batch: int
+    sequence_length: int
+    dtype: Literal["fp32", "bf16", "fp16"]
+    autocast: Literal["bf16", "fp16"] | None
+    checkpointing: bool
+    num_checkpoints: int | None
+    cpu_checkpointing: bool
+    cuda: bool
+
+
+@dataclass(frozen=True)
+class TracedParameter:
+    """`group`: which of the optimizer's groups it is in (`GPT.parameter_groups`)."""
+
+    name: str
+    numel: int
+    group: int
+
+
+@dataclass(frozen=True)
+class Trace:
+    """`modules`: the parameters that each module owns, by number. `saved_on_host_bytes`: kept by CPU checkpointing."""
+
+    parameters: tuple[TracedParameter, ...]
+    modules: tuple[tuple[int, ...], ...]
+    events: tuple[Event, ...]
+    saved_on_host_bytes: int = 0
