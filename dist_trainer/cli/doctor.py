@@ -19,8 +19,8 @@ from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.resolve import resolve
 from dist_trainer.config.run_dir import RUNS_DIR
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
-from dist_trainer.launch.facts import read_host_facts
-from dist_trainer.launch.hosts import HostChoice, find_topology, parse_ranks_per_host
+from dist_trainer.launch.hosts.facts import read_host_facts
+from dist_trainer.launch.hosts.placement import HostChoice, find_topology, parse_ranks_per_host
 from dist_trainer.launch.plan import HostFacts
 
 if TYPE_CHECKING:

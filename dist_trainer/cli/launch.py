@@ -16,10 +16,10 @@ from dist_trainer.cluster.topology import Topology
 from dist_trainer.config.request import Request
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
 from dist_trainer.errors import EXIT_OK
-from dist_trainer.launch.choose import LAUNCHERS, build_plan, choose_launcher
 from dist_trainer.launch.environment import named_env
-from dist_trainer.launch.facts import read_host_facts, whose_mpirun
-from dist_trainer.launch.hosts import (
+from dist_trainer.launch.hosts.facts import read_host_facts, whose_mpirun
+from dist_trainer.launch.hosts.network import is_own_address
+from dist_trainer.launch.hosts.placement import (
     NUM_RANKS_WITHOUT_GPU,
     HostChoice,
     check_ssh,
@@ -27,9 +27,9 @@ from dist_trainer.launch.hosts import (
     parse_ranks_per_host,
     read_rendezvous,
 )
-from dist_trainer.launch.network import is_own_address
+from dist_trainer.launch.hosts.ports import first_free_port, planned_port
+from dist_trainer.launch.launchers.choose import LAUNCHERS, build_plan, choose_launcher
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
-from dist_trainer.launch.ports import first_free_port, planned_port
 from dist_trainer.launch.run import START_LIMIT_S, Limits, Prepared, require_launcher, run_beside, run_request
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def run(
         check_files(train_request, request.num_ranks)
         if not request.is_local and rendezvous is None and launcher != "srun":
             # Only now: asyncio takes a third of the time in which a run on this host is on its way.
-            from dist_trainer.launch.reach import check_hosts
+            from dist_trainer.launch.hosts.reach import check_hosts
 
             check_hosts(request, is_chosen=choice.names_slots)
         planned = None
@@ -190,7 +190,7 @@ def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: 
 
     Raises UserError where the run would not fit, unless `force`.
     """
-    from dist_trainer.launch.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
+    from dist_trainer.launch.hosts.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
     from dist_trainer.logs import quiet_deepspeed
     from dist_trainer.memory.advice.nearest import Setup
     from dist_trainer.memory.advice.outcome import HostMemory

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
         )
     run_dir = _run_dir(args.output, command)
 
-    from dist_trainer.launch.transparent import run_transparently
+    from dist_trainer.monitor.transparent import run_transparently
     from dist_trainer.monitor.watch import Watch
 
     records_dir = run_dir / "records"

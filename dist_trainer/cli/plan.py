@@ -13,10 +13,10 @@ from dist_trainer.cli.parser import Parser, not_negative, positive
 from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
-from dist_trainer.launch.choose import choose_launcher
-from dist_trainer.launch.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
-from dist_trainer.launch.facts import read_host_facts
-from dist_trainer.launch.hosts import HostChoice, find_topology, parse_ranks_per_host
+from dist_trainer.launch.hosts.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
+from dist_trainer.launch.hosts.facts import read_host_facts
+from dist_trainer.launch.hosts.placement import HostChoice, find_topology, parse_ranks_per_host
+from dist_trainer.launch.launchers.choose import choose_launcher
 from dist_trainer.launch.plan import HostFacts
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.memory.advice import outcome, show

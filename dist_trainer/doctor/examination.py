@@ -20,7 +20,7 @@ from dist_trainer.doctor.facts import (
     Seen,
 )
 from dist_trainer.doctor.needs import Needs
-from dist_trainer.launch.ssh import ProblemKind
+from dist_trainer.launch.hosts.ssh import ProblemKind
 
 How = Literal["ssh", "srun", "here"]
 

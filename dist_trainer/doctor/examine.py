@@ -33,8 +33,8 @@ from dist_trainer.doctor.session import Reply, Route, Session, read
 from dist_trainer.doctor.startup import look_again
 from dist_trainer.doctor.trial import trial_of
 from dist_trainer.doctor.ways import enough_files, routes
-from dist_trainer.launch import remote
-from dist_trainer.launch.ssh import CONNECT_TIMEOUT_S
+from dist_trainer.launch.hosts import remote
+from dist_trainer.launch.hosts.ssh import CONNECT_TIMEOUT_S
 
 Facts = TypeVar("Facts")
 

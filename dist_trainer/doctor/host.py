@@ -21,7 +21,7 @@ from typing import Any
 from dist_trainer.doctor import wire
 from dist_trainer.doctor.facts import ClockReading, Connections, Folder, HostFacts, Listening, RankReports, Seen
 from dist_trainer.doctor.probes import network, software, system
-from dist_trainer.launch.network import own_address
+from dist_trainer.launch.hosts.network import own_address
 
 # Nobody asks for longer; a host that the asker has lost is not kept busy.
 LIFETIME_S = 180
@@ -103,7 +103,7 @@ class Respondent:
         return probe.look(Path(folder), token, list(network.peers_of(self.name, hosts)))
 
     def listen(self) -> Listening:
-        from dist_trainer.launch.ports import first_free_port
+        from dist_trainer.launch.hosts.ports import first_free_port
 
         self._listener = network.listen()
         return Listening(self._listener.getsockname()[1], first_free_port(20_000 + os.getpid() % 10_000))

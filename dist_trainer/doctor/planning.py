@@ -7,7 +7,7 @@ import sys
 from dist_trainer.config.resolve import resolve
 from dist_trainer.doctor.needs import read_planning_order
 from dist_trainer.errors import EXIT_OK, UserError
-from dist_trainer.launch.devices import assumed_facts
+from dist_trainer.launch.hosts.devices import assumed_facts
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.memory.plan import dump_plan
 from dist_trainer.memory.planner.planner import PlannedDevice, make_plan

@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from dist_trainer.doctor import wire
-from dist_trainer.launch import remote
-from dist_trainer.launch.ssh import Problem, ssh_problem
+from dist_trainer.launch.hosts import remote
+from dist_trainer.launch.hosts.ssh import Problem, ssh_problem
 
 Facts = TypeVar("Facts")
 _END_LIMIT_S = 5.0

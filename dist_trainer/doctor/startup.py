@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dist_trainer.doctor.examination import Examination, Startup, Task
 from dist_trainer.doctor.ways import search_path
-from dist_trainer.launch import remote
+from dist_trainer.launch.hosts import remote
 
 _LIMIT_S = 15.0
 # With the interpreter and the folder as $1 and $2: what stands in the way of a probe that did not start.

@@ -10,7 +10,7 @@ from dist_trainer.cluster.topology import Topology, is_own_name
 from dist_trainer.doctor.examination import Task
 from dist_trainer.doctor.session import Route
 from dist_trainer.errors import UserError
-from dist_trainer.launch import ssh
+from dist_trainer.launch.hosts import ssh
 from dist_trainer.launch.open_files import allow_open_files
 
 _MODULE = "dist_trainer.doctor.host"

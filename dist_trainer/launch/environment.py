@@ -11,6 +11,8 @@ from dist_trainer.launch.plan import LaunchRequest
 SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 # For what the guards of a real start bring, and the plain command of a dry run cannot say.
 UNSAYABLE = "leave --dry-run out, for `launch` itself can start these; as a plain command, "
+# Of this process's environment what ranks on other hosts get too.
+_PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "DS_", "UCX_")
 
 
 def common_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
@@ -103,3 +105,13 @@ def named_env(words: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[s
             )
         pairs[name] = value if equals else environ[name]
     return tuple(pairs.items())
+
+
+def forwarded_env(request: LaunchRequest) -> dict[str, str]:
+    """What ranks on other hosts get of this process's environment, beside what `--env` names."""
+    environ = request.facts.environ
+    return {
+        name: value
+        for name, value in environ.items()
+        if value and (name in (*SEARCH_PATHS, "VIRTUAL_ENV") or name.startswith(_PREFIXES))
+    }

@@ -15,7 +15,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # What launchers run on a host to start its ranks; cut off from the others they would stay.
 _DAEMONS = ("orted", "hydra_pmi_proxy")
-_MODULES = ("deepspeed.launcher.launch", "dist_trainer.launch.elastic")
+_MODULES = ("deepspeed.launcher.launch", "dist_trainer.launch.launchers.elastic")
 _SWEEP_AFTER_S = 3.0
 _SWEEP_POLL_S = 0.1
 

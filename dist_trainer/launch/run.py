@@ -17,15 +17,15 @@ from typing import IO
 
 from dist_trainer.cluster.topology import is_own_name, render_include
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
-from dist_trainer.launch.choose import build_plan
-from dist_trainer.launch.job import guarded, job_for, roster_for
-from dist_trainer.launch.lifeline import Job, Lifeline, new_token
-from dist_trainer.launch.network import address_towards
+from dist_trainer.launch.guards.job import guarded, job_for, roster_for
+from dist_trainer.launch.guards.lifeline import Job, Lifeline, new_token
+from dist_trainer.launch.guards.roster import Trouble
+from dist_trainer.launch.guards.wire import FROM_SRUN
+from dist_trainer.launch.hosts.network import address_towards
+from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.open_files import allow_open_files
 from dist_trainer.launch.plan import LaunchRequest, Rendezvous
-from dist_trainer.launch.roster import Trouble
-from dist_trainer.launch.supervise import GRACE_S, Ending, supervise
-from dist_trainer.launch.wire import FAILURE_GRACE_S, FROM_SRUN
+from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S, Ending, supervise
 
 START_LIMIT_S = 300.0
 _BACKLOG = 4096

@@ -14,9 +14,10 @@ from typing import IO, Protocol
 
 from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import adopt_orphans, end_with_parent, list_descendants
-from dist_trainer.launch.wire import FAILURE_GRACE_S
 
 GRACE_S = 20.0
+# After a failure ranks that wait in a collective have nothing to save.
+FAILURE_GRACE_S = 5.0
 _STRAGGLER_GRACE_S = 3.0
 _POLL_S = 0.05
 _LONG_S = 3600.0

@@ -182,7 +182,7 @@ def _torchrun(layout: Layout) -> list[str]:
     cpus = "" if layout.cpus_per_rank is None else ' --cpus-per-task="$SLURM_CPUS_PER_TASK"'
     return [
         f"srun --ntasks-per-node=1{cpus} --kill-on-bad-exit=1",
-        '"$python" -m dist_trainer.launch.elastic',
+        '"$python" -m dist_trainer.launch.launchers.elastic',
         f'--nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node={layout.ranks_per_node}',
         '--rdzv-backend=c10d --rdzv-endpoint="$first_host:$port" --rdzv-id="$SLURM_JOB_ID"',
         "-m -- dist_trainer train",

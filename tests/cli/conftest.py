@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.cli import launch
-from dist_trainer.launch import reach
-from dist_trainer.launch.choose import build_plan
+from dist_trainer.launch.hosts import reach
+from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
 from dist_trainer.launch.run import Prepared
 

@@ -317,7 +317,7 @@ def test_a_dry_run_prints_a_command_that_a_shell_reads_back_word_for_word(
     text = capsys.readouterr().out
     expected = [
         *("env", "OMP_NUM_THREADS=3", "DS_ACCELERATOR=cpu"),
-        *(sys.executable, "-m", "dist_trainer.launch.elastic", "--nnodes=1", "--nproc-per-node=4"),
+        *(sys.executable, "-m", "dist_trainer.launch.launchers.elastic", "--nnodes=1", "--nproc-per-node=4"),
         *("--master-addr=127.0.0.1", "--master-port=23456", "-m", "--", "dist_trainer", "train"),
         *("--run-dir", "my runs/1", *settings),
     ]
@@ -330,7 +330,7 @@ def test_a_dry_run_is_the_golden_text(folder: Path, capsys: pytest.CaptureFixtur
     assert main(["launch", "--dry-run", "--config", "small", "--ds", "zero3", "--set", "data.source=a b"]) == 0
     assert capsys.readouterr().out == (
         "env OMP_NUM_THREADS=3 DS_ACCELERATOR=cpu \\\n"
-        f"    {shlex.quote(sys.executable)} -m dist_trainer.launch.elastic \\\n"
+        f"    {shlex.quote(sys.executable)} -m dist_trainer.launch.launchers.elastic \\\n"
         "    --nnodes=1 --nproc-per-node=2 \\\n"
         "    --master-addr=127.0.0.1 --master-port=23456 \\\n"
         "    -m -- dist_trainer train \\\n"

@@ -14,7 +14,7 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.errors import UserError
-from dist_trainer.launch import devices
+from dist_trainer.launch.hosts import devices
 from dist_trainer.launch.plan import LaunchPlan
 from dist_trainer.memory.advice import preflight
 from dist_trainer.memory.plan import read_plan, write_plan

@@ -11,7 +11,7 @@ import pytest
 
 from dist_trainer.doctor.bandwidth import RankSpec
 from dist_trainer.doctor.ranks import rank_environ, rank_specs, run_ranks
-from dist_trainer.launch.ports import first_free_port
+from dist_trainer.launch.hosts.ports import first_free_port
 
 LIMIT_S = 60
 

@@ -43,8 +43,8 @@ def main() -> None:
 
 
 def measure_guards(num_ranks: int) -> None:
-    from dist_trainer.launch.lifeline import Job, Lifeline
-    from dist_trainer.launch.roster import Roster
+    from dist_trainer.launch.guards.lifeline import Job, Lifeline
+    from dist_trainer.launch.guards.roster import Roster
 
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     places = [(rank // HOST_SIZE, rank % HOST_SIZE) for rank in range(num_ranks)]
@@ -77,7 +77,7 @@ def measure_guards(num_ranks: int) -> None:
 
 def guards(port: int, ranks: range, _: SimpleQueue[float]) -> None:
     """Connects as guards do, and lives as they do."""
-    from dist_trainer.launch.wire import BEAT_S, encode
+    from dist_trainer.launch.guards.wire import BEAT_S, encode
 
     selector = selectors.DefaultSelector()
     connections = []

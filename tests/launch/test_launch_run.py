@@ -13,8 +13,8 @@ import pytest
 
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
-from dist_trainer.launch.choose import build_plan
-from dist_trainer.launch.job import job_for
+from dist_trainer.launch.guards.job import job_for
+from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.processes import list_descendants
 from dist_trainer.launch.run import Prepared, require_launcher, run_request, write_launch_record
@@ -79,10 +79,10 @@ def test_what_was_started_is_written_down(tmp_path: Path) -> None:
 def test_what_launch_and_rank_finding_import() -> None:
     script = (
         "import sys, os\n"
-        "import dist_trainer.launch.run, dist_trainer.launch.choose, dist_trainer.launch.hosts\n"
-        "import dist_trainer.config.run_dir, dist_trainer.launch.ports, dist_trainer.launch.elastic\n"
+        "import dist_trainer.launch.run, dist_trainer.launch.launchers.choose, dist_trainer.launch.hosts.placement\n"
+        "import dist_trainer.config.run_dir, dist_trainer.launch.hosts.ports, dist_trainer.launch.launchers.elastic\n"
         "import dist_trainer.cluster.mpi\n"
-        "from dist_trainer.launch.facts import read_host_facts\n"
+        "from dist_trainer.launch.hosts.facts import read_host_facts\n"
         "read_host_facts(os.environ)\n"
         "print(*sorted({'torch', 'deepspeed', 'pydantic', 'numpy', 'psutil', 'mpi4py', 'yaml'} & set(sys.modules)))\n"
     )

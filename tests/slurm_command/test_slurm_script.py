@@ -125,7 +125,7 @@ port=$((20000 + SLURM_JOB_ID % 10000))
 export OMP_NUM_THREADS=12
 
 exec srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \\
-    "$python" -m dist_trainer.launch.elastic \\
+    "$python" -m dist_trainer.launch.launchers.elastic \\
     --nnodes="$SLURM_JOB_NUM_NODES" --nproc-per-node=8 \\
     --rdzv-backend=c10d --rdzv-endpoint="$first_host:$port" --rdzv-id="$SLURM_JOB_ID" \\
     -m -- dist_trainer train \\

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from dist_trainer.doctor.examination import Asker, Examination, HostReport
 from dist_trainer.doctor.findings import Finding, grouped
-from dist_trainer.launch.ssh import ProblemKind
+from dist_trainer.launch.hosts.ssh import ProblemKind
 
 _DO: Mapping[ProblemKind, str] = {
     "unknown host": "correct the name in the hostfile, or make it known (DNS, /etc/hosts)",

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from dist_trainer.doctor.facts import Connection, Port
-from dist_trainer.launch.network import interface_of, own_addresses
+from dist_trainer.launch.hosts.network import interface_of, own_addresses
 
 # Nobody takes these connections off the queue: the kernel answers for the host, and all hosts may come at once.
 _QUEUE = 4096

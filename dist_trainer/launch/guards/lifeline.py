@@ -1,0 +1,349 @@
+"""The launching process's end of the connections to its ranks' guards: hands out the job, notices what fails first.
+
+A thread of its own serves the connections. What it notices is read by `supervise`, which ends the launcher.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from dist_trainer.launch.guards.roster import Roster, Trouble, name_hosts
+from dist_trainer.launch.guards.wire import BEAT_S, SILENCE_S, LineReader, Message, encode
+from dist_trainer.launch.supervise import FAILURE_GRACE_S
+
+_REMIND_S = 30.0
+_TICK_S = 0.1
+# Until the job is there: the guards wait for it.
+_SHORT_TICK_S = 0.01
+_BLOCK_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank runs. `env` is added to what the rank's guard has; `host_env` to that of one host's ranks.
+
+    `master_port` is where rank 0's host is to look for a free port first; None leaves the meeting place to the
+    launcher. `is_local`: the ranks share this process's terminal.
+    """
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: tuple[tuple[str, str], ...]
+    master_addr: str
+    master_port: int | None
+    is_port_fixed: bool
+    logs_dir: str | None
+    is_local: bool
+    peers: tuple[str, ...] = ()
+    local_ranks: tuple[tuple[int, int], ...] = ()
+    host_env: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Hello:
+    """What a guard says first: its rank, as the launcher counts, and where it is."""
+
+    rank: int
+    host: str
+    local_rank: int
+
+
+@dataclass
+class _Connection:
+    socket: socket.socket
+    reader: LineReader = field(default_factory=LineReader)
+    hello: _Hello | None = None
+    rank: int | None = None
+    to_send: bytes = b""
+
+
+class Lifeline:
+    """Serves the guards from a thread, from `with` on; until `hand_out` they wait. Read its fields at any time.
+
+    Where a `first_host` is named the launcher's own numbers do not count: that host has the first ranks, and the others
+    follow in the order of their names, once all have come.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        token: str,
+        roster: Roster,
+        *,
+        start_limit_s: float,
+        say: Callable[[str], None],
+        first_host: str | None = None,
+    ) -> None:
+        self.roster = roster
+        self.trouble: Trouble | None = None
+        self._listener, self._token, self._say = listener, token, say
+        self._first_host = first_host
+        self._job: Job | None = None
+        self._port: int | None = None
+        self._start_limit_s = start_limit_s
+        self._lock = threading.Lock()
+        self._connections: dict[int, _Connection] = {}
+        self._told_ranks: set[int] = set()
+        self._unnumbered: list[tuple[_Hello, _Connection]] = []
+        self._waiting: list[_Connection] = []
+        self._grace_s: float | None = None
+        self._is_closing = False
+        self._thread = threading.Thread(target=self._serve, name="lifeline", daemon=True)
+
+    def __enter__(self) -> Lifeline:
+        # The signals are the main thread's to wait for: the new thread inherits this mask.
+        old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._thread.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(0.0)
+
+    def hand_out(self, job: Job) -> None:
+        """Gives every guard, now and later ones too, its job."""
+        self._port = job.master_port if job.is_port_fixed else None
+        self._job = job
+
+    @property
+    def has_guards(self) -> bool:
+        """Whether any guard is connected, and not long silent."""
+        now_s = time.monotonic()
+        members = list(self.roster.members.values())
+        return any(member.is_connected and now_s - member.heard_s < SILENCE_S for member in members)
+
+    def stop(self, grace_s: float) -> None:
+        """Tells every guard, now and later ones too, to end its rank: SIGTERM, and SIGKILL `grace_s` later."""
+        with self._lock:
+            if self._grace_s is None or grace_s < self._grace_s:
+                self._grace_s = grace_s
+                for connection in self._connections.values():
+                    connection.to_send += encode("stop", grace_s=grace_s)
+
+    def close(self, limit_s: float) -> None:
+        """Ends the thread as soon as every guard has gone, or at the limit."""
+        deadline_s = time.monotonic() + limit_s
+        while self.has_guards and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        self._is_closing = True
+        self._thread.join()
+
+    def _serve(self) -> None:
+        started_s = beaten_s = reminded_s = time.monotonic()
+        self._listener.setblocking(False)
+        with selectors.DefaultSelector() as selector, self._listener:
+            selector.register(self._listener, selectors.EVENT_READ)
+            while not self._is_closing:
+                for key, _ in selector.select(_TICK_S if self._job else _SHORT_TICK_S):
+                    if key.fileobj is self._listener:
+                        self._accept(selector)
+                    else:
+                        self._read(key.data, selector)
+                self._send_jobs()
+                now_s = time.monotonic()
+                if now_s - beaten_s >= BEAT_S:
+                    beaten_s = now_s
+                    self._send_all(encode("beat"))
+                self._look_for_trouble(now_s, now_s - started_s)
+                if not self.roster.is_complete and self.trouble is None and now_s - reminded_s >= _REMIND_S:
+                    reminded_s = now_s
+                    self._say(f"{now_s - started_s:.0f} s: still waiting for {self._missing()}")
+                self._flush(selector)
+            for connection in list(self._connections.values()):
+                connection.socket.close()
+
+    def _look_for_trouble(self, now_s: float, since_start_s: float) -> None:
+        if self.trouble is not None:
+            return
+        self.trouble = self.roster.first_trouble(now_s)
+        if self.trouble is None and not self.roster.is_complete and since_start_s > self._start_limit_s:
+            self.trouble = Trouble(
+                f"{self._missing()} did not start within {self._start_limit_s:.0f} s; see --start-limit", 1
+            )
+        if self.trouble is not None:
+            self.stop(FAILURE_GRACE_S)
+
+    def _missing(self) -> str:
+        return name_hosts(self.roster.missing_hosts())
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        """All that wait: thousands may come at once."""
+        while True:
+            try:
+                accepted, _ = self._listener.accept()
+            except OSError:
+                return
+            accepted.setblocking(False)
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection = _Connection(accepted)
+            with self._lock:
+                self._connections[accepted.fileno()] = connection
+            selector.register(accepted, selectors.EVENT_READ, connection)
+
+    def _read(self, connection: _Connection, selector: selectors.BaseSelector) -> None:
+        try:
+            data = connection.socket.recv(_BLOCK_BYTES)
+            messages = connection.reader.feed(data)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            data, messages = b"", []
+        for message in messages:
+            if connection.hello is None:
+                if not self._welcome(connection, message):
+                    data = b""
+                    break
+                self._number_ranks()
+            elif connection.rank is not None:
+                self._take(connection, connection.rank, message)
+        if not data:
+            self._drop(connection, selector)
+
+    def _drop(self, connection: _Connection, selector: selectors.BaseSelector) -> None:
+        with self._lock:
+            self._connections.pop(connection.socket.fileno(), None)
+        selector.unregister(connection.socket)
+        connection.socket.close()
+        if connection.hello is not None and connection.rank is None:
+            # It has no other number yet, and that it is gone must be noticed.
+            self._unnumbered.remove((connection.hello, connection))
+            self._join(connection, connection.hello.rank, connection.hello)
+        if connection.rank is not None:
+            self.roster.disconnected(connection.rank, time.monotonic())
+
+    def _welcome(self, connection: _Connection, message: Message) -> bool:
+        """The first message says who it is; a stranger is sent away."""
+        # Brings OpenSSL, which need not come in before the launcher is started.
+        import hmac
+
+        told = str(message.get("token", ""))
+        rank = message.get("rank")
+        if message.get("kind") != "hello" or not hmac.compare_digest(told.encode(), self._token.encode()):
+            return False
+        if not isinstance(rank, int) or not 0 <= rank < self.roster.num_ranks or rank in self._told_ranks:
+            return False
+        self._told_ranks.add(rank)
+        connection.hello = _Hello(rank, str(message.get("host")), int(message.get("local_rank", 0)))
+        self._unnumbered.append((connection.hello, connection))
+        return True
+
+    def _number_ranks(self) -> None:
+        """Gives the ranks their numbers as they come, or all at once where their order is decided here."""
+        if self._first_host is not None:
+            if len(self._unnumbered) < self.roster.num_ranks:
+                return
+            self._unnumbered.sort(key=lambda one: _order(one[0], self._first_host))
+        for number, (hello, connection) in enumerate(self._unnumbered):
+            self._join(connection, hello.rank if self._first_host is None else number, hello)
+            self._waiting.append(connection)
+        self._unnumbered.clear()
+
+    def _join(self, connection: _Connection, rank: int, hello: _Hello) -> None:
+        connection.rank = rank
+        self.roster.joined(rank, hello.host, time.monotonic())
+
+    def _take(self, connection: _Connection, rank: int, message: Message) -> None:
+        now_s = time.monotonic()
+        self.roster.heard(rank, now_s)
+        kind = message["kind"]
+        if kind == "port":
+            self._port = int(message["port"])
+        elif kind == "output":
+            stream = sys.stderr if message["is_error"] else sys.stdout
+            stream.write(message["text"])
+            stream.flush()
+        elif kind == "ended":
+            self.roster.ended(rank, int(message["status"]), now_s, lines=message["lines"], is_echo=message["is_echo"])
+            self._send(connection, encode("bye"))
+
+    def _send_jobs(self) -> None:
+        """To those that wait; where rank 0's host finds the port, to that rank first."""
+        job = self._job
+        if not self._waiting:
+            return
+        if job is None:
+            if self._grace_s is not None:
+                for connection in self._waiting:
+                    self._send(connection, encode("stop", grace_s=self._grace_s))
+                self._waiting.clear()
+            return
+        is_port_known = job.master_port is None or self._port is not None
+        now = [connection for connection in self._waiting if is_port_known or connection.rank == 0]
+        self._waiting = [connection for connection in self._waiting if connection not in now]
+        for connection in now:
+            self._send_job(job, connection)
+
+    def _send_job(self, job: Job, connection: _Connection) -> None:
+        rank = connection.rank
+        assert rank is not None
+        host = self.roster.expected_hosts[rank] if self.roster.expected_hosts else ""
+        local_rank, local_world_size = job.local_ranks[rank] if job.local_ranks else (None, None)
+        self._send(
+            connection,
+            encode(
+                "job",
+                rank=rank,
+                argv=job.argv,
+                cwd=job.cwd,
+                env=dict(job.env) | dict(dict(job.host_env).get(host, ())),
+                local_rank=local_rank,
+                local_world_size=local_world_size,
+                master_addr=job.master_addr,
+                master_port=job.master_port if self._port is None else self._port,
+                finds_port=rank == 0 and job.master_port is not None and self._port is None,
+                logs_dir=job.logs_dir,
+                is_local=job.is_local,
+                peers=job.peers,
+            ),
+        )
+        if self._grace_s is not None:
+            self._send(connection, encode("stop", grace_s=self._grace_s))
+
+    def _send(self, connection: _Connection, data: bytes) -> None:
+        with self._lock:
+            connection.to_send += data
+
+    def _send_all(self, data: bytes) -> None:
+        with self._lock:
+            for connection in self._connections.values():
+                connection.to_send += data
+
+    def _flush(self, selector: selectors.BaseSelector) -> None:
+        with self._lock:
+            connections = [connection for connection in self._connections.values() if connection.to_send]
+        for connection in connections:
+            with self._lock:
+                data, connection.to_send = connection.to_send, b""
+            try:
+                sent = connection.socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self._drop(connection, selector)
+                continue
+            with self._lock:
+                connection.to_send = data[sent:] + connection.to_send
+
+
+def _order(hello: _Hello, first_host: str | None) -> tuple[bool, list[tuple[str, int]], int]:
+    """The first host, then by name as people count (node2 before node10), and on a host by local rank."""
+    name = [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", hello.host)]
+    return hello.host != first_host, name, hello.local_rank
+
+
+def new_token() -> str:
+    return os.urandom(16).hex()

@@ -1,0 +1,81 @@
+"""Whether ranks could start on the other hosts of a run, asked over ssh before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from dist_trainer.cluster.topology import Host
+from dist_trainer.errors import UserError
+from dist_trainer.launch.environment import forwarded_env
+from dist_trainer.launch.hosts.placement import SLOTS_HINT, gpu_trouble
+from dist_trainer.launch.hosts.remote import RemoteResult, run_on_hosts
+from dist_trainer.launch.plan import LaunchRequest
+
+_LIMIT_S = 60.0
+_NUM_NAMED = 8
+
+
+def check_hosts(request: LaunchRequest, *, is_chosen: bool = False) -> None:
+    """Asks all hosts at once, each for its GPUs, with the Python and in the folder that the ranks will have.
+
+    Raises UserError naming the hosts that do not answer, that lack the Python or the folder, or whose GPUs are not
+    those that the hostfile says; `is_chosen` where the user named some of them.
+    """
+    argv = [request.facts.interpreter, "-m", "dist_trainer.launch.hosts.facts"]
+    hosts = request.topology.hosts
+    results = run_on_hosts(
+        [host.name for host in hosts],
+        argv,
+        timeout_s=_LIMIT_S,
+        cwd=str(Path.cwd()),
+        env=forwarded_env(request) | dict(request.env),
+    )
+    problems = find_problems(hosts, results)
+    if problems:
+        raise UserError(
+            f"ranks could not start on {len(problems)} of {len(hosts)} hosts",
+            where=request.hostfile,
+            found=_named([f"{name}: {problem}" for name, problem in problems.items()]),
+            hint="mend them, or leave them out with --exclude; `python -m dist_trainer doctor` says more of them",
+        )
+    misfits = find_misfits(hosts, results, is_chosen=is_chosen)
+    if misfits:
+        raise UserError(
+            f"the slots of {len(misfits)} of {len(hosts)} hosts are not their GPUs",
+            where=request.hostfile,
+            found=_named([f"{host.name} ({host.place}): {trouble}" for host, trouble in misfits]),
+            hint=SLOTS_HINT,
+        )
+
+
+def find_problems(hosts: tuple[Host, ...], results: Mapping[str, RemoteResult]) -> dict[str, str]:
+    """What keeps ranks from starting, by host."""
+    problems = {}
+    for host in hosts:
+        result = results[host.name]
+        if result.problem is not None:
+            problems[host.name] = str(result.problem)
+        elif result.status != 0:
+            said = result.stderr.strip().splitlines()
+            problems[host.name] = said[-1] if said else f"the Python there ended with status {result.status}"
+    return problems
+
+
+def find_misfits(
+    hosts: tuple[Host, ...], results: Mapping[str, RemoteResult], *, is_chosen: bool
+) -> list[tuple[Host, str]]:
+    """The hosts that have other GPUs than their slots say, and how."""
+    troubles = ((host, gpu_trouble(host, int(_last_word(results[host.name])), is_chosen=is_chosen)) for host in hosts)
+    return [(host, trouble) for host, trouble in troubles if trouble]
+
+
+def _named(hosts: list[str]) -> str:
+    """Of very many hosts the first are named."""
+    more = len(hosts) - _NUM_NAMED
+    return "; ".join(hosts[:_NUM_NAMED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _last_word(result: RemoteResult) -> str:
+    """Of what a shell's own files print nothing is meant."""
+    return result.stdout.split()[-1]

@@ -1,0 +1,150 @@
+"""One command on many hosts: over ssh, all at once up to a bound, each with a time limit; this host itself directly.
+
+The words of a command arrive as they are: what goes to the other side is text for a POSIX shell, quoted here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from asyncio.subprocess import Process, SubprocessStreamProtocol
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from dist_trainer.launch.hosts.ssh import Problem, command_for, shell_text, ssh_problem
+
+FAN_OUT = 64
+_LINE_LIMIT_BYTES = 2**24
+
+
+@dataclass(frozen=True)
+class RemoteResult:
+    """What became of the command on one host: `status` is its exit status, None where `problem` says why not."""
+
+    host: str
+    status: int | None
+    stdout: str
+    stderr: str
+    seconds: float
+    problem: Problem | None = None
+
+    @property
+    def is_ok(self) -> bool:
+        return self.status == 0
+
+
+def run_on_hosts(
+    hosts: Iterable[str],
+    argv: Sequence[str],
+    *,
+    timeout_s: float,
+    stdin: bytes = b"",
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    fan_out: int = FAN_OUT,
+) -> dict[str, RemoteResult]:
+    """Runs `argv` on every host, at most `fan_out` at a time, each for at most `timeout_s`, and waits for all.
+
+    `cwd` and the variables of `env` hold there. What goes wrong on a host stands in its result: nothing is raised for
+    it. At the time limit the connection is closed; a command on another host that neither reads its stdin nor writes
+    may then run on. Not for use inside a running event loop.
+    """
+    return asyncio.run(_run_on_hosts(tuple(hosts), shell_text(argv, cwd=cwd, env=env), stdin, timeout_s, fan_out))
+
+
+async def run_here(argv: Sequence[str], *, timeout_s: float, stdin: bytes = b"") -> RemoteResult:
+    """The same for one command on this host, inside a running event loop."""
+    return await _run_on_host("localhost", argv, stdin, timeout_s)
+
+
+async def _run_on_hosts(
+    hosts: tuple[str, ...], text: str, stdin: bytes, timeout_s: float, fan_out: int
+) -> dict[str, RemoteResult]:
+    places = asyncio.Semaphore(fan_out)
+    hostname = socket.gethostname()
+
+    async def on(host: str) -> RemoteResult:
+        async with places:
+            return await _run_on_host(host, command_for(host, text, hostname=hostname), stdin, timeout_s)
+
+    return dict(zip(hosts, await asyncio.gather(*map(on, hosts)), strict=True))
+
+
+async def _run_on_host(host: str, command: Sequence[str], stdin: bytes, timeout_s: float) -> RemoteResult:
+    started_s = time.monotonic()
+
+    def ended(status: int | None, problem: Problem | None = None) -> RemoteResult:
+        out, err = (stream.decode(errors="replace") for stream in (stdout, stderr))
+        return RemoteResult(host, status, out, err, time.monotonic() - started_s, problem)
+
+    stdout, stderr = bytearray(), bytearray()
+    try:
+        process = await start(command)
+    except OSError as error:
+        return ended(None, Problem("ssh", f"{command[0]} cannot be started here: {error.strerror}"))
+
+    async def to_the_end() -> int:
+        await asyncio.gather(
+            _feed(process.stdin, stdin), collect(process.stdout, stdout), collect(process.stderr, stderr)
+        )
+        return await process.wait()
+
+    try:
+        status = await asyncio.wait_for(to_the_end(), timeout_s)
+    except asyncio.TimeoutError:
+        return ended(None, Problem("time limit", f"no end within {timeout_s:g} s"))
+    finally:
+        await process.end()
+    if status < 0:
+        # Only what runs here directly can be seen to end so.
+        return ended(128 - status)
+    problem = ssh_problem(status, stderr.decode(errors="replace")) if command[0] == "ssh" else None
+    return ended(None if problem else status, problem)
+
+
+class Running:
+    """A process with pipes to all three of its streams."""
+
+    def __init__(self, process: Process, transport: asyncio.SubprocessTransport) -> None:
+        assert process.stdin and process.stdout and process.stderr
+        self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
+        self._process = process
+        self._transport = transport
+
+    async def wait(self) -> int:
+        """Its exit status, when it has ended and nobody holds its pipes open any more."""
+        return await self._process.wait()
+
+    async def end(self) -> None:
+        """Kills it where it has not ended; what it started on another host sees its connection close.
+
+        What it started here may hold the pipes open: they are closed on this side.
+        """
+        self._transport.close()
+        await self._process.wait()
+
+
+async def start(command: Sequence[str]) -> Running:
+    """Raises OSError where the command cannot be started."""
+    loop, pipe = asyncio.get_running_loop(), asyncio.subprocess.PIPE
+    # As asyncio.create_subprocess_exec does it, which keeps the transport, and with it the pipes, to itself.
+    transport, protocol = await loop.subprocess_exec(
+        lambda: SubprocessStreamProtocol(_LINE_LIMIT_BYTES, loop), *command, stdin=pipe, stdout=pipe, stderr=pipe
+    )
+    return Running(Process(transport, protocol, loop), transport)
+
+
+async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
+    # A command that does not read its stdin to the end is no failure of its own.
+    with suppress(BrokenPipeError, ConnectionResetError):
+        stream.write(data)
+        await stream.drain()
+    stream.close()
+
+
+async def collect(stream: asyncio.StreamReader, into: bytearray) -> None:
+    """All that comes, up to the end."""
+    while block := await stream.read(2**16):
+        into += block

@@ -1,0 +1,85 @@
+"""DeepSpeed's own launcher: this host, or several over pdsh."""
+
+from __future__ import annotations
+
+import re
+
+from dist_trainer.cluster.topology import render_include
+from dist_trainer.errors import UserError
+from dist_trainer.launch.environment import UNSAYABLE, common_env
+from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
+
+# pdsh gives the arguments to a shell on the other host, and DeepSpeed's quoting does not hold for others than these.
+_SAFE_FOR_PDSH = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
+
+
+def plan_deepspeed(request: LaunchRequest) -> LaunchPlan:
+    """Raises UserError for what DeepSpeed's launcher would do wrongly: see each message."""
+    if not (request.is_local or request.is_guarded):
+        _refuse_what_pdsh_breaks(request)
+    quick = ("dist_trainer.launch.launchers.without_gc",) if request.is_guarded else ()
+    return LaunchPlan(
+        launcher="deepspeed",
+        command=(
+            (request.facts.interpreter, "-m", *quick, "deepspeed.launcher.runner", "--log_level", "critical"),
+            (*_where(request), "--master_port", str(request.master_port)),
+            # The runner and the launch.py that it starts each take the start of an option's name for the option,
+            # wherever it stands, until a '--': one for each of them.
+            ("--no_local_rank", "--module", "--", "--", request.module, *request.arguments[:1]),
+            *argument_groups(request.arguments[1:]),
+        ),
+        env=common_env(request),
+        num_ranks=request.topology.num_ranks,
+    )
+
+
+def _where(request: LaunchRequest) -> tuple[str, ...]:
+    if request.hostfile is None:
+        return _where_on_this_host(request)
+    words: tuple[str, ...] = ("--hostfile", request.hostfile)
+    if request.is_filtered:
+        words += ("--include", render_include(request.topology))
+    if request.is_local:
+        # A hostfile alone makes DeepSpeed try ssh, even to localhost.
+        return (*words, "--no_ssh_check", "--master_addr", "127.0.0.1")
+    if len(request.topology.hosts) == 1:
+        # Without this, one remote host's ranks are started here.
+        words += ("--force_multi",)
+    return words
+
+
+def _where_on_this_host(request: LaunchRequest) -> tuple[str, ...]:
+    (host,) = request.topology.hosts
+    visible = request.facts.environ.get("CUDA_VISIBLE_DEVICES")
+    if request.facts.num_gpus == 0 or (host.has_first_slots and not visible):
+        return ("--num_accelerators", str(host.num_slots))
+    # --num_accelerators would overwrite CUDA_VISIBLE_DEVICES with 0,1,...
+    devices = visible.split(",") if visible else [str(index) for index in range(request.facts.num_gpus)]
+    chosen = devices[: host.num_slots] if host.has_first_slots else [devices[slot] for slot in host.slots]
+    if not all(device.isdigit() for device in chosen):
+        raise UserError(
+            "DeepSpeed's launcher knows GPUs by index only.",
+            where="the environment",
+            key="CUDA_VISIBLE_DEVICES",
+            found=visible,
+            hint="write the indices, or use --launcher torchrun",
+        )
+    return ("--include", f"{host.name}:{','.join(chosen)}")
+
+
+def _refuse_what_pdsh_breaks(request: LaunchRequest) -> None:
+    if not request.topology.is_even:
+        raise UserError(
+            "DeepSpeed's launcher gives wrong local ranks when hosts have different numbers of slots.",
+            where=request.hostfile,
+            found=render_include(request.topology),
+            hint=UNSAYABLE + "make them equal with --nproc-per-node, --include or --exclude, or use --launcher mpirun",
+        )
+    for argument in request.arguments:
+        if _SAFE_FOR_PDSH.fullmatch(argument) is None:
+            raise UserError(
+                "This argument would not reach other hosts as it stands: DeepSpeed passes it through a shell there.",
+                where="the command line",
+                found=argument,
+                hint=UNSAYABLE + "write it into the run file or the DeepSpeed JSON, or use --launcher mpirun",
+            )
