@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 from dist_trainer.monitor import board, host, memory
-from dist_trainer.monitor.devices import DeviceIdentity, list_gpus
-from dist_trainer.monitor.nvml import LostError, Nvml
-from dist_trainer.monitor.visible import visible_devices
+from dist_trainer.monitor.gpu.devices import DeviceIdentity, list_gpus
+from dist_trainer.monitor.gpu.nvml import LostError, Nvml
+from dist_trainer.monitor.gpu.visible import visible_devices
 
 HOST_VARIABLE = "NVML_RANK_HOST"
 

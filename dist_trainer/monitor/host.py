@@ -17,14 +17,14 @@ import psutil
 
 from dist_trainer.monitor import board as boards
 from dist_trainer.monitor.board import Board
-from dist_trainer.monitor.devices import DeviceIdentity
-from dist_trainer.monitor.nvml import Nvml, NvmlError
+from dist_trainer.monitor.gpu.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.nvml import Nvml, NvmlError
+from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, Trouble, TroubleLog
 from dist_trainer.monitor.processes import OtherProcess
 from dist_trainer.monitor.rank import RankMonitor, RankSampler
 from dist_trainer.monitor.sampler import Sampler
 from dist_trainer.monitor.series import Series
 from dist_trainer.monitor.sources import CPU, GpuSource, HostSource, Source
-from dist_trainer.monitor.troubles import MEMORY_FIELDS, Trouble, TroubleLog
 from dist_trainer.records import MemoryRecord, RecordWriter, host_memory_file, samples_file
 
 # Two files a rank, opened at once and appended to ten times a second, are what a shared file system takes without

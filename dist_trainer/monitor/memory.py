@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from dist_trainer.monitor.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.devices import DeviceIdentity
 from dist_trainer.monitor.rank import RankMonitor
 from dist_trainer.records import MemoryRecord
 

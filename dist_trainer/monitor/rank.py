@@ -7,13 +7,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
-from dist_trainer.monitor.devices import DeviceIdentity
-from dist_trainer.monitor.nvml import Nvml, NvmlError
+from dist_trainer.monitor.gpu.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.nvml import Nvml, NvmlError
+from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, TroubleLog
 from dist_trainer.monitor.processes import OwnProcess
 from dist_trainer.monitor.sampler import Sampler
 from dist_trainer.monitor.series import Series
 from dist_trainer.monitor.sources import CPU, GpuSource, HostSource, Source
-from dist_trainer.monitor.troubles import MEMORY_FIELDS, TroubleLog
 from dist_trainer.records import MemoryRecord, RecordWriter, memory_file, samples_file
 
 Self = TypeVar("Self", bound="RankMonitor")

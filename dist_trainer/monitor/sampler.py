@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
+from dist_trainer.monitor.gpu.troubles import Say, Trouble
 from dist_trainer.monitor.ticks import next_tick_s
-from dist_trainer.monitor.troubles import Say, Trouble
 from dist_trainer.records import SAMPLER_FAILED
 
 THREAD_NAME = "dist_trainer-monitor"

@@ -9,12 +9,12 @@ from typing import Any, Protocol
 
 import psutil
 
-from dist_trainer.monitor import troubles
-from dist_trainer.monitor.devices import DeviceIdentity, find_device
-from dist_trainer.monitor.nvml import UNKNOWN, AbsentError, FailedError, LostError, Nvml
+from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu.devices import DeviceIdentity, find_device
+from dist_trainer.monitor.gpu.nvml import UNKNOWN, AbsentError, FailedError, LostError, Nvml
+from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, Say, Trouble
+from dist_trainer.monitor.gpu.xid import XidWatch
 from dist_trainer.monitor.processes import Processes
-from dist_trainer.monitor.troubles import MEMORY_FIELDS, Say, Trouble
-from dist_trainer.monitor.xid import XidWatch
 from dist_trainer.records import DeviceSample
 
 CPU = "cpu"

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dist_trainer.monitor import troubles
-from dist_trainer.monitor.devices import DeviceIdentity, list_gpus
-from dist_trainer.monitor.nvml import Nvml, NvmlError
-from dist_trainer.monitor.pci import has_nvidia_gpu
+from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu.devices import DeviceIdentity, list_gpus
+from dist_trainer.monitor.gpu.nvml import Nvml, NvmlError
+from dist_trainer.monitor.gpu.pci import has_nvidia_gpu
+from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, Trouble, TroubleLog
+from dist_trainer.monitor.gpu.visible import visible_devices
 from dist_trainer.monitor.processes import ProcessTree
 from dist_trainer.monitor.sampler import Sampler
 from dist_trainer.monitor.series import Series
 from dist_trainer.monitor.sources import GpuSource, HostSource, Source
-from dist_trainer.monitor.troubles import MEMORY_FIELDS, Trouble, TroubleLog
-from dist_trainer.monitor.visible import visible_devices
 from dist_trainer.records import samples_file
 
 HOST = "host"

@@ -12,7 +12,7 @@ from dist_trainer.records import DeviceSample, Event
 LOOK = """
 import sys
 from pathlib import Path
-from dist_trainer.monitor.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.devices import DeviceIdentity
 from dist_trainer.monitor.rank import RankSampler
 records, uuid, bus_id, letters, code = sys.argv[1:]
 rank = RankSampler(Path(records), 0, DeviceIdentity(uuid or None, bus_id or None), 0.1)

@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace) -> None:
     import nvml_stub
 
     from dist_trainer.monitor.board import Board
-    from dist_trainer.monitor.devices import DeviceIdentity
+    from dist_trainer.monitor.gpu.devices import DeviceIdentity
     from dist_trainer.monitor.host import Hello, HostMonitor, Place
     from dist_trainer.monitor.rank import RankSampler
 

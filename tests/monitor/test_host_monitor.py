@@ -32,7 +32,7 @@ RANKS = """
 import json, sys, threading, time
 from pathlib import Path
 from dist_trainer.monitor import board, host
-from dist_trainer.monitor.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.devices import DeviceIdentity
 from dist_trainer.records import MemoryRecord, read_values, samples_file
 folder, steps, interval_s, seen_bytes, shared, *uuids = sys.argv[1:]
 first = 8

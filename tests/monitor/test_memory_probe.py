@@ -12,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from dist_trainer.monitor.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.devices import DeviceIdentity
 from dist_trainer.monitor.memory import MemoryProbe, rank_device
 from dist_trainer.monitor.rank import RankSampler
 
@@ -72,7 +72,7 @@ def test_a_gpu_is_known_by_what_torch_says_of_it(
 READ_AT_STEP_EDGES = """
 import sys
 from pathlib import Path
-from dist_trainer.monitor.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.devices import DeviceIdentity
 from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.monitor.rank import RankSampler
 with RankSampler(Path(sys.argv[1]), 0, DeviceIdentity(sys.argv[2]), 0.0) as sampler:

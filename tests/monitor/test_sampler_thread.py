@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from dist_trainer.monitor.gpu.troubles import Trouble
 from dist_trainer.monitor.rank import RankSampler
 from dist_trainer.monitor.sampler import THREAD_NAME, Sampler
 from dist_trainer.monitor.series import Series
-from dist_trainer.monitor.troubles import Trouble
 from dist_trainer.records import EVENTS_FILE, DeviceSample, Event, read_records, samples_file
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from nvml_stub import DRIVER_NOT_LOADED, GPU_IS_LOST, INIT, Driver, Script, gpu_uuid, mig_uuid
 
-from dist_trainer.monitor.pci import has_nvidia_gpu
+from dist_trainer.monitor.gpu.pci import has_nvidia_gpu
 from dist_trainer.records import EVENTS_FILE, DeviceSample, Event, read_records, samples_file
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from dist_trainer.doctor.findings import Finding, Level, grouped
 from dist_trainer.errors import UserError
 from dist_trainer.launch.hosts.placement import SLOTS_HINT
 from dist_trainer.memory.gpus import find_gpu
-from dist_trainer.monitor.pci import kernel_address
+from dist_trainer.monitor.gpu.pci import kernel_address
 from dist_trainer.units import format_gb, format_gib
 
 # Less than this is what a driver or a desktop takes by itself.

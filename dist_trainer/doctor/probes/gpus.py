@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.doctor.facts import Device, GpuFacts, GpuProcess, HostGpus
-from dist_trainer.monitor import troubles
-from dist_trainer.monitor.devices import DeviceIdentity, Gpu, list_gpus
-from dist_trainer.monitor.nvml import AbsentError, Nvml, NvmlError
-from dist_trainer.monitor.pci import PCI_DEVICES, kernel_address, nvidia_gpus
-from dist_trainer.monitor.troubles import Say, Trouble
-from dist_trainer.monitor.visible import visible_devices
+from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu.devices import DeviceIdentity, Gpu, list_gpus
+from dist_trainer.monitor.gpu.nvml import AbsentError, Nvml, NvmlError
+from dist_trainer.monitor.gpu.pci import PCI_DEVICES, kernel_address, nvidia_gpus
+from dist_trainer.monitor.gpu.troubles import Say, Trouble
+from dist_trainer.monitor.gpu.visible import visible_devices
 from dist_trainer.records import DeviceSample
 
 # Under WSL a GPU is this device, and no PCI device of NVIDIA's.

@@ -19,9 +19,9 @@ class LocalGpu:
 
 def smallest_visible_gpu(environ: Mapping[str, str]) -> LocalGpu | None:
     """The one with the least memory of those that a rank started here would see; None where that is not known."""
-    from dist_trainer.monitor.devices import DeviceIdentity, find_device, list_gpus
-    from dist_trainer.monitor.nvml import Nvml, NvmlError
-    from dist_trainer.monitor.visible import visible_devices
+    from dist_trainer.monitor.gpu.devices import DeviceIdentity, find_device, list_gpus
+    from dist_trainer.monitor.gpu.nvml import Nvml, NvmlError
+    from dist_trainer.monitor.gpu.visible import visible_devices
 
     def say(trouble: object) -> None:
         """What NVML cannot tell is not known: no failure."""

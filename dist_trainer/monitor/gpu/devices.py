@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dist_trainer.monitor import troubles
-from dist_trainer.monitor.nvml import AbsentError, FailedError, LostError, Nvml
-from dist_trainer.monitor.troubles import MEMORY_FIELDS, Say, Trouble
+from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu.nvml import AbsentError, FailedError, LostError, Nvml
+from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, Say, Trouble
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_trainer.monitor.devices import Gpu, MigInstance
-from dist_trainer.monitor.visible import visible_devices
+from dist_trainer.monitor.gpu.devices import Gpu, MigInstance
+from dist_trainer.monitor.gpu.visible import visible_devices
 
 A, B, C = "GPU-aaaa0000-1", "GPU-aabb0000-2", "GPU-cccc0000-3"
 MIG_1, MIG_2 = "MIG-11110000-1", "MIG-22220000-2"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, NoReturn
 
-from dist_trainer.monitor import troubles
-from dist_trainer.monitor.troubles import Say, Trouble
+from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu.troubles import Say, Trouble
 
 _UNINITIALIZED = 1
 _INVALID_ARGUMENT = 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dist_trainer.monitor.nvml import TIMEOUT, AbsentError, FailedError, LostError, Nvml
+from dist_trainer.monitor.gpu.nvml import TIMEOUT, AbsentError, FailedError, LostError, Nvml
 
 _XID_CRITICAL_ERROR = 8
 _MAX_A_POLL = 16

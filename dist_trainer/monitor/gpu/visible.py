@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dist_trainer.monitor.devices import Gpu
+from dist_trainer.monitor.gpu.devices import Gpu
 
 
 @dataclass(frozen=True)
