@@ -37,9 +37,9 @@ def main(argv: list[str]) -> int:
     from rich.console import Console
 
     from dist_trainer.report.baseline import read_baseline
-    from dist_trainer.report.charts import Compared
-    from dist_trainer.report.findings import read_findings, require_records
+    from dist_trainer.report.charts.curves import Compared
     from dist_trainer.report.page import make_page, write_page
+    from dist_trainer.report.reading.findings import read_findings, require_records
     from dist_trainer.report.summary import show, summary_of, write
     from dist_trainer.report.verdict import strict_problem
 

@@ -9,7 +9,7 @@ from typing import Any
 from dist_trainer.config.run import ModelConfig
 from dist_trainer.errors import UserError
 from dist_trainer.memory.targets import CPU, NO_GPU, NO_READING, Baseline
-from dist_trainer.report.findings import Findings, read_findings, require_records
+from dist_trainer.report.reading.findings import Findings, read_findings, require_records
 
 SWITCH = "--baseline"
 # What makes it the same model; dropout and the form of the loss are settings that may differ.

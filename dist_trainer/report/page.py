@@ -11,10 +11,11 @@ from pathlib import Path
 import jinja2
 
 from dist_trainer.cache import write_whole
-from dist_trainer.report import charts, tables
-from dist_trainer.report.chart import Chart, Drawn, draw
-from dist_trainer.report.charts import Compared
-from dist_trainer.report.makeup import Makeup, makeup
+from dist_trainer.report import tables
+from dist_trainer.report.charts import curves
+from dist_trainer.report.charts.chart import Chart, Drawn, draw
+from dist_trainer.report.charts.curves import Compared
+from dist_trainer.report.charts.makeup import Makeup, makeup
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.tables import Table
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
@@ -67,14 +68,14 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
         tiles=tuple(_tiles(summary)),
         gpus=tables.gpu_table(summary),
         all_gpus=tuple(tables.all_gpus_tables(summary)),
-        memory=draw(charts.memory_chart(findings, summary)),
+        memory=draw(curves.memory_chart(findings, summary)),
         phases=tables.phase_table(findings, summary),
         makeup=makeup(findings, summary),
         predictions=tables.prediction_table(summary),
-        steps=_drawn(charts.step_charts(findings)),
+        steps=_drawn(curves.step_charts(findings)),
         step_rows=tables.step_table(findings),
         compared=tables.compare_table(all_runs) if others else None,
-        compare_charts=_drawn(charts.compare_charts(all_runs)) if others else (),
+        compare_charts=_drawn(curves.compare_charts(all_runs)) if others else (),
         run=tables.run_table(findings, summary),
         notices=tuple(dict.fromkeys(notices)),
         assumptions=(*plan.assumptions, *plan.upper_bounds, *plan.unmodelled) if plan else (),

@@ -7,7 +7,7 @@ from dist_trainer.memory.advice.nearest import MOST_RANKS_A_HOST, Change, Setup,
 from dist_trainer.memory.engines.settings import Settings, read_settings
 from dist_trainer.memory.plan import RankPlan
 from dist_trainer.memory.targets import CPU, Verdict
-from dist_trainer.report.asked import Asked
+from dist_trainer.report.reading.asked import Asked
 from dist_trainer.units import format_bytes
 
 MAX_NUM_REMEDIES = 4

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from dist_trainer.memory.targets import Baseline, Verdict, judge
-from dist_trainer.report.findings import Findings, read_findings
-from dist_trainer.report.progress import State
+from dist_trainer.report.reading.findings import Findings, read_findings
+from dist_trainer.report.reading.progress import State
+from dist_trainer.report.reading.steps import total
 from dist_trainer.report.remedies import remedies
-from dist_trainer.report.steps import total
 from dist_trainer.report.verdict import RunVerdict, describe, fullest, label, run_verdict
 from dist_trainer.units import format_bytes, format_count, format_duration
 

@@ -13,10 +13,10 @@ from dist_trainer.config.optimisations import describe as describe_deepspeed
 from dist_trainer.memory.targets import CPU, Verdict
 from dist_trainer.model.size import num_parameters
 from dist_trainer.records import MONITOR_EVENT, Event
-from dist_trainer.report.asked import Asked
-from dist_trainer.report.charts import Compared
-from dist_trainer.report.findings import Findings
-from dist_trainer.report.measured import clock
+from dist_trainer.report.charts.curves import Compared
+from dist_trainer.report.reading.asked import Asked
+from dist_trainer.report.reading.findings import Findings
+from dist_trainer.report.reading.measured import clock
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
 from dist_trainer.units import format_bytes, format_count, format_duration

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_trainer.memory.targets import CPU, Judgement, Prediction, Verdict
-from dist_trainer.report.progress import Progress
+from dist_trainer.report.reading.progress import Progress
 from dist_trainer.units import format_bytes
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from dist_trainer.errors import UserError
 from dist_trainer.memory.targets import Judgement
-from dist_trainer.report.findings import Findings, read_findings
+from dist_trainer.report.reading.findings import Findings, read_findings
 from dist_trainer.report.summary import summary_of
 from dist_trainer.report.verdict import describe, fullest, label
 from dist_trainer.slurm.jobs import Asked, Job, ask_for_job

@@ -14,9 +14,9 @@ import pytest
 from plans import make_plan
 from run_folders import event, make_gpu_run, make_monitor_run
 
-from dist_trainer.report.charts import Compared
-from dist_trainer.report.findings import read_findings
+from dist_trainer.report.charts.curves import Compared
 from dist_trainer.report.page import make_page, render_html
+from dist_trainer.report.reading.findings import read_findings
 from dist_trainer.report.summary import summary_of
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

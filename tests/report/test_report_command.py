@@ -83,7 +83,7 @@ def test_runs_of_any_kind_are_compared_by_names_that_tell_them_apart(
 def test_a_summary_is_not_written_for_a_run_under_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from run_folders import START_S
 
-    from dist_trainer.report import progress
+    from dist_trainer.report.reading import progress
 
     monkeypatch.setattr(progress.time, "time", lambda: START_S + 30)
     run_dir = make_gpu_run(tmp_path, ends=False)

@@ -10,9 +10,9 @@ from plans import make_plan
 from run_folders import append, event, make_cpu_run, make_gpu_run, make_monitor_run, sample, write_lines
 
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
-from dist_trainer.report.charts import Compared, memory_chart
-from dist_trainer.report.findings import read_findings
+from dist_trainer.report.charts.curves import Compared, memory_chart
 from dist_trainer.report.page import make_page, render_html, render_markdown
+from dist_trainer.report.reading.findings import read_findings
 from dist_trainer.report.summary import summary_of
 from dist_trainer.units import GB
 

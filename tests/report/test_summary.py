@@ -263,7 +263,7 @@ def test_brackets_in_a_folders_name_are_no_markup(tmp_path: Path) -> None:
 
 
 def test_what_is_recorded_now_is_running_and_what_is_long_silent_is_said_to_be(tmp_path: Path) -> None:
-    from dist_trainer.report.findings import read_findings
+    from dist_trainer.report.reading.findings import read_findings
 
     run_dir = make_gpu_run(tmp_path, ends=False)
     assert read_findings(run_dir, now_s=START_S + 30).progress.text == "running, step 12"

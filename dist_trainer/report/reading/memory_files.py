@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.records import host_memory_file, memory_file, read_values, samples_file
-from dist_trainer.report.gathered import Gathered
+from dist_trainer.report.reading.gathered import Gathered
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dist_trainer.memory.targets import CPU, Verdict
-from dist_trainer.report.chart import Chart, Mark, Rule, Series
-from dist_trainer.report.envelope import Bucket, Envelope
-from dist_trainer.report.findings import Findings
-from dist_trainer.report.measured import History
+from dist_trainer.report.charts.chart import Chart, Mark, Rule, Series
+from dist_trainer.report.reading.envelope import Bucket, Envelope
+from dist_trainer.report.reading.findings import Findings
+from dist_trainer.report.reading.measured import History
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import fullest, label, main_prediction
 from dist_trainer.units import GB, format_bytes

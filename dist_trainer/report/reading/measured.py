@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dist_trainer.memory.targets import CPU, Measured
 from dist_trainer.records import MONITOR_EVENT, SAMPLER_FAILED, Event
-from dist_trainer.report.envelope import Envelope
-from dist_trainer.report.gathered import CURVE_WIDTH_S, Gathered
-from dist_trainer.report.memory_files import FileGroup, find_files, first_time_s, gather, in_order
+from dist_trainer.report.reading.envelope import Envelope
+from dist_trainer.report.reading.gathered import CURVE_WIDTH_S, Gathered
+from dist_trainer.report.reading.memory_files import FileGroup, find_files, first_time_s, gather, in_order
 
 MAX_NUM_CURVES = 8
 # A rank's samples end this long before the run does where all is well: it waits for the others.

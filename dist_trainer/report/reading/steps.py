@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from dist_trainer.records import StepRecord
-from dist_trainer.report.envelope import Bucket, Envelope
+from dist_trainer.report.reading.envelope import Bucket, Envelope
 
 COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "step_s", "data_wait_s", "num_tokens", "time_s")
 

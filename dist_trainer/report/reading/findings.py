@@ -8,10 +8,10 @@ from pathlib import Path
 
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, read_records, read_steps
-from dist_trainer.report.asked import Asked, read_asked
-from dist_trainer.report.measured import History, Memory, read_memory
-from dist_trainer.report.progress import Progress, progress
-from dist_trainer.report.steps import Steps, steps_of
+from dist_trainer.report.reading.asked import Asked, read_asked
+from dist_trainer.report.reading.measured import History, Memory, read_memory
+from dist_trainer.report.reading.progress import Progress, progress
+from dist_trainer.report.reading.steps import Steps, steps_of
 
 
 @dataclass(frozen=True)

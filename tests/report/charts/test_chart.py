@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from dist_trainer.report.axes import format_ticks, format_time, ticks, time_ticks
-from dist_trainer.report.chart import LABEL_PERCENT, Chart, Mark, Rule, Series, draw
-from dist_trainer.report.envelope import Bucket
+from dist_trainer.report.charts.axes import format_ticks, format_time, ticks, time_ticks
+from dist_trainer.report.charts.chart import LABEL_PERCENT, Chart, Mark, Rule, Series, draw
+from dist_trainer.report.reading.envelope import Bucket
 
 
 def flat(x: float, y: float) -> Bucket:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dist_trainer.report.axes import format_ticks, format_time, ticks, time_ticks
-from dist_trainer.report.envelope import Bucket
+from dist_trainer.report.charts.axes import format_ticks, format_time, ticks, time_ticks
+from dist_trainer.report.reading.envelope import Bucket
 
 WIDTH, HEIGHT = 1000, 300
 # Labels closer than this much of the height would lie on one another.

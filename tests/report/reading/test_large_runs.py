@@ -11,9 +11,9 @@ from run_folders import GPU_BYTES, append, event, make_gpu_run, memory, sample, 
 from dist_trainer.memory.targets import Verdict
 from dist_trainer.records import host_memory_file, memory_file, samples_file
 from dist_trainer.report import tables
-from dist_trainer.report.charts import Compared, memory_chart
-from dist_trainer.report.findings import read_findings
+from dist_trainer.report.charts.curves import Compared, memory_chart
 from dist_trainer.report.page import make_page, render_html, render_markdown
+from dist_trainer.report.reading.findings import read_findings
 from dist_trainer.report.summary import rows, summarise, summary_of
 from dist_trainer.units import GB
 

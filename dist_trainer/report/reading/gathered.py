@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dist_trainer.memory.targets import CPU
-from dist_trainer.report.envelope import Envelope
+from dist_trainer.report.reading.envelope import Envelope
 
 CURVE_WIDTH_S = 0.05
 

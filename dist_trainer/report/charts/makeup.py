@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dist_trainer.memory.targets import CPU, Verdict
-from dist_trainer.report.findings import Findings
+from dist_trainer.report.reading.findings import Findings
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import fullest, label
 from dist_trainer.units import format_bytes

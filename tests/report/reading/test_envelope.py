@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_trainer.report.envelope import Bucket, Envelope
+from dist_trainer.report.reading.envelope import Bucket, Envelope
 
 POINTS = st.lists(
     st.tuples(st.floats(0, 1e5, allow_nan=False), st.floats(-1e9, 1e9, allow_nan=False)), min_size=1, max_size=200

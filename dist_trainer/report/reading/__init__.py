@@ -1,0 +1,1 @@
+"""What reads a run's folder: records, plan and configuration, once, in bounded room."""
