@@ -14,7 +14,7 @@ from pydantic_core import from_json
 
 STEPS_FILE = "steps.jsonl"
 EVENTS_FILE = "events.jsonl"
-# The kind of an event that says what keeps a figure from being known, and the trouble after which there are no more.
+# The kind of an event that says what keeps a figure from being known, and the diagnostic after which there are no more.
 MONITOR_EVENT = "monitor"
 SAMPLER_FAILED = "sampler failed"
 

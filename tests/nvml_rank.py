@@ -12,7 +12,8 @@ import os
 import sys
 from pathlib import Path
 
-from dist_trainer.monitor import board, host, memory
+from dist_trainer.monitor import host, memory
+from dist_trainer.monitor import mailbox as mailbox
 from dist_trainer.monitor.gpu.devices import DeviceIdentity, list_gpus
 from dist_trainer.monitor.gpu.nvml import LostError, Nvml
 from dist_trainer.monitor.gpu.visible import visible_devices
@@ -24,10 +25,10 @@ def rank_device(cuda_index: int | None) -> DeviceIdentity | None:
     assert cuda_index is None, "this is for ranks on a CPU"
     place = int(os.environ.get("RANK" if HOST_VARIABLE in os.environ else "LOCAL_RANK", "0"))
     try:
-        nvml = Nvml(lambda trouble: None)
+        nvml = Nvml(lambda diagnostic: None)
     except LostError:
         return DeviceIdentity("00000000-0000-0000-0000-000000000000")
-    devices = visible_devices(list_gpus(nvml, lambda trouble: None), os.environ).devices
+    devices = visible_devices(list_gpus(nvml, lambda diagnostic: None), os.environ).devices
     nvml.close()
     return DeviceIdentity(devices[place].uuid)
 
@@ -37,8 +38,8 @@ if __name__ == "__main__":
     if HOST_VARIABLE in os.environ:
         host.MAX_NUM_RANKS_ALONE = int(os.environ[HOST_VARIABLE])
         number = int(os.environ["RANK"]) // int(os.environ["LOCAL_WORLD_SIZE"])
-        board.FOLDER = Path(os.environ["NVML_RANK_MEMORY"], str(number))
-        board.FOLDER.mkdir(parents=True, exist_ok=True)
+        mailbox.FOLDER = Path(os.environ["NVML_RANK_MEMORY"], str(number))
+        mailbox.FOLDER.mkdir(parents=True, exist_ok=True)
     from dist_trainer.cli import main
 
     sys.exit(main(sys.argv[1:]))

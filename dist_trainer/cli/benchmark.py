@@ -8,7 +8,7 @@ from pathlib import Path
 from dist_trainer.cli.parser import Parser, positive
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 
-KINDS = ("memory", "accuracy")
+KINDS = ("memory", "plan-error")
 
 
 def build_memory_parser() -> Parser:
@@ -22,8 +22,8 @@ def build_memory_parser() -> Parser:
     return parser
 
 
-def build_accuracy_parser() -> Parser:
-    parser = Parser("benchmark accuracy", "Hold plans against what the real engine allocates on the CPU.")
+def build_plan_error_parser() -> Parser:
+    parser = Parser("benchmark plan-error", "Hold plans against what the real engine allocates on the CPU.")
     parser.add_argument(
         "--matrix",
         choices=("zero", "precision"),
@@ -49,12 +49,12 @@ def build_accuracy_parser() -> Parser:
 def main(argv: list[str]) -> int:
     kind = argv[0] if argv else ""
     if kind in ("-h", "--help"):
-        print("usage: dist_trainer benchmark {memory,accuracy} [SWITCHES]\n")
+        print("usage: dist_trainer benchmark {memory,plan-error} [SWITCHES]\n")
         print("dist_trainer benchmark memory --help shows the switches of one.")
         return EXIT_OK
     if kind not in KINDS:
         raise UserError("say what to benchmark", where="command line", found=kind or None, expected=" or ".join(KINDS))
-    return _memory(argv[1:]) if kind == "memory" else _accuracy(argv[1:])
+    return _memory(argv[1:]) if kind == "memory" else _plan_error(argv[1:])
 
 
 def _memory(argv: list[str]) -> int:
@@ -79,17 +79,19 @@ def _memory(argv: list[str]) -> int:
     return EXIT_OK
 
 
-def _accuracy(argv: list[str]) -> int:
-    args = build_accuracy_parser().parse(argv)
+def _plan_error(argv: list[str]) -> int:
+    args = build_plan_error_parser().parse(argv)
 
-    from dist_trainer.benchmark import accuracy
+    from dist_trainer.benchmark import plan_error
 
     if args.matrix == "precision":
-        cases = list(accuracy.precision_cases())
+        cases = list(plan_error.precision_cases())
     else:
-        cases = list(accuracy.zero_cases(args.stages or accuracy.STAGES, args.world_sizes or accuracy.WORLD_SIZES))
-    rows = accuracy.run(cases, ds=args.ds or accuracy.BASE, settings=args.settings, say=_say)
-    print(accuracy.summary(rows, args.tolerance))
+        cases = list(
+            plan_error.zero_cases(args.stages or plan_error.STAGES, args.world_sizes or plan_error.WORLD_SIZES)
+        )
+    rows = plan_error.run(cases, ds=args.ds or plan_error.BASE, settings=args.settings, say=_say)
+    print(plan_error.summary(rows, args.tolerance))
     return EXIT_OK if all(abs(row.error) <= args.tolerance for row in rows) else EXIT_FAILURE
 
 

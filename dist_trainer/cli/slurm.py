@@ -24,8 +24,8 @@ from dist_trainer.slurm import cadence
 from dist_trainer.slurm.commands import is_here
 from dist_trainer.slurm.facts import Cluster, read_cluster
 from dist_trainer.slurm.fitting import Checked, check
-from dist_trainer.slurm.job import GpuOption, GpuRequest, JobRequest, Launcher, lay_out
-from dist_trainer.slurm.jobs import ask_for_job
+from dist_trainer.slurm.job_request import GpuOption, GpuRequest, JobRequest, Launcher, lay_out
+from dist_trainer.slurm.job_state import ask_for_job
 from dist_trainer.slurm.notation import format_time, parse_array
 from dist_trainer.slurm.script import TASK_MARK, Training, output_pattern, render
 from dist_trainer.slurm.submit import read_submitted, submit

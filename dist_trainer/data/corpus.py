@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dist_trainer.cache import cache_dir
-from dist_trainer.data.aside import remove_abandoned
+from dist_trainer.data.atomic_folder import remove_abandoned
 from dist_trainer.data.info import FORMAT_VERSION, INFO_FILE
 from dist_trainer.data.sources import SourceFile, source_file
 from dist_trainer.errors import EXIT_OK, EXIT_USER_ERROR, UserError

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from dist_trainer.data.aside import written_aside
+from dist_trainer.data.atomic_folder import atomic_folder
 from dist_trainer.data.info import (
     FORMAT_VERSION,
     TOKENIZER_FILE,
@@ -67,7 +67,7 @@ def prepare_sources(
     """`prepare` for files found already."""
     total_bytes = sum(source.num_bytes for source in sources)
     piece_bytes = min(max(total_bytes // 256, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
-    with written_aside(output) as folder:
+    with atomic_folder(output) as folder:
         survey = _Survey()
         with byte_progress("reading", total_bytes, enabled=progress) as advance:
             pieces = survey.watch(read_pieces(sources, piece_bytes), advance)

@@ -1,6 +1,6 @@
 """What one host answers the doctor: `python -m dist_trainer.doctor.host [NAME]`.
 
-Each line of its stdin is a question as JSON, `{"id": 1, "do": "clock"}`; each gets an answer on stdout (see `wire`).
+Each line of its stdin is a question as JSON, `{"id": 1, "do": "clock"}`; each gets an answer on stdout (`protocol`).
 When stdin ends, so does this process, and what it made is taken away; it ends also when nobody closes stdin. It needs
 no package but for what a question is about.
 """
@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.doctor import wire
+from dist_trainer.doctor import protocol
 from dist_trainer.doctor.facts import ClockReading, Connections, Folder, HostFacts, Listening, RankReports, Seen
 from dist_trainer.doctor.probes import network, software, system
 from dist_trainer.launch.hosts.network import own_address
@@ -147,7 +147,7 @@ def main(argv: list[str]) -> None:
                 reply = {"answer": dataclasses.asdict(respondent.answer(question))}
             except (OSError, ValueError, ImportError) as error:
                 reply = {"error": f"{type(error).__name__}: {error}"}
-            sys.stdout.write(wire.pack(name, question["id"], reply))
+            sys.stdout.write(protocol.pack(name, question["id"], reply))
             sys.stdout.flush()
     finally:
         respondent.close()

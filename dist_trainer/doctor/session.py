@@ -1,4 +1,4 @@
-"""The doctor's talk with many hosts at once: one process a connection, questions as lines of JSON, answers by `wire`.
+"""The doctor's talk with many hosts at once: one process a connection, questions as lines of JSON.
 
 A connection reaches one host (ssh, or this host itself) or all of them (srun, which copies each line to its tasks).
 """
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from dist_trainer.doctor import wire
+from dist_trainer.doctor import protocol
 from dist_trainer.launch.hosts import remote
 from dist_trainer.launch.hosts.ssh import Problem, ssh_problem
 
@@ -127,7 +127,7 @@ class _Connection:
         self.noise: list[str] = []
         self._process: remote.Running | None = None
         self._waiting: dict[tuple[str, int], asyncio.Future[tuple[float, dict[str, Any] | Silence]]] = {}
-        self._unpacker = wire.Unpacker()
+        self._unpacker = protocol.Unpacker()
         self._stderr = bytearray()
         self._reading: asyncio.Task[None] | None = None
         self._ended: Silence | None = None

@@ -17,10 +17,10 @@ from typing import IO
 
 from dist_trainer.cluster.topology import is_own_name, render_include
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
-from dist_trainer.launch.guards.job import guarded, job_for, roster_for
-from dist_trainer.launch.guards.lifeline import Job, Lifeline, new_token
-from dist_trainer.launch.guards.roster import Trouble
-from dist_trainer.launch.guards.wire import FROM_SRUN
+from dist_trainer.launch.guards.coordinator import Coordinator, Job, new_token
+from dist_trainer.launch.guards.job import guarded, job_for, membership_for
+from dist_trainer.launch.guards.membership import Trouble
+from dist_trainer.launch.guards.protocol import FROM_SRUN
 from dist_trainer.launch.hosts.network import address_towards
 from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.open_files import allow_open_files
@@ -84,40 +84,40 @@ def run_request(
                 raise
             # A killed srun leaves its step to SLURM, which is not quick; guards that have nothing to do end it at once.
             refusal = error
-            lifeline.stop(0.0)
+            coordinator.stop(0.0)
             return
         asked = replace(request, arguments=ready.arguments)
         job = job_for(launcher, asked, plan, ready.run_dir, is_port_fixed=is_port_fixed)
         write_launch_record(launcher, asked, job, ready.run_dir, start_time_s=time.time())
         # What was printed so far must stand before what the ranks print.
         sys.stdout.flush()
-        lifeline.hand_out(job)
+        coordinator.hand_out(job)
 
     with (
-        Lifeline(
+        Coordinator(
             listener,
             token,
-            roster_for(launcher, request),
+            membership_for(launcher, request),
             start_limit_s=limits.start_s,
             say=_say,
             # The host of the endpoint, where this is; else the order of hosts is the launcher's and the hostfile's.
             first_host=request.facts.hostname if request.rendezvous else None,
-        ) as lifeline,
+        ) as coordinator,
         _open_log(launcher_log) as output,
     ):
         ending = supervise(
             plan.argv,
             {**request.facts.environ, **dict(plan.env)},
             grace_s=limits.grace_s,
-            guards=lifeline,
+            guards=coordinator,
             output=output,
             meanwhile=hand_out,
         )
-        lifeline.stop(FAILURE_GRACE_S)
-        lifeline.close(FAILURE_GRACE_S + _CLOSING_S)
+        coordinator.stop(FAILURE_GRACE_S)
+        coordinator.close(FAILURE_GRACE_S + _CLOSING_S)
     if refusal is not None:
         raise refusal
-    return _status(launcher, ending, lifeline, launcher_log)
+    return _status(launcher, ending, coordinator, launcher_log)
 
 
 def allow_connections(num_ranks: int) -> None:
@@ -200,16 +200,16 @@ def _listen(launcher: str, request: LaunchRequest) -> tuple[socket.socket, str]:
     return socket.create_server(("", 0), backlog=_BACKLOG), address
 
 
-def _status(launcher: str, ending: Ending, lifeline: Lifeline, launcher_log: Path | None) -> int:
+def _status(launcher: str, ending: Ending, coordinator: Coordinator, launcher_log: Path | None) -> int:
     """The status of the ranks, not the launcher's; says what the ranks cannot have said themselves."""
-    roster = lifeline.roster
-    if roster.all_ended_well:
+    membership = coordinator.membership
+    if membership.all_ended_well:
         return EXIT_OK
     if ending.stopped_by is not None:
         return 128 + ending.stopped_by
-    trouble = lifeline.trouble or roster.first_trouble(math.inf)
+    trouble = coordinator.trouble or membership.first_trouble(math.inf)
     if trouble is None:
-        began = "after some ranks had begun" if roster.members else "without starting a rank"
+        began = "after some ranks had begun" if membership.members else "without starting a rank"
         said = launcher_log.read_text(errors="replace") if launcher_log else ""
         trouble = Trouble(
             f"{launcher} ended {began}",

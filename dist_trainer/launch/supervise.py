@@ -37,7 +37,7 @@ class Ending:
 
 
 class Guards(Protocol):
-    """What watches the ranks on all hosts, and can end them. See `lifeline.Lifeline`."""
+    """What watches the ranks on all hosts, and can end them. See `coordinator.Coordinator`."""
 
     @property
     def trouble(self) -> object | None: ...

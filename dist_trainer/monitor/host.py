@@ -1,6 +1,6 @@
 """One monitor a host instead of one a rank, for runs of so many ranks that their files would be too many.
 
-The ranks of a host meet at a board in its memory. Each posts there who it is, and after each step what torch says of
+The ranks of a host meet at a mailbox in its memory. Each posts there who it is, and after each step what torch says of
 its memory; local rank 0 looks at the GPUs of them all and writes for them all: two files a host. A rank whose GPU it
 cannot see (SLURM may show each task its own alone), or that does not share the host's memory, watches itself.
 """
@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 
-from dist_trainer.monitor import board as boards
-from dist_trainer.monitor.board import Board
+from dist_trainer.monitor import mailbox as mailboxes
 from dist_trainer.monitor.gpu.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.diagnostics import MEMORY_FIELDS, Diagnostic, DiagnosticLog
 from dist_trainer.monitor.gpu.nvml import Nvml, NvmlError
-from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, Trouble, TroubleLog
+from dist_trainer.monitor.mailbox import Mailbox
 from dist_trainer.monitor.processes import OtherProcess
 from dist_trainer.monitor.rank import RankMonitor, RankSampler
 from dist_trainer.monitor.sampler import Sampler
@@ -87,32 +87,32 @@ def open_monitor(
     `name` is one that no other run has now, the same on all ranks. `identity` and `interval_s` are as RankSampler's.
     """
     # Two hosts may be containers that share one memory.
-    path = boards.FOLDER / f"dist_trainer-{name}-{socket.gethostname()}"
+    path = mailboxes.FOLDER / f"dist_trainer-{name}-{socket.gethostname()}"
     is_first = place.local_rank == 0
-    board = _try(lambda: Board.make(path, place.local_world_size)) if is_first else None
+    mailbox = _try(lambda: Mailbox.make(path, place.local_world_size)) if is_first else None
     meet()
     if not is_first:
-        board = _try(lambda: Board.open(path, place.local_world_size))
-    if board is not None:
-        board.post(place.local_rank, asdict(Hello.of_this_process(place.rank, identity)))
+        mailbox = _try(lambda: Mailbox.open(path, place.local_world_size))
+    if mailbox is not None:
+        mailbox.post(place.local_rank, asdict(Hello.of_this_process(place.rank, identity)))
     meet()
     monitor: RankMonitor | None = None
-    if is_first and board is not None:
+    if is_first and mailbox is not None:
         # All have it open who ever will: nothing is left when they are killed.
         path.unlink()
-        monitor = HostMonitor(records_dir, board, place, interval_s)
+        monitor = HostMonitor(records_dir, mailbox, place, interval_s)
     meet()
-    if not is_first and board is not None and board.has_accepted(place.local_rank, place.rank):
-        monitor = WatchedRank(board, place.local_rank, CPU if identity is None else identity.uuid or CPU)
+    if not is_first and mailbox is not None and mailbox.has_accepted(place.local_rank, place.rank):
+        monitor = WatchedRank(mailbox, place.local_rank, CPU if identity is None else identity.uuid or CPU)
     return monitor or RankSampler(records_dir, place.rank, identity, interval_s)
 
 
 class WatchedRank(RankMonitor):
     """A rank whose GPU the first rank of its host looks at. It has no thread and no files, and does not load NVML."""
 
-    def __init__(self, board: Board, slot: int, device: str) -> None:
+    def __init__(self, mailbox: Mailbox, slot: int, device: str) -> None:
         self._device = device
-        self._board = board
+        self._mailbox = mailbox
         self._slot = slot
 
     @property
@@ -127,7 +127,7 @@ class WatchedRank(RankMonitor):
         pass
 
     def write(self, record: MemoryRecord) -> None:
-        self._board.post(self._slot, vars(record))
+        self._mailbox.post(self._slot, vars(record))
 
 
 class HostMonitor(RankMonitor):
@@ -137,16 +137,16 @@ class HostMonitor(RankMonitor):
     memory-host-N.jsonl. With `interval_s` 0 there is no thread, and all are looked at when a step of this rank ends.
     """
 
-    def __init__(self, records_dir: Path, board: Board, place: Place, interval_s: float) -> None:
-        self._board = board
+    def __init__(self, records_dir: Path, mailbox: Mailbox, place: Place, interval_s: float) -> None:
+        self._mailbox = mailbox
         self._nvml: Nvml | None = None
         self._is_threaded = interval_s > 0
-        self._logs: dict[int, TroubleLog] = {}
+        self._logs: dict[int, DiagnosticLog] = {}
         source_name = f"host-{place.rank}"
         samples = RecordWriter(records_dir / samples_file(source_name)) if self._is_threaded else None
         watched = list(self._watch(records_dir, place.local_world_size, samples))
         self._own = next(one for one in watched if one.slot == place.local_rank)
-        self._ranks = _RanksOfHost(board, watched, RecordWriter(records_dir / host_memory_file(place.rank)), samples)
+        self._ranks = _RanksOfHost(mailbox, watched, RecordWriter(records_dir / host_memory_file(place.rank)), samples)
         self.sampler = Sampler([self._ranks], interval_s, self._say_of_all)
 
     @property
@@ -169,7 +169,7 @@ class HostMonitor(RankMonitor):
             self._ranks.collect()
 
     def write(self, record: MemoryRecord) -> None:
-        self._board.post(self._own.slot, vars(record))
+        self._mailbox.post(self._own.slot, vars(record))
 
     def stop(self) -> None:
         if self._is_threaded:
@@ -182,14 +182,14 @@ class HostMonitor(RankMonitor):
 
     def _watch(self, records_dir: Path, num_slots: int, samples: RecordWriter | None) -> Iterator[_Watched]:
         for slot in range(num_slots):
-            message = self._board.read(slot)
+            message = self._mailbox.read(slot)
             if message is None:
                 continue
             hello = Hello.read(message)
-            self._logs[hello.rank] = TroubleLog(records_dir, rank=hello.rank, source=f"rank-{hello.rank}")
+            self._logs[hello.rank] = DiagnosticLog(records_dir, rank=hello.rank, source=f"rank-{hello.rank}")
             source = self._source(hello, is_own=slot == 0)
             if source is not None:
-                self._board.accept(slot, hello.rank)
+                self._mailbox.accept(slot, hello.rank)
                 yield _Watched(slot, hello, Series(source, samples, spacing=SPACING))
 
     def _source(self, hello: Hello, *, is_own: bool) -> Source | None:
@@ -204,19 +204,19 @@ class HostMonitor(RankMonitor):
         try:
             self._nvml = self._nvml or Nvml(log.say)
         except NvmlError as error:
-            log.say(error.trouble.about(hello.device, MEMORY_FIELDS))
+            log.say(error.diagnostic.about(hello.device, MEMORY_FIELDS))
             return HostSource(process, hello.device, rank=hello.rank)
         try:
             return GpuSource(self._nvml, hello.identity, process, log.say, rank=hello.rank)
         except NvmlError as error:
             if not is_own:
                 return None
-            log.say(error.trouble.about(hello.device, MEMORY_FIELDS))
+            log.say(error.diagnostic.about(hello.device, MEMORY_FIELDS))
             return HostSource(process, hello.device, rank=hello.rank)
 
-    def _say_of_all(self, trouble: Trouble) -> None:
+    def _say_of_all(self, diagnostic: Diagnostic) -> None:
         for log in self._logs.values():
-            log.say(trouble)
+            log.say(diagnostic)
 
 
 @dataclass
@@ -244,9 +244,9 @@ class _RanksOfHost:
     """All that is looked at on a host, and its two files."""
 
     def __init__(
-        self, board: Board, watched: list[_Watched], records: RecordWriter, samples: RecordWriter | None
+        self, mailbox: Mailbox, watched: list[_Watched], records: RecordWriter, samples: RecordWriter | None
     ) -> None:
-        self._board = board
+        self._mailbox = mailbox
         self._watched = watched
         self._records: RecordWriter | None = records
         self._samples = samples
@@ -258,9 +258,9 @@ class _RanksOfHost:
             self.collect()
 
     def collect(self) -> None:
-        """Reads the board, and writes what there is to be said."""
+        """Reads the mailbox, and writes what there is to be said."""
         for one in self._watched:
-            message = self._board.read(one.slot)
+            message = self._mailbox.read(one.slot)
             # A rank's first message is no record.
             if message is None or "step" not in message:
                 continue
@@ -274,7 +274,7 @@ class _RanksOfHost:
                 self._write(one)
 
     def close(self) -> None:
-        """Reads the board once more and writes what was held back. May be called again."""
+        """Reads the mailbox once more and writes what was held back. May be called again."""
         if self._records is None:
             return
         self.collect()
@@ -304,8 +304,8 @@ def _peaks(record: MemoryRecord) -> tuple[object, ...]:
     )
 
 
-def _try(make: Callable[[], Board]) -> Board | None:
-    """Without a board each rank watches itself."""
+def _try(make: Callable[[], Mailbox]) -> Mailbox | None:
+    """Without a mailbox each rank watches itself."""
     try:
         return make()
     except OSError:

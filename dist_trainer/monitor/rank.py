@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import TypeVar
 
 from dist_trainer.monitor.gpu.devices import DeviceIdentity
+from dist_trainer.monitor.gpu.diagnostics import MEMORY_FIELDS, DiagnosticLog
 from dist_trainer.monitor.gpu.nvml import Nvml, NvmlError
-from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, TroubleLog
 from dist_trainer.monitor.processes import OwnProcess
 from dist_trainer.monitor.sampler import Sampler
 from dist_trainer.monitor.series import Series
@@ -68,7 +68,7 @@ class RankSampler(RankMonitor):
     def __init__(self, records_dir: Path, rank: int, identity: DeviceIdentity | None, interval_s: float) -> None:
         source_name = f"rank-{rank}"
         self._rank = rank
-        self._log = TroubleLog(records_dir, rank=rank, source=source_name)
+        self._log = DiagnosticLog(records_dir, rank=rank, source=source_name)
         self._nvml: Nvml | None = None
         self._gpu: GpuSource | None = None
         source: Source = HostSource(OwnProcess(), rank=rank) if identity is None else self._open_gpu(identity)
@@ -120,6 +120,6 @@ class RankSampler(RankMonitor):
             self._nvml = Nvml(self._log.say)
             self._gpu = GpuSource(self._nvml, identity, OwnProcess(), self._log.say, rank=self._rank)
         except NvmlError as error:
-            self._log.say(error.trouble.about(device, MEMORY_FIELDS))
+            self._log.say(error.diagnostic.about(device, MEMORY_FIELDS))
             return HostSource(OwnProcess(), device, rank=self._rank)
         return self._gpu

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Protocol
 
-from dist_trainer.monitor.gpu.troubles import Say, Trouble
+from dist_trainer.monitor.gpu.diagnostics import Diagnostic, Say
 from dist_trainer.monitor.ticks import next_tick_s
 from dist_trainer.records import SAMPLER_FAILED
 
@@ -85,4 +85,4 @@ class Sampler:
                 series.close()
         except Exception as error:  # noqa: BLE001 - whatever stops the sampler, the program that it watches goes on
             message = f"sampling has stopped, and the program goes on: {type(error).__name__}: {error}"
-            self._say(Trouble(SAMPLER_FAILED, message, unknown=("all that comes after",)))
+            self._say(Diagnostic(SAMPLER_FAILED, message, unknown=("all that comes after",)))

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dist_trainer.monitor.downsampling import Downsampler
 from dist_trainer.monitor.sources import Source
-from dist_trainer.monitor.thinning import Thinner
 from dist_trainer.records import DeviceSample, RecordWriter
 
 
 class Series:
     """Looks, keeps the peaks, and writes what is worth a line; nothing is written where `file` is None.
 
-    `file` is a path, or a writer that others write with too, which is left open. `spacing` is the thinner's.
+    `file` is a path, or a writer that others write with too, which is left open. `spacing` is the downsampler's.
 
     The peaks are plain numbers that another thread may read at any time; None until there was something to see.
     """
@@ -25,7 +25,7 @@ class Series:
         self.used_version: int | None = None
         self.total_bytes: int | None = None
         self.num_looks = 0
-        self._thinner = Thinner(spacing=spacing)
+        self._downsampler = Downsampler(spacing=spacing)
         self._is_shared = isinstance(file, RecordWriter)
         self._writer = RecordWriter(file) if isinstance(file, Path) else file
 
@@ -40,13 +40,13 @@ class Series:
         self.peak_rss_bytes = _higher(self.peak_rss_bytes, sample.rss_bytes)
         self.used_version = sample.used_version or self.used_version
         self.total_bytes = sample.total_bytes or self.total_bytes
-        self._write(self._thinner.offer(sample, is_full=is_full))
+        self._write(self._downsampler.offer(sample, is_full=is_full))
 
     def close(self) -> None:
         """Writes what was held back. Raises OSError as `look` does."""
         self.source.close()
         if self._writer is not None:
-            self._write(self._thinner.flush())
+            self._write(self._downsampler.flush())
             if not self._is_shared:
                 self._writer.close()
             self._writer = None

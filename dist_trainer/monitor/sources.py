@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import psutil
 
-from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu import diagnostics as diagnostics
 from dist_trainer.monitor.gpu.devices import DeviceIdentity, find_device
+from dist_trainer.monitor.gpu.diagnostics import MEMORY_FIELDS, Diagnostic, Say
 from dist_trainer.monitor.gpu.nvml import UNKNOWN, AbsentError, FailedError, LostError, Nvml
-from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, Say, Trouble
 from dist_trainer.monitor.gpu.xid import XidWatch
 from dist_trainer.monitor.processes import Processes
 from dist_trainer.records import DeviceSample
@@ -110,7 +110,7 @@ class GpuSource:
         self._xids: XidWatch | None = None
         if found.is_mig_instance:
             message = "a MIG instance: its memory is read; what NVML says of the whole GPU alone is not"
-            say(Trouble(troubles.MIG, message, self.device, _EVERYTHING_OF_NVML[len(MEMORY_FIELDS) :]))
+            say(Diagnostic(diagnostics.MIG, message, self.device, _EVERYTHING_OF_NVML[len(MEMORY_FIELDS) :]))
 
     def look(self, *, is_full: bool) -> DeviceSample | None:
         if self._is_lost:
@@ -119,10 +119,10 @@ class GpuSource:
             self._settle_handle()
             return self._look(is_full=is_full)
         except LostError as error:
-            self._lose(error.trouble)
+            self._lose(error.diagnostic)
             return self._rss_alone()
         except (AbsentError, FailedError) as error:
-            self._complain(error.trouble, MEMORY_FIELDS)
+            self._complain(error.diagnostic, MEMORY_FIELDS)
             return None
 
     def close(self) -> None:
@@ -164,9 +164,9 @@ class GpuSource:
                 self._version = 2
                 return memory
             except (AbsentError, FailedError) as error:
-                is_of_version_2 = isinstance(error, AbsentError) or error.trouble.code == UNKNOWN
+                is_of_version_2 = isinstance(error, AbsentError) or error.diagnostic.code == UNKNOWN
                 if self._version == 2 or not is_of_version_2:
-                    self._complain(error.trouble, ("used_bytes",))
+                    self._complain(error.diagnostic, ("used_bytes",))
                     return None
         memory = self._field(call, unknown="used_bytes")
         if memory is not None:
@@ -194,8 +194,8 @@ class GpuSource:
         known = [used for used in own if used is not None]
         if len(known) < len(own):
             message = "the driver lists this process on the GPU, but not how many bytes it holds (N/A)"
-            kind = troubles.PROCESS_BYTES_NOT_REPORTED
-            self._say(Trouble(kind, message, self.device, ("process_bytes",)))
+            kind = diagnostics.PROCESS_BYTES_NOT_REPORTED
+            self._say(Diagnostic(kind, message, self.device, ("process_bytes",)))
             return None
         return sum(known)
 
@@ -211,7 +211,7 @@ class GpuSource:
             f"none of the {len(listed)} processes that the driver lists on the GPU is one of ours "
             f"({len(foreign)} have ids that do not exist here): in a container it lists the host's ids, or none"
         )
-        self._say(Trouble(troubles.PROCESSES_NOT_VISIBLE, message, self.device, ("process_bytes",)))
+        self._say(Diagnostic(diagnostics.PROCESSES_NOT_VISIBLE, message, self.device, ("process_bytes",)))
 
     def _other_fields(self) -> dict[str, Any]:
         rates = self._field("nvmlDeviceGetUtilizationRates", unknown="utilization_percent")
@@ -241,7 +241,7 @@ class GpuSource:
         codes = self._xids.poll()
         for code in codes:
             message = f"the driver reported Xid error {code}"
-            self._say(Trouble(troubles.XID, message, self.device, call="nvmlEventSetWait_v2", code=code))
+            self._say(Diagnostic(diagnostics.XID, message, self.device, call="nvmlEventSetWait_v2", code=code))
         return codes or None
 
     def _field(self, call: str, *arguments: Any, unknown: str) -> Any:
@@ -254,15 +254,15 @@ class GpuSource:
         except AbsentError:
             self._absent.add(key)
         except FailedError as error:
-            if error.trouble.kind == troubles.NO_PERMISSION:
+            if error.diagnostic.kind == diagnostics.NO_PERMISSION:
                 self._absent.add(key)
-            self._complain(error.trouble, (unknown,))
+            self._complain(error.diagnostic, (unknown,))
         return None
 
-    def _complain(self, trouble: Trouble, unknown: tuple[str, ...]) -> None:
+    def _complain(self, diagnostic: Diagnostic, unknown: tuple[str, ...]) -> None:
         # That NVML was initialised again has been said, and costs one look.
-        if trouble.kind != troubles.INITIALISED_AGAIN:
-            self._say(trouble.about(self.device, unknown))
+        if diagnostic.kind != diagnostics.INITIALISED_AGAIN:
+            self._say(diagnostic.about(self.device, unknown))
 
     def _settle_handle(self) -> None:
         """Handles and event sets belong to the initialisation that they were made in."""
@@ -272,16 +272,16 @@ class GpuSource:
         self._generation = self._nvml.generation
         self._xids = None
 
-    def _lose(self, trouble: Trouble) -> None:
+    def _lose(self, diagnostic: Diagnostic) -> None:
         self._is_lost = True
         # The driver may still say why.
-        if trouble.kind == troubles.GPU_LOST and self._xids is not None:
+        if diagnostic.kind == diagnostics.GPU_LOST and self._xids is not None:
             try:
                 self._xid_errors()
             except LostError:
                 self._xids = None
-        message = f"{trouble.message}; from here on nothing of this GPU is known, and the program goes on"
-        self._say(trouble.about(self.device, _EVERYTHING_OF_NVML, message=message))
+        message = f"{diagnostic.message}; from here on nothing of this GPU is known, and the program goes on"
+        self._say(diagnostic.about(self.device, _EVERYTHING_OF_NVML, message=message))
 
     def _rss_alone(self) -> DeviceSample | None:
         return HostSource(self._processes, self.device, rank=self._rank).look(is_full=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu import diagnostics as diagnostics
 from dist_trainer.monitor.gpu.devices import DeviceIdentity, list_gpus
+from dist_trainer.monitor.gpu.diagnostics import MEMORY_FIELDS, Diagnostic, DiagnosticLog
 from dist_trainer.monitor.gpu.nvml import Nvml, NvmlError
 from dist_trainer.monitor.gpu.pci import has_nvidia_gpu
-from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, Trouble, TroubleLog
 from dist_trainer.monitor.gpu.visible import visible_devices
 from dist_trainer.monitor.processes import ProcessTree
 from dist_trainer.monitor.sampler import Sampler
@@ -30,15 +30,15 @@ class Watch:
     def __init__(self, records_dir: Path, environ: Mapping[str, str], interval_s: float) -> None:
         self.tree = ProcessTree()
         self.problems: list[str] = []
-        self._log = TroubleLog(records_dir, rank=0, source=HOST)
+        self._log = DiagnosticLog(records_dir, rank=0, source=HOST)
         self._nvml: Nvml | None = None
         sources = self._gpus(environ) or {HOST: HostSource(self.tree)}
         self.series = {name: Series(source, records_dir / samples_file(name)) for name, source in sources.items()}
         self.sampler = Sampler(list(self.series.values()), interval_s, self.say)
 
-    def say(self, trouble: Trouble) -> None:
-        self.problems.append(trouble.message)
-        self._log.say(trouble)
+    def say(self, diagnostic: Diagnostic) -> None:
+        self.problems.append(diagnostic.message)
+        self._log.say(diagnostic)
 
     def close(self) -> None:
         self.sampler.stop()
@@ -50,18 +50,18 @@ class Watch:
             self._nvml = Nvml(self.say)
             visible = visible_devices(list_gpus(self._nvml, self.say), environ)
         except NvmlError as error:
-            trouble = error.trouble
-            if trouble.kind != troubles.LIBRARY_MISSING or has_nvidia_gpu():
-                self.say(trouble)
+            diagnostic = error.diagnostic
+            if diagnostic.kind != diagnostics.LIBRARY_MISSING or has_nvidia_gpu():
+                self.say(diagnostic)
             return {}
         if visible.problem is not None:
-            self.say(Trouble(troubles.DEVICES_UNKNOWN, visible.problem))
+            self.say(Diagnostic(diagnostics.DEVICES_UNKNOWN, visible.problem))
         sources: dict[str, Source] = {}
         for position, device in enumerate(visible.devices):
             try:
                 source = GpuSource(self._nvml, DeviceIdentity(device.uuid), self.tree, self.say)
             except NvmlError as error:
-                self.say(error.trouble.about(device.uuid, MEMORY_FIELDS))
+                self.say(error.diagnostic.about(device.uuid, MEMORY_FIELDS))
                 continue
             sources[f"gpu-{position}"] = source
         return sources

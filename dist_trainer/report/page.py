@@ -13,9 +13,9 @@ import jinja2
 from dist_trainer.cache import write_whole
 from dist_trainer.report import tables
 from dist_trainer.report.charts import curves
+from dist_trainer.report.charts.breakdown import Breakdown, breakdown
 from dist_trainer.report.charts.chart import Chart, Drawn, draw
 from dist_trainer.report.charts.curves import Compared
-from dist_trainer.report.charts.makeup import Makeup, makeup
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.tables import Table
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
@@ -44,7 +44,7 @@ class Page:
     all_gpus: tuple[Table, ...]
     memory: Drawn | None
     phases: Table | None
-    makeup: Makeup | None
+    breakdown: Breakdown | None
     predictions: Table | None
     steps: tuple[Drawn, ...]
     step_rows: Table | None
@@ -70,7 +70,7 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
         all_gpus=tuple(tables.all_gpus_tables(summary)),
         memory=draw(curves.memory_chart(findings, summary)),
         phases=tables.phase_table(findings, summary),
-        makeup=makeup(findings, summary),
+        breakdown=breakdown(findings, summary),
         predictions=tables.prediction_table(summary),
         steps=_drawn(curves.step_charts(findings)),
         step_rows=tables.step_table(findings),

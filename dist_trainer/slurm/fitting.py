@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.facts import Cluster, Node, Partition
-from dist_trainer.slurm.job import JobRequest, Layout, memory_bytes, named_nodes, time_limit_s
+from dist_trainer.slurm.job_request import JobRequest, Layout, memory_bytes, named_nodes, time_limit_s
 from dist_trainer.slurm.notation import format_time
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from dist_trainer.errors import EXIT_HOST_LOST
 from dist_trainer.launch.plan import argument_groups
 from dist_trainer.slurm.cadence import wait_s
-from dist_trainer.slurm.job import JobRequest, Layout
+from dist_trainer.slurm.job_request import JobRequest, Layout
 
 # In an argument of `train`, in place of the number of an array's task.
 TASK_MARK = "%a"

@@ -14,7 +14,7 @@ from dist_trainer.memory.targets import Judgement
 from dist_trainer.report.reading.findings import Findings, read_findings
 from dist_trainer.report.summary import summary_of
 from dist_trainer.report.verdict import describe, fullest, label
-from dist_trainer.slurm.jobs import Asked, Job, ask_for_job
+from dist_trainer.slurm.job_state import Asked, Job, ask_for_job
 from dist_trainer.slurm.submit import Submitted, read_submitted
 from dist_trainer.slurm.words import reason_in_words, state_in_words
 from dist_trainer.units import format_count, format_duration

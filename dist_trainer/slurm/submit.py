@@ -13,7 +13,7 @@ from typing import Any
 
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.commands import ask
-from dist_trainer.slurm.job import JobRequest
+from dist_trainer.slurm.job_request import JobRequest
 
 RECORD_FILE = "slurm.json"
 SCRIPT_FILE = "job.sbatch"

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.doctor.wire import Unpacker
+from dist_trainer.doctor.protocol import Unpacker
 
 LIMIT_S = 60.0
 # Says at the end which of these have been imported.

@@ -43,8 +43,8 @@ def main() -> None:
 
 
 def measure_guards(num_ranks: int) -> None:
-    from dist_trainer.launch.guards.lifeline import Job, Lifeline
-    from dist_trainer.launch.guards.roster import Roster
+    from dist_trainer.launch.guards.coordinator import Coordinator, Job
+    from dist_trainer.launch.guards.membership import Membership
 
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     places = [(rank // HOST_SIZE, rank % HOST_SIZE) for rank in range(num_ranks)]
@@ -59,25 +59,27 @@ def measure_guards(num_ranks: int) -> None:
         is_local=False,
         local_ranks=tuple((local_rank, HOST_SIZE) for _, local_rank in places),
     )
-    roster = Roster(num_ranks, tuple(f"host{host}" for host, _ in places))
-    with Lifeline(listener, TOKEN, roster, start_limit_s=LIMIT_S, say=print) as lifeline:
-        lifeline.hand_out(job)
+    membership = Membership(num_ranks, tuple(f"host{host}" for host, _ in places))
+    with Coordinator(listener, TOKEN, membership, start_limit_s=LIMIT_S, say=print) as coordinator:
+        coordinator.hand_out(job)
         started_s = time.monotonic()
         processes = start_clients(guards, listener.getsockname()[1], num_ranks)
-        while not roster.is_complete:
-            assert time.monotonic() - started_s < LIMIT_S, f"{len(roster.members)} of {num_ranks} connected"
+        while not membership.is_complete:
+            assert time.monotonic() - started_s < LIMIT_S, f"{len(membership.members)} of {num_ranks} connected"
             time.sleep(0.05)
         print(f"{num_ranks} guards connected in {time.monotonic() - started_s:.1f} s, {time.process_time():.1f} s CPU")
         cpu_s = time.process_time()
         time.sleep(WATCH_S)
-        print(f"then {1000 * (time.process_time() - cpu_s) / WATCH_S:.0f} ms CPU a second; trouble: {lifeline.trouble}")
+        print(
+            f"then {1000 * (time.process_time() - cpu_s) / WATCH_S:.0f} ms CPU a second; trouble: {coordinator.trouble}"
+        )
         for process in processes:
             process.terminate()
 
 
 def guards(port: int, ranks: range, _: SimpleQueue[float]) -> None:
     """Connects as guards do, and lives as they do."""
-    from dist_trainer.launch.guards.wire import BEAT_S, encode
+    from dist_trainer.launch.guards.protocol import BEAT_S, encode
 
     selector = selectors.DefaultSelector()
     connections = []

@@ -40,8 +40,8 @@ class Looked:
     events: list[Event]
 
     @property
-    def troubles(self) -> list[str]:
-        return [event.facts["trouble"] for event in self.events]
+    def diagnostics(self) -> list[str]:
+        return [event.facts["diagnostic"] for event in self.events]
 
 
 Look = Callable[..., Looked]

@@ -63,20 +63,20 @@ def main() -> None:
 def measure(args: argparse.Namespace) -> None:
     import nvml_stub
 
-    from dist_trainer.monitor.board import Board
     from dist_trainer.monitor.gpu.devices import DeviceIdentity
     from dist_trainer.monitor.host import Hello, HostMonitor, Place
+    from dist_trainer.monitor.mailbox import Mailbox
     from dist_trainer.monitor.rank import RankSampler
 
     def make_monitor() -> RankSampler | HostMonitor:
         if args.gpus == 1:
             return RankSampler(records, 0, DeviceIdentity(nvml_stub.gpu_uuid(0)), args.interval_s)
-        path = records.with_name(f"board-{time.monotonic_ns()}")
-        board = Board.make(path, args.gpus)
+        path = records.with_name(f"mailbox-{time.monotonic_ns()}")
+        mailbox = Mailbox.make(path, args.gpus)
         for number in range(args.gpus):
             hello = Hello.of_this_process(number, DeviceIdentity(nvml_stub.gpu_uuid(number)))
-            board.post(number, dataclasses.asdict(hello))
-        return HostMonitor(records, board, Place(0, 0, args.gpus), args.interval_s)
+            mailbox.post(number, dataclasses.asdict(hello))
+        return HostMonitor(records, mailbox, Place(0, 0, args.gpus), args.interval_s)
 
     records = Path(os.environ[INSIDE]) / "records"
     step = training_step() if args.step == "train" else launching_step()

@@ -12,8 +12,8 @@ from typing import Any
 
 from nvml_stub import GPU_IS_LOST, NO_PERMISSION, Driver, Script, gpu_uuid
 
-from dist_trainer.monitor.board import Board
 from dist_trainer.monitor.host import Hello, HostMonitor, Place
+from dist_trainer.monitor.mailbox import Mailbox
 from dist_trainer.records import (
     EVENTS_FILE,
     DeviceSample,
@@ -27,16 +27,17 @@ from dist_trainer.records import (
 from dist_trainer.units import GB
 
 # Arguments: the folder of records; how many steps all take; the seconds between two looks; how many bytes each is to
-# have been seen with before the end; the folder of boards; a UUID for each rank, or "" for one on a CPU.
+# have been seen with before the end; the folder of mailboxes; a UUID for each rank, or "" for one on a CPU.
 RANKS = """
 import json, sys, threading, time
 from pathlib import Path
-from dist_trainer.monitor import board, host
+from dist_trainer.monitor import host
+from dist_trainer.monitor import mailbox as mailbox
 from dist_trainer.monitor.gpu.devices import DeviceIdentity
 from dist_trainer.records import MemoryRecord, read_values, samples_file
 folder, steps, interval_s, seen_bytes, shared, *uuids = sys.argv[1:]
 first = 8
-board.FOLDER = Path(shared)
+mailbox.FOLDER = Path(shared)
 meeting = threading.Barrier(len(uuids))
 kinds = {}
 
@@ -96,8 +97,8 @@ class Host:
         return [one for one in read_records(self.folder / host_memory_file(8), MemoryRecord) if one.rank == rank]
 
     @property
-    def troubles(self) -> set[tuple[int, str, str]]:
-        return {(event.rank, event.facts["source"], event.facts["trouble"]) for event in self.events}
+    def diagnostics(self) -> set[tuple[int, str, str]]:
+        return {(event.rank, event.facts["source"], event.facts["diagnostic"]) for event in self.events}
 
 
 def run_host(
@@ -167,8 +168,8 @@ def test_a_rank_whose_gpu_the_first_cannot_see_watches_itself(driver: Driver, tm
     assert host.kinds == ["HostMonitor", "RankSampler", "RankSampler"]
     assert memory_file(9) in host.files and memory_file(10) in host.files
     # They say themselves what they cannot know.
-    assert (10, "rank-10", "device not found") in host.troubles
-    assert not any(rank == 8 for rank, _, _ in host.troubles)
+    assert (10, "rank-10", "device not found") in host.diagnostics
+    assert not any(rank == 8 for rank, _, _ in host.diagnostics)
 
 
 def test_without_shared_memory_each_watches_itself(driver: Driver, tmp_path: Path) -> None:
@@ -186,8 +187,8 @@ def test_what_is_not_known_of_a_gpu_is_said_of_its_own_rank(driver: Driver, tmp_
     lost = script.gpu(used_bytes=2 * GB)
     script.error(GPU_IS_LOST, device=lost, at=2)
     host = run_host(tmp_path, driver.environ(script), gpu_uuid(0), gpu_uuid(1), steps=5)
-    assert (9, "rank-9", "gpu lost") in host.troubles
-    assert (8, "rank-8", "gpu lost") not in host.troubles
+    assert (9, "rank-9", "gpu lost") in host.diagnostics
+    assert (8, "rank-8", "gpu lost") not in host.diagnostics
     assert {record.device_used_bytes for record in host.records(9)} == {2 * GB}
 
 
@@ -202,9 +203,9 @@ def test_ranks_on_a_cpu_have_their_resident_sets_watched(tmp_path: Path) -> None
 
 def test_a_rank_that_goes_on_for_long_says_its_figures_more_and_more_rarely(tmp_path: Path) -> None:
     """Where no peak rises. The steps of the ranks are a minute apart."""
-    board = Board.make(tmp_path / "board", 1)
-    board.post(0, asdict(Hello.of_this_process(0, None)))
-    monitor = HostMonitor(tmp_path, board, Place(0, 0, 1), 0)
+    mailbox = Mailbox.make(tmp_path / "mailbox", 1)
+    mailbox.post(0, asdict(Hello.of_this_process(0, None)))
+    monitor = HostMonitor(tmp_path, mailbox, Place(0, 0, 1), 0)
     for step in range(1, 361):
         monitor.write(MemoryRecord(step, 0, "h", "cpu", 5, 5, None, step, 60.0 * step))
         monitor.at_step_edge()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.monitor.gpu.troubles import Trouble
+from dist_trainer.monitor.gpu.diagnostics import Diagnostic
 from dist_trainer.monitor.rank import RankSampler
 from dist_trainer.monitor.sampler import THREAD_NAME, Sampler
 from dist_trainer.monitor.series import Series
@@ -50,7 +50,7 @@ def threads() -> list[threading.Thread]:
 
 def test_the_first_look_and_the_last_are_full(tmp_path: Path) -> None:
     source = Scripted(lambda look: 5)
-    sampler = Sampler([Series(source, tmp_path / "s.jsonl")], 0.02, lambda trouble: None)
+    sampler = Sampler([Series(source, tmp_path / "s.jsonl")], 0.02, lambda diagnostic: None)
     sampler.start()
     wait_for(lambda: len(source.looked_s) > 10)
     sampler.stop()
@@ -64,7 +64,7 @@ def test_looks_that_a_slow_driver_made_late_are_skipped_and_not_made_up_for() ->
         return 5
 
     source = Scripted(slow)
-    sampler = Sampler([Series(source, None)], 0.02, lambda trouble: None)
+    sampler = Sampler([Series(source, None)], 0.02, lambda diagnostic: None)
     sampler.start()
     wait_for(lambda: len(source.looked_s) >= 12)
     sampler.stop()
@@ -77,7 +77,7 @@ def test_looks_that_a_slow_driver_made_late_are_skipped_and_not_made_up_for() ->
 def test_the_peak_can_be_read_while_the_thread_runs_and_is_in_the_file(tmp_path: Path) -> None:
     source = Scripted(lambda look: 9 if look == 3 else 2)
     series = Series(source, tmp_path / "s.jsonl")
-    sampler = Sampler([series], 0.01, lambda trouble: None)
+    sampler = Sampler([series], 0.01, lambda diagnostic: None)
     sampler.start()
     wait_for(lambda: len(source.looked_s) > 5)
     assert series.peak_used_bytes == 9
@@ -112,7 +112,7 @@ def test_a_driver_that_hangs_does_not_keep_a_run_from_ending(monkeypatch: pytest
         answer.wait(20)
         return 5
 
-    sampler = Sampler([Series(Scripted(hang), None)], 0.01, lambda trouble: None)
+    sampler = Sampler([Series(Scripted(hang), None)], 0.01, lambda diagnostic: None)
     sampler.start()
     (thread,) = threads()
     started_s = time.monotonic()
@@ -127,12 +127,12 @@ def test_whatever_stops_the_thread_is_one_event_and_no_more() -> None:
     def fail(look: int) -> int:
         raise OSError(28, "No space left on device")
 
-    said: list[Trouble] = []
+    said: list[Diagnostic] = []
     sampler = Sampler([Series(Scripted(fail), None)], 0.01, said.append)
     sampler.start()
     wait_for(lambda: not threads())
     sampler.stop()
-    assert [trouble.kind for trouble in said] == ["sampler failed"]
+    assert [diagnostic.kind for diagnostic in said] == ["sampler failed"]
     assert "No space left" in said[0].message
 
 

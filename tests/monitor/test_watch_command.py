@@ -233,7 +233,7 @@ def test_gpus_that_differ_are_all_recorded_where_a_number_may_mean_any(tmp_path:
     script.gpu(name="NVIDIA T4")
     watched = watch(tmp_path / "run", ["true"], {**driver.environ(script), "CUDA_VISIBLE_DEVICES": "0"})
     assert watched.sources == ["gpu-0", "gpu-1"]
-    assert [event.facts["trouble"] for event in watched.events("monitor")] == ["visible devices unknown"]
+    assert [event.facts["diagnostic"] for event in watched.events("monitor")] == ["visible devices unknown"]
     assert "notice" in watched.err
 
 
@@ -254,8 +254,8 @@ def test_a_gpu_that_is_lost_is_one_event_and_the_others_are_recorded_on(tmp_path
     script.used(second, {500: 7})
     watched = watch(tmp_path / "run", ["sleep", "1"], driver.environ(script))
     assert watched.status == 0
-    troubles = [(event.facts["trouble"], event.facts["device"]) for event in watched.events("monitor")]
-    assert troubles == [("gpu lost", gpu_uuid(0))]
+    diagnostics = [(event.facts["diagnostic"], event.facts["device"]) for event in watched.events("monitor")]
+    assert diagnostics == [("gpu lost", gpu_uuid(0))]
     assert watched.samples("gpu-1")[-1].used_bytes == 7
 
 
@@ -264,14 +264,14 @@ def test_a_driver_that_is_not_loaded_is_one_event_and_the_host_is_recorded(tmp_p
     script.error(DRIVER_NOT_LOADED, INIT)
     watched = watch(tmp_path / "run", ["sleep", "0.2"], driver.environ(script))
     assert (watched.status, watched.sources) == (0, ["host"])
-    assert [event.facts["trouble"] for event in watched.events("monitor")] == ["driver not loaded"]
+    assert [event.facts["diagnostic"] for event in watched.events("monitor")] == ["driver not loaded"]
 
 
 def test_processes_that_do_not_exist_here_tell_of_a_container(tmp_path: Path, driver: Driver) -> None:
     script = Script()
     script.process(script.gpu(used_bytes=5), 4_194_000, 5)
     watched = watch(tmp_path / "run", ["sleep", "1.2"], driver.environ(script))
-    assert [event.facts["trouble"] for event in watched.events("monitor")] == ["own processes not visible"]
+    assert [event.facts["diagnostic"] for event in watched.events("monitor")] == ["own processes not visible"]
     assert {sample.process_bytes for sample in watched.samples("gpu-0")} == {None}
 
 

@@ -43,9 +43,9 @@ def train(
     return folder / "run" / "records"
 
 
-def troubles(records: Path) -> list[tuple[int, str, int | None]]:
+def diagnostics(records: Path) -> list[tuple[int, str, int | None]]:
     events = read_records(records / EVENTS_FILE, Event)
-    return [(event.rank, event.facts["trouble"], event.facts["code"]) for event in events if event.kind == "monitor"]
+    return [(event.rank, event.facts["diagnostic"], event.facts["code"]) for event in events if event.kind == "monitor"]
 
 
 def test_each_rank_records_its_own_gpu_and_a_lost_one_stops_nothing(
@@ -82,7 +82,7 @@ def test_each_rank_records_its_own_gpu_and_a_lost_one_stops_nothing(
     assert all(record.monotonic_s is not None for record in memory[0])
 
     # The second rank's GPU went in the middle: what was seen stays, what came after is not known.
-    assert troubles(records) == [(1, "xid", 79), (1, "gpu lost", GPU_IS_LOST)]
+    assert diagnostics(records) == [(1, "xid", 79), (1, "gpu lost", GPU_IS_LOST)]
     assert max(sample.used_bytes or 0 for sample in samples[1]) == 2 * GB
     assert samples[1][-1].used_bytes is None and samples[1][-1].rss_bytes is not None
     assert {record.device_used_bytes for record in memory[1]} == {2 * GB}

@@ -45,7 +45,7 @@ def test_a_run_whose_peak_is_not_known_is_refused_with_the_reason(tmp_path: Path
     assert "rank-0: no GPU" in refusal(make_cpu_run(tmp_path / "cpu"))
     failed = make_gpu_run(tmp_path / "failed", ends=False, events=[event("error", "out of memory", 20.0)])
     assert "failed at step 12: out of memory" in refusal(failed)
-    facts = {"trouble": "gpu lost", "source": "rank-0", "unknown": ["used_bytes"]}
+    facts = {"diagnostic": "gpu lost", "source": "rank-0", "unknown": ["used_bytes"]}
     lost = make_gpu_run(tmp_path / "lost", events=[event("monitor", "lost", 15.0, **facts)])
     write_lines(lost / "records" / samples_file("rank-0"), [sample(5.0, 2_000_000_000)])
     assert "rank-0: not known after" in refusal(lost)

@@ -90,7 +90,7 @@ def test_target_baseline_and_plan_are_lines_and_phases_are_marked(met: Path) -> 
 
 
 def test_the_plans_make_up_stands_beside_the_measured_peak(met: Path) -> None:
-    made = make_page(compared(met)).makeup
+    made = make_page(compared(met)).breakdown
     assert made is not None
     planned, measured = made.bars
     assert sum(one.num_bytes for one in planned.segments) == 2_300_000_000

@@ -150,7 +150,7 @@ def test_without_samples_the_records_at_step_edges_are_judged_and_said_to_be_tho
 
 
 def test_a_gpu_lost_part_way_is_not_known_from_then_on(tmp_path: Path) -> None:
-    facts = {"trouble": "gpu lost", "source": "rank-1", "unknown": ["used_bytes", "process_bytes"]}
+    facts = {"diagnostic": "gpu lost", "source": "rank-1", "unknown": ["used_bytes", "process_bytes"]}
     run_dir = make_gpu_run(tmp_path, events=[event("monitor", "GPU-1 is lost", 15.0, rank=1, **facts)])
     path = run_dir / "records" / samples_file("rank-1")
     write_lines(path, [sample(float(at), 2_200_000_000 if at < 15 else None, device="GPU-1") for at in range(24)])
@@ -164,7 +164,7 @@ def test_a_gpu_lost_part_way_is_not_known_from_then_on(tmp_path: Path) -> None:
 
 
 def test_a_trouble_that_passed_does_not_keep_the_judgement_back(tmp_path: Path) -> None:
-    facts = {"trouble": "unknown error", "source": "rank-1", "unknown": ["used_bytes", "process_bytes"]}
+    facts = {"diagnostic": "unknown error", "source": "rank-1", "unknown": ["used_bytes", "process_bytes"]}
     run_dir = make_gpu_run(tmp_path, events=[event("monitor", "unknown error", 15.0, rank=1, **facts)])
     assert summarise(run_dir).verdict.judgement == "met"
 
@@ -176,7 +176,7 @@ def test_samples_that_end_long_before_the_run_leave_the_rest_unknown(tmp_path: P
 
 
 def test_a_driver_that_was_never_there_is_named(tmp_path: Path) -> None:
-    facts = {"trouble": "driver not loaded", "source": "rank-0", "unknown": ["used_bytes", "process_bytes"]}
+    facts = {"diagnostic": "driver not loaded", "source": "rank-0", "unknown": ["used_bytes", "process_bytes"]}
     run_dir = make_gpu_run(tmp_path, (0,), events=[event("monitor", "the driver is not loaded", 0.5, **facts)])
     write_lines(run_dir / "records" / samples_file("rank-0"), [sample(1.0, None)])
     write_lines(run_dir / "records" / memory_file(0), [memory(1, 0, None)])

@@ -6,7 +6,7 @@ from shown import NODES, PARTITIONS
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.facts import Cluster, parse_cluster
 from dist_trainer.slurm.fitting import Checked, check
-from dist_trainer.slurm.job import GpuRequest, JobRequest, lay_out
+from dist_trainer.slurm.job_request import GpuRequest, JobRequest, lay_out
 
 CLUSTER = parse_cluster(PARTITIONS, NODES)
 TWO_GPUS = GpuRequest("gpus-per-node", "2")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.slurm.job import GpuRequest, JobRequest, Launcher, Layout, lay_out
+from dist_trainer.slurm.job_request import GpuRequest, JobRequest, Launcher, Layout, lay_out
 from dist_trainer.slurm.lint import lint
 from dist_trainer.slurm.script import Training, output_pattern, render
 

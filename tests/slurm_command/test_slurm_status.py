@@ -9,7 +9,7 @@ from run_folders import START_S, append, event, make_gpu_run
 
 from dist_trainer.errors import UserError
 from dist_trainer.report.reading.findings import read_findings
-from dist_trainer.slurm.jobs import Job
+from dist_trainer.slurm.job_state import Job
 from dist_trainer.slurm.status import Status, lines, one_line, read_statuses, status_of
 from dist_trainer.slurm.submit import Submitted, record_path
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.doctor.facts import Device, GpuFacts, GpuProcess, HostGpus
-from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu import diagnostics
 from dist_trainer.monitor.gpu.devices import DeviceIdentity, Gpu, list_gpus
+from dist_trainer.monitor.gpu.diagnostics import Diagnostic, Say
 from dist_trainer.monitor.gpu.nvml import AbsentError, Nvml, NvmlError
 from dist_trainer.monitor.gpu.pci import PCI_DEVICES, kernel_address, nvidia_gpus
-from dist_trainer.monitor.gpu.troubles import Say, Trouble
 from dist_trainer.monitor.gpu.visible import visible_devices
 from dist_trainer.records import DeviceSample
 
@@ -24,8 +24,8 @@ def find_gpus(environ: Mapping[str, str], pci_devices: Path = PCI_DEVICES) -> Ho
     kernel = None if _WSL_GPU.exists() or not pci_devices.is_dir() else nvidia_gpus(pci_devices)
     said: list[str] = []
 
-    def say(trouble: Trouble) -> None:
-        if trouble.kind != troubles.INITIALISED_AGAIN:
+    def say(trouble: Diagnostic) -> None:
+        if trouble.kind != diagnostics.INITIALISED_AGAIN:
             said.append(trouble.message)
 
     try:
@@ -35,8 +35,8 @@ def find_gpus(environ: Mapping[str, str], pci_devices: Path = PCI_DEVICES) -> Ho
     except NvmlError as error:
         return HostGpus(
             kernel=kernel,
-            has_library=error.trouble.kind != troubles.LIBRARY_MISSING,
-            trouble=error.trouble.message,
+            has_library=error.diagnostic.kind != diagnostics.LIBRARY_MISSING,
+            trouble=error.diagnostic.message,
         )
     try:
         found = list_gpus(nvml, say)
@@ -58,7 +58,7 @@ def find_gpus(environ: Mapping[str, str], pci_devices: Path = PCI_DEVICES) -> Ho
             troubles=tuple(dict.fromkeys(said)),
         )
     except NvmlError as error:
-        return HostGpus(kernel=kernel, has_library=True, trouble=error.trouble.message, troubles=tuple(said))
+        return HostGpus(kernel=kernel, has_library=True, trouble=error.diagnostic.message, troubles=tuple(said))
     finally:
         nvml.close()
 
@@ -90,7 +90,7 @@ def _look(nvml: Nvml, uuid: str, say: Say) -> DeviceSample | None:
     try:
         source = GpuSource(nvml, DeviceIdentity(uuid), OwnProcess(), _but_of_processes(say))
     except NvmlError as error:
-        say(error.trouble)
+        say(error.diagnostic)
         return None
     try:
         return source.look(is_full=True)
@@ -101,8 +101,8 @@ def _look(nvml: Nvml, uuid: str, say: Say) -> DeviceSample | None:
 def _but_of_processes(say: Say) -> Say:
     """That this process is not among those on the GPU is as it should be here."""
 
-    def say_others(trouble: Trouble) -> None:
-        if trouble.kind not in (troubles.PROCESSES_NOT_VISIBLE, troubles.MIG):
+    def say_others(trouble: Diagnostic) -> None:
+        if trouble.kind not in (diagnostics.PROCESSES_NOT_VISIBLE, diagnostics.MIG):
             say(trouble)
 
     return say_others
@@ -145,7 +145,7 @@ def _asked(nvml: Nvml, call: str, say: Say, *arguments: Any) -> Any:
     except AbsentError:
         return None
     except NvmlError as error:
-        say(error.trouble)
+        say(error.diagnostic)
         return None
 
 

@@ -6,8 +6,8 @@ import dataclasses
 from pathlib import Path
 
 from dist_trainer.launch.environment import forwarded_env
-from dist_trainer.launch.guards.lifeline import Job
-from dist_trainer.launch.guards.roster import Roster
+from dist_trainer.launch.guards.coordinator import Job
+from dist_trainer.launch.guards.membership import Membership
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
 
 GUARD_MODULE = "dist_trainer.launch.guards.rank_guard"
@@ -45,12 +45,12 @@ def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Pa
     )
 
 
-def roster_for(launcher: str, request: LaunchRequest) -> Roster:
+def membership_for(launcher: str, request: LaunchRequest) -> Membership:
     """Which rank is expected on which host. How srun spreads an uneven number of tasks is SLURM's to say."""
     topology = request.topology
     if request.rendezvous or (launcher == "srun" and not topology.is_even):
-        return Roster(request.num_ranks)
-    return Roster(topology.num_ranks, tuple(host.name for host in topology.hosts for _ in host.slots))
+        return Membership(request.num_ranks)
+    return Membership(topology.num_ranks, tuple(host.name for host in topology.hosts for _ in host.slots))
 
 
 def _peers(request: LaunchRequest) -> tuple[str, ...]:

@@ -23,8 +23,8 @@ from typing import IO
 from dist_trainer.cluster.environments import READERS, Place
 from dist_trainer.cluster.threads import threads_here
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError
+from dist_trainer.launch.guards.protocol import BEAT_S, FROM_SRUN, SILENCE_S, LineReader, Message, encode
 from dist_trainer.launch.guards.rank_process import BecomeRank, RankProcess, start_rank
-from dist_trainer.launch.guards.wire import BEAT_S, FROM_SRUN, SILENCE_S, LineReader, Message, encode
 from dist_trainer.launch.hosts.network import interface_towards
 from dist_trainer.launch.hosts.ports import first_free_port
 from dist_trainer.launch.processes import launchers_above, sweep_later

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from dist_trainer.monitor.gpu import troubles
+from dist_trainer.monitor.gpu import diagnostics as diagnostics
+from dist_trainer.monitor.gpu.diagnostics import MEMORY_FIELDS, Diagnostic, Say
 from dist_trainer.monitor.gpu.nvml import AbsentError, FailedError, LostError, Nvml
-from dist_trainer.monitor.gpu.troubles import MEMORY_FIELDS, Say, Trouble
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def list_gpus(nvml: Nvml, say: Say) -> list[Gpu]:
             )
         except (AbsentError, FailedError, LostError) as error:
             device = f"GPU {index} of this host"
-            trouble = error.trouble
-            say(trouble.about(device, MEMORY_FIELDS, message=f"{device}: {trouble.message}"))
+            diagnostic = error.diagnostic
+            say(diagnostic.about(device, MEMORY_FIELDS, message=f"{device}: {diagnostic.message}"))
     return gpus
 
 
@@ -81,7 +81,7 @@ def find_device(nvml: Nvml, identity: DeviceIdentity) -> FoundDevice:
             handle = nvml.ask("nvmlDeviceGetHandleByUUID", uuid.encode())
             break
         except (AbsentError, FailedError) as error:
-            if error.trouble.kind == troubles.NO_PERMISSION:
+            if error.diagnostic.kind == diagnostics.NO_PERMISSION:
                 raise
     if handle is None and identity.pci_bus_id is not None:
         try:
@@ -91,11 +91,11 @@ def find_device(nvml: Nvml, identity: DeviceIdentity) -> FoundDevice:
     wanted = identity.uuid or identity.pci_bus_id or "?"
     if handle is None:
         message = f"NVML knows no device {wanted}"
-        raise FailedError(Trouble(troubles.DEVICE_NOT_FOUND, message, wanted, MEMORY_FIELDS))
+        raise FailedError(Diagnostic(diagnostics.DEVICE_NOT_FOUND, message, wanted, MEMORY_FIELDS))
     is_mig_instance = _is_mig_instance(nvml, handle)
     if not is_mig_instance and any(_instances(nvml, handle)):
         message = f"MIG is on on GPU {wanted}, and which of its instances is in use is not known"
-        raise FailedError(Trouble(troubles.MIG, message, wanted, MEMORY_FIELDS))
+        raise FailedError(Diagnostic(diagnostics.MIG, message, wanted, MEMORY_FIELDS))
     return FoundDevice(
         handle=handle,
         uuid=_text(nvml.ask("nvmlDeviceGetUUID", handle)),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any, NoReturn
 
-from dist_trainer.monitor.gpu import troubles
-from dist_trainer.monitor.gpu.troubles import Say, Trouble
+from dist_trainer.monitor.gpu import diagnostics as diagnostics
+from dist_trainer.monitor.gpu.diagnostics import Diagnostic, Say
 
 _UNINITIALIZED = 1
 _INVALID_ARGUMENT = 2
@@ -25,11 +25,11 @@ _ABSENT = {3, _NOT_FOUND, 13, 21, 25, 26, _INVALID_ARGUMENT}
 
 
 class NvmlError(Exception):
-    """A call that gave nothing. `trouble.code` is NVML's own number, None where it was not NVML that failed."""
+    """A call that gave nothing. `diagnostic.code` is NVML's own number, None where it was not NVML that failed."""
 
-    def __init__(self, trouble: Trouble) -> None:
-        super().__init__(trouble.message)
-        self.trouble = trouble
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.message)
+        self.diagnostic = diagnostic
 
 
 class AbsentError(NvmlError):
@@ -65,14 +65,14 @@ class Nvml:
 
         function = getattr(pynvml, call, None)
         if function is None:
-            raise AbsentError(Trouble("absent", f"{call}: nvidia-ml-py here is too old for it", call=call))
+            raise AbsentError(Diagnostic("absent", f"{call}: nvidia-ml-py here is too old for it", call=call))
         try:
             return function(*arguments, **named)
         except pynvml.NVMLError as error:
             failure = sorted_error(error.value, str(error), call)
-        if failure.trouble.code == _UNINITIALIZED:
+        if failure.diagnostic.code == _UNINITIALIZED:
             if self.generation > 1:
-                raise LostError(failure.trouble)
+                raise LostError(failure.diagnostic)
             self._initialise_again("something in this process had shut NVML down", call)
         raise failure
 
@@ -92,9 +92,9 @@ class Nvml:
         """Raises FailedError where that went well: the handle that was asked about belongs to the time before."""
         self._initialise()
         message = f"{reason}; it was initialised again, and sampling goes on"
-        trouble = Trouble(troubles.INITIALISED_AGAIN, message, call=call, code=_UNINITIALIZED)
-        self._say(trouble)
-        raise FailedError(trouble)
+        diagnostic = Diagnostic(diagnostics.INITIALISED_AGAIN, message, call=call, code=_UNINITIALIZED)
+        self._say(diagnostic)
+        raise FailedError(diagnostic)
 
     def _initialise(self) -> None:
         import pynvml
@@ -103,7 +103,7 @@ class Nvml:
             pynvml.nvmlInit()
         except pynvml.NVMLError as error:
             failure = sorted_error(error.value, str(error), "nvmlInit")
-            raise LostError(failure.trouble) from error
+            raise LostError(failure.diagnostic) from error
         self._pid = os.getpid()
         self.generation += 1
 
@@ -112,20 +112,22 @@ def sorted_error(code: int, text: str, call: str) -> NvmlError:
     """What an error code of NVML means for the one who asked."""
     said = f"{call}: {text} (NVML error {code})"
 
-    def trouble(kind: str, explanation: str) -> Trouble:
-        return Trouble(kind, f"{explanation}; {said}", call=call, code=code)
+    def diagnostic(kind: str, explanation: str) -> Diagnostic:
+        return Diagnostic(kind, f"{explanation}; {said}", call=call, code=code)
 
     if code in _ABSENT:
-        return AbsentError(trouble("absent", "this is not supported here"))
+        return AbsentError(diagnostic("absent", "this is not supported here"))
     if code == _LIBRARY_NOT_FOUND:
         explanation = "libnvidia-ml.so.1, NVIDIA's management library, is not on this host or in this container"
-        return LostError(trouble(troubles.LIBRARY_MISSING, explanation))
+        return LostError(diagnostic(diagnostics.LIBRARY_MISSING, explanation))
     if code in (_DRIVER_NOT_LOADED, _LIB_RM_VERSION_MISMATCH):
         return LostError(
-            trouble(troubles.DRIVER_NOT_LOADED, "the NVIDIA driver is not loaded, or another than the library's")
+            diagnostic(diagnostics.DRIVER_NOT_LOADED, "the NVIDIA driver is not loaded, or another than the library's")
         )
     if code in (_GPU_IS_LOST, _RESET_REQUIRED):
-        return LostError(trouble(troubles.GPU_LOST, "the GPU is lost: it has fallen off the bus or needs a reset"))
+        return LostError(
+            diagnostic(diagnostics.GPU_LOST, "the GPU is lost: it has fallen off the bus or needs a reset")
+        )
     if code == _NO_PERMISSION:
-        return FailedError(trouble(troubles.NO_PERMISSION, "this user may not read it"))
-    return FailedError(trouble(troubles.UNKNOWN_ERROR, "the driver gave no answer"))
+        return FailedError(diagnostic(diagnostics.NO_PERMISSION, "this user may not read it"))
+    return FailedError(diagnostic(diagnostics.UNKNOWN_ERROR, "the driver gave no answer"))

@@ -31,7 +31,7 @@ class XidWatch:
             try:
                 event = self._nvml.ask("nvmlEventSetWait_v2", self._events, 0)
             except FailedError as error:
-                if error.trouble.code != TIMEOUT:
+                if error.diagnostic.code != TIMEOUT:
                     self._events = None
                 break
             except AbsentError:

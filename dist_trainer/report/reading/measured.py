@@ -81,9 +81,9 @@ def read_memory(
                 found[source].include(part)
             else:
                 found[source] = part
-    troubles = _troubles_by_source(events)
+    diagnostics = _diagnostics_by_source(events)
     histories = [
-        _history(source, found[source], curves.of(source, found[source]), troubles.get(source, ()), ended_s=ended_s)
+        _history(source, found[source], curves.of(source, found[source]), diagnostics.get(source, ()), ended_s=ended_s)
         for source in sorted(found, key=in_order)
     ]
     top = _fullest(histories)
@@ -152,7 +152,7 @@ def _fullest(histories: Iterable[History]) -> History | None:
 
 
 def _history(
-    source: str, found: Gathered, curve: Envelope | None, troubles: Sequence[Event], *, ended_s: float | None
+    source: str, found: Gathered, curve: Envelope | None, diagnostics: Sequence[Event], *, ended_s: float | None
 ) -> History:
     highest = found.highest
     measured = Measured(
@@ -169,33 +169,33 @@ def _history(
         allocator_bytes=found.allocator_bytes,
         resident_bytes=highest.get("rss_bytes"),
         is_sampled=found.is_sampled,
-        unknown=_unknown(found, troubles, ended_s=ended_s),
+        unknown=_unknown(found, diagnostics, ended_s=ended_s),
     )
     peaks = found.resident_peaks if found.is_resident else found.used_peaks
     return History(measured, curve, found.is_resident, tuple(peaks), found.last_s)
 
 
-def _troubles_by_source(events: Sequence[Event]) -> Mapping[str, list[Event]]:
+def _diagnostics_by_source(events: Sequence[Event]) -> Mapping[str, list[Event]]:
     """What keeps NVML's use of a source from being known."""
-    troubles: dict[str, list[Event]] = {}
+    diagnostics: dict[str, list[Event]] = {}
     for event in events:
         if event.kind == MONITOR_EVENT and (
-            "used_bytes" in event.facts.get("unknown", ()) or event.facts.get("trouble") == SAMPLER_FAILED
+            "used_bytes" in event.facts.get("unknown", ()) or event.facts.get("diagnostic") == SAMPLER_FAILED
         ):
-            troubles.setdefault(str(event.facts.get("source")), []).append(event)
-    return troubles
+            diagnostics.setdefault(str(event.facts.get("source")), []).append(event)
+    return diagnostics
 
 
-def _unknown(found: Gathered, troubles: Sequence[Event], *, ended_s: float | None) -> str | None:
+def _unknown(found: Gathered, diagnostics: Sequence[Event], *, ended_s: float | None) -> str | None:
     """Since when NVML's use is not known, and why; None where it is known to the last."""
     if found.device == CPU:
         return None
     if found.last_used_s is None:
-        return str(troubles[0].facts.get("trouble", troubles[0].message)) if troubles else None
-    # A reading after the trouble says that it passed.
-    lasting = [event for event in troubles if event.time_s >= found.last_used_s]
+        return str(diagnostics[0].facts.get("diagnostic", diagnostics[0].message)) if diagnostics else None
+    # A reading after the diagnostic says that it passed.
+    lasting = [event for event in diagnostics if event.time_s >= found.last_used_s]
     if lasting:
-        return f"not known after {clock(lasting[0].time_s)} ({lasting[0].facts.get('trouble', lasting[0].message)})"
+        return f"not known after {clock(lasting[0].time_s)} ({lasting[0].facts.get('diagnostic', lasting[0].message)})"
     if found.is_sampled and ended_s is not None and ended_s - found.last_used_s > QUIET_END_S:
         return f"not known after {clock(found.last_used_s)} (the samples end there)"
     return None

@@ -12,7 +12,7 @@ from dist_trainer.slurm.notation import parse_gpu_counts, parse_gres
 
 _TORCHRUN = re.compile(
     r"(?<![\w-])"
-    r"(?:torchrun|torch\.distributed\.(?:run|launch)|dist_trainer\.launch\.elastic|accelerate launch)"
+    r"(?:torchrun|torch\.distributed\.(?:run|launch)|dist_trainer\.launch\.launchers\.elastic|accelerate launch)"
     r"(?![\w-])"
 )
 _PYTHON = re.compile(r"python|\.py(?!\w)|dist_trainer|dist-trainer")

@@ -95,7 +95,7 @@ def test_the_version_that_worked_stays_so_that_a_series_compares(look: Look) -> 
     script.error(UNKNOWN, MEMORY_V2, at=1, until=2)
     looked = look(script, "fmm")
     assert [(sample.used_bytes, sample.used_version) for sample in looked.written] == [(5, 2), (None, None), (6, 2)]
-    assert looked.troubles == ["unknown error"]
+    assert looked.diagnostics == ["unknown error"]
     assert looked.peak_used_bytes == 6
 
 
@@ -155,7 +155,7 @@ def test_bytes_that_the_driver_does_not_tell_are_unknown_and_said_once(look: Loo
     script.process(gpu, "self", "na")
     looked = look(script, "fff")
     assert {sample.process_bytes for sample in looked.written} == {None}
-    assert looked.troubles == ["process bytes not reported"]
+    assert looked.diagnostics == ["process bytes not reported"]
     assert looked.events[0].facts["unknown"] == ["process_bytes"]
 
 
@@ -164,7 +164,7 @@ def test_a_container_that_cannot_see_its_own_processes_is_one_event(look: Look) 
     script.process(gpu, 4_194_000, 10)
     looked = look(script, "fmsfff")
     assert {sample.process_bytes for sample in looked.written} == {None}
-    assert looked.troubles == ["own processes not visible"]
+    assert looked.diagnostics == ["own processes not visible"]
     assert "container" in looked.events[0].message
 
 
@@ -197,7 +197,7 @@ def test_a_gpu_is_found_by_its_bus_id_where_the_uuid_is_not_known(look: Look) ->
 def test_a_gpu_that_nvml_does_not_know_is_one_event_and_the_host_is_sampled(look: Look) -> None:
     script, _ = scripted(used_bytes=1)
     looked = look(script, "fff", uuid="GPU-none")
-    assert looked.troubles == ["device not found"]
+    assert looked.diagnostics == ["device not found"]
     assert (looked.device, looked.peak_used_bytes) == ("GPU-none", None)
     assert looked.written[0].rss_bytes is not None
 
@@ -214,29 +214,29 @@ def test_the_memory_of_a_mig_instance_is_its_own(look: Look) -> None:
     sample = looked.written[0]
     assert (sample.device, sample.used_bytes, sample.total_bytes) == (mig_uuid(0, 1), 12, 20)
     assert (sample.process_bytes, sample.utilization_percent, sample.power_w) == (6, None, None)
-    assert looked.troubles == ["mig"]
+    assert looked.diagnostics == ["mig"]
 
 
 def test_the_memory_of_a_divided_gpu_is_not_taken_for_an_instances(look: Look) -> None:
     script, gpu = scripted(used_bytes=90)
     script.mig(gpu, total_bytes=40, gpu_instance=1)
     looked = look(script, "f", uuid="", bus_id="00000000:10:00.0")
-    assert (looked.peak_used_bytes, looked.troubles) == (None, ["mig"])
+    assert (looked.peak_used_bytes, looked.diagnostics) == (None, ["mig"])
 
 
 # What goes wrong, is said once, and stops nothing.
 
 
 @pytest.mark.parametrize(
-    ("code", "trouble"),
+    ("code", "diagnostic"),
     [(DRIVER_NOT_LOADED, "driver not loaded"), (NO_PERMISSION, "no permission"), (UNKNOWN, "unknown error")],
     ids=["driver not loaded", "no permission", "unknown"],
 )
-def test_nvml_that_cannot_be_initialised_is_one_event(look: Look, code: int, trouble: str) -> None:
+def test_nvml_that_cannot_be_initialised_is_one_event(look: Look, code: int, diagnostic: str) -> None:
     script, _ = scripted(used_bytes=1)
     script.error(code, INIT)
     looked = look(script, "ffsf")
-    assert looked.troubles == [trouble]
+    assert looked.diagnostics == [diagnostic]
     assert looked.events[0].facts["device"] == gpu_uuid(0)
     assert "used_bytes" in looked.events[0].facts["unknown"]
     assert looked.written[0].rss_bytes is not None and looked.peak_used_bytes is None
@@ -244,21 +244,21 @@ def test_nvml_that_cannot_be_initialised_is_one_event(look: Look, code: int, tro
 
 def test_a_missing_library_is_one_event(look: Look) -> None:
     looked = look(None, "ffsf")
-    assert looked.troubles == ["library missing"]
+    assert looked.diagnostics == ["library missing"]
     assert looked.written[0].rss_bytes is not None
 
 
 @pytest.mark.parametrize(
-    ("code", "trouble"),
+    ("code", "diagnostic"),
     [(GPU_IS_LOST, "gpu lost"), (DRIVER_NOT_LOADED, "driver not loaded")],
     ids=["gpu lost", "driver unloaded"],
 )
-def test_a_gpu_that_goes_in_the_middle_is_one_event_and_its_peak_stays(look: Look, code: int, trouble: str) -> None:
+def test_a_gpu_that_goes_in_the_middle_is_one_event_and_its_peak_stays(look: Look, code: int, diagnostic: str) -> None:
     script, gpu = scripted(used_bytes=1)
     script.used(gpu, {1: 9})
     script.error(code, device=gpu, at=2)
     looked = look(script, "fmmmsff")
-    assert looked.troubles == [trouble]
+    assert looked.diagnostics == [diagnostic]
     assert looked.peak_used_bytes == 9
     assert looked.events[0].facts["code"] == code
     assert looked.events[0].facts["monotonic_s"] > looked.written[0].monotonic_s
@@ -280,7 +280,9 @@ def test_a_field_that_may_not_be_read_is_one_event_that_names_it(look: Look, cal
     script.error(NO_PERMISSION, call)
     script.error(NOT_SUPPORTED, GRAPHICS_PROCESSES)
     looked = look(script, "ffff")
-    assert [(event.facts["trouble"], event.facts["unknown"]) for event in looked.events] == [("no permission", [field])]
+    assert [(event.facts["diagnostic"], event.facts["unknown"]) for event in looked.events] == [
+        ("no permission", [field])
+    ]
     assert getattr(looked.written[0], field) is None
     assert looked.written[0].temperature_c == 61
 
@@ -290,7 +292,7 @@ def test_memory_that_may_not_be_read_is_one_event(look: Look) -> None:
     script.error(NO_PERMISSION, MEMORY_V1)
     script.error(NO_PERMISSION, MEMORY_V2)
     looked = look(script, "ffff")
-    assert looked.troubles == ["no permission"]
+    assert looked.diagnostics == ["no permission"]
     assert looked.events[0].facts["unknown"] == ["used_bytes"]
 
 
@@ -299,7 +301,7 @@ def test_an_error_of_one_moment_costs_that_moment(look: Look) -> None:
     script.used(gpu, {2: 9})
     script.error(UNKNOWN, device=gpu, at=1, until=2)
     looked = look(script, "fff")
-    assert looked.troubles == ["unknown error"]
+    assert looked.diagnostics == ["unknown error"]
     assert looked.peak_used_bytes == 9
 
 
@@ -307,7 +309,7 @@ def test_an_error_of_every_call_is_one_event(look: Look) -> None:
     script, gpu = scripted(used_bytes=1)
     script.error(UNKNOWN, device=gpu, at=1)
     looked = look(script, "ffffff")
-    assert looked.troubles == ["unknown error"]
+    assert looked.diagnostics == ["unknown error"]
 
 
 def test_each_xid_number_is_one_event_and_stands_in_the_samples(look: Look) -> None:
@@ -316,7 +318,7 @@ def test_each_xid_number_is_one_event_and_stands_in_the_samples(look: Look) -> N
     script.xid(gpu, 31, at=2)
     script.xid(gpu, 79, at=2)
     looked = look(script, "ffff")
-    assert [(event.facts["trouble"], event.facts["code"]) for event in looked.events] == [("xid", 31), ("xid", 79)]
+    assert [(event.facts["diagnostic"], event.facts["code"]) for event in looked.events] == [("xid", 31), ("xid", 79)]
     assert [sample.xid_errors for sample in looked.written if sample.xid_errors] == [[31], [31, 79]]
 
 
@@ -324,7 +326,7 @@ def test_nvml_that_others_have_shut_down_is_initialised_again_once(look: Look) -
     script, gpu = scripted(used_bytes=1)
     script.used(gpu, {2: 9})
     looked = look(script, "fxff", code="import pynvml; pynvml.nvmlShutdown()")
-    assert looked.troubles == ["initialised again"]
+    assert looked.diagnostics == ["initialised again"]
     assert looked.peak_used_bytes == 9
 
 
@@ -341,7 +343,7 @@ if pid == 0:
 assert os.waitpid(pid, 0)[1] == 0
 """
     looked = look(script, "fxf", code=code)
-    assert looked.troubles == ["initialised again"]
+    assert looked.diagnostics == ["initialised again"]
     assert "fork" in looked.events[0].message
     assert looked.peak_used_bytes == 5
 
@@ -350,7 +352,7 @@ def test_a_driver_that_keeps_forgetting_is_given_up(look: Look) -> None:
     script, gpu = scripted(used_bytes=1)
     script.error(UNINITIALIZED, device=gpu, at=1)
     looked = look(script, "ffffff")
-    assert looked.troubles == ["initialised again", "unknown error"]
+    assert looked.diagnostics == ["initialised again", "unknown error"]
 
 
 CPU_RANK = """

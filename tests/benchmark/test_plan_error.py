@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.benchmark import accuracy
-from dist_trainer.benchmark.accuracy import MIDGET, Case, Model, Row
+from dist_trainer.benchmark import plan_error
 from dist_trainer.benchmark.measure import Measurement
+from dist_trainer.benchmark.plan_error import MIDGET, Case, Model, Row
 from dist_trainer.cli.benchmark import main
 from dist_trainer.errors import UserError
 from dist_trainer.memory.plan import Figure, PhasePlan, RankPlan
@@ -24,7 +24,7 @@ def row(planned: int, measured: int, case: Case | None = None) -> Row:
 
 
 def test_the_zero_matrix_has_every_stage_world_bucket_overlap_and_end_of_the_world() -> None:
-    cases = list(accuracy.zero_cases())
+    cases = list(plan_error.zero_cases())
     plain = [case for case in cases if case.max_live is None]
     assert len(set(cases)) == len(cases)
     # 4 stages x 2 buckets x 2 overlaps x (1 rank of 1, and 2 of each larger world).
@@ -42,7 +42,7 @@ def test_the_zero_matrix_has_every_stage_world_bucket_overlap_and_end_of_the_wor
 
 
 def test_the_precision_matrix_has_both_precisions_checkpointing_accumulation_and_a_model_at_full_size() -> None:
-    cases = list(accuracy.precision_cases())
+    cases = list(plan_error.precision_cases())
     assert len(cases) == 16
     assert {case.model.config for case in cases} == {"tiny", "small"}
     assert {(case.stage, case.world_size) for case in cases} == {(0, 1)}
@@ -50,7 +50,7 @@ def test_the_precision_matrix_has_both_precisions_checkpointing_accumulation_and
 
 def test_a_case_says_what_runs() -> None:
     case = Case(stage=3, world_size=8, rank=7, bucket=500_000_000, overlap=True, max_live=100_000, accumulation=4)
-    spec = accuracy.spec_of(case)
+    spec = plan_error.spec_of(case)
     assert (spec.rank, spec.world_size, spec.sequence_length) == (7, 8, MIDGET.sequence_length)
     assert "zero_optimization.stage3_max_live_parameters=100000" in spec.request.settings
     assert "zero_optimization.overlap_comm=true" in spec.request.settings
@@ -65,7 +65,7 @@ def test_errors_are_fractions_of_what_was_measured() -> None:
 
 def test_the_summary_names_the_worst_case() -> None:
     rows = [row(100, 100), row(101, 100), row(95, 100, Case(stage=2, world_size=8))]
-    text = accuracy.summary(rows, 0.02)
+    text = plan_error.summary(rows, 0.02)
     assert text.startswith("3 cases: median error 1.00%, largest 5.00%")
     assert "stage 2, rank 0 of 8" in text
     assert text.endswith("1 beyond 2.0%")
@@ -80,14 +80,14 @@ def test_a_plan_is_held_against_the_real_engine(
         # Whose peak is at the embedding that is the last layer's weight too.
         Case(model=WORDY, stage=3, world_size=8, bucket=100_000, accumulation=2),
     ]
-    monkeypatch.setattr(accuracy, "zero_cases", lambda *arguments: cases)
-    assert main(["accuracy", "--tolerance", "0.02"]) == 0
+    monkeypatch.setattr(plan_error, "zero_cases", lambda *arguments: cases)
+    assert main(["plan-error", "--tolerance", "0.02"]) == 0
     assert "0 beyond 2.0%" in capsys.readouterr().out
-    assert main(["accuracy", "--tolerance", "0"]) == 1
+    assert main(["plan-error", "--tolerance", "0"]) == 1
 
 
 def test_a_benchmark_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="memory or accuracy"):
+    with pytest.raises(UserError, match="memory or plan-error"):
         main(["speed"])
     with pytest.raises(UserError, match="fraction"):
-        main(["accuracy", "--tolerance", "2%"])
+        main(["plan-error", "--tolerance", "2%"])

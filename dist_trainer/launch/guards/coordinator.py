@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from dist_trainer.launch.guards.roster import Roster, Trouble, name_hosts
-from dist_trainer.launch.guards.wire import BEAT_S, SILENCE_S, LineReader, Message, encode
+from dist_trainer.launch.guards.membership import Membership, Trouble, name_hosts
+from dist_trainer.launch.guards.protocol import BEAT_S, SILENCE_S, LineReader, Message, encode
 from dist_trainer.launch.supervise import FAILURE_GRACE_S
 
 _REMIND_S = 30.0
@@ -67,7 +67,7 @@ class _Connection:
     to_send: bytes = b""
 
 
-class Lifeline:
+class Coordinator:
     """Serves the guards from a thread, from `with` on; until `hand_out` they wait. Read its fields at any time.
 
     Where a `first_host` is named the launcher's own numbers do not count: that host has the first ranks, and the others
@@ -78,13 +78,13 @@ class Lifeline:
         self,
         listener: socket.socket,
         token: str,
-        roster: Roster,
+        membership: Membership,
         *,
         start_limit_s: float,
         say: Callable[[str], None],
         first_host: str | None = None,
     ) -> None:
-        self.roster = roster
+        self.membership = membership
         self.trouble: Trouble | None = None
         self._listener, self._token, self._say = listener, token, say
         self._first_host = first_host
@@ -98,9 +98,9 @@ class Lifeline:
         self._waiting: list[_Connection] = []
         self._grace_s: float | None = None
         self._is_closing = False
-        self._thread = threading.Thread(target=self._serve, name="lifeline", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
-    def __enter__(self) -> Lifeline:
+    def __enter__(self) -> Coordinator:
         # The signals are the main thread's to wait for: the new thread inherits this mask.
         old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -123,7 +123,7 @@ class Lifeline:
     def has_guards(self) -> bool:
         """Whether any guard is connected, and not long silent."""
         now_s = time.monotonic()
-        members = list(self.roster.members.values())
+        members = list(self.membership.members.values())
         return any(member.is_connected and now_s - member.heard_s < SILENCE_S for member in members)
 
     def stop(self, grace_s: float) -> None:
@@ -159,7 +159,7 @@ class Lifeline:
                     beaten_s = now_s
                     self._send_all(encode("beat"))
                 self._look_for_trouble(now_s, now_s - started_s)
-                if not self.roster.is_complete and self.trouble is None and now_s - reminded_s >= _REMIND_S:
+                if not self.membership.is_complete and self.trouble is None and now_s - reminded_s >= _REMIND_S:
                     reminded_s = now_s
                     self._say(f"{now_s - started_s:.0f} s: still waiting for {self._missing()}")
                 self._flush(selector)
@@ -169,8 +169,8 @@ class Lifeline:
     def _look_for_trouble(self, now_s: float, since_start_s: float) -> None:
         if self.trouble is not None:
             return
-        self.trouble = self.roster.first_trouble(now_s)
-        if self.trouble is None and not self.roster.is_complete and since_start_s > self._start_limit_s:
+        self.trouble = self.membership.first_trouble(now_s)
+        if self.trouble is None and not self.membership.is_complete and since_start_s > self._start_limit_s:
             self.trouble = Trouble(
                 f"{self._missing()} did not start within {self._start_limit_s:.0f} s; see --start-limit", 1
             )
@@ -178,7 +178,7 @@ class Lifeline:
             self.stop(FAILURE_GRACE_S)
 
     def _missing(self) -> str:
-        return name_hosts(self.roster.missing_hosts())
+        return name_hosts(self.membership.missing_hosts())
 
     def _accept(self, selector: selectors.BaseSelector) -> None:
         """All that wait: thousands may come at once."""
@@ -223,7 +223,7 @@ class Lifeline:
             self._unnumbered.remove((connection.hello, connection))
             self._join(connection, connection.hello.rank, connection.hello)
         if connection.rank is not None:
-            self.roster.disconnected(connection.rank, time.monotonic())
+            self.membership.disconnected(connection.rank, time.monotonic())
 
     def _welcome(self, connection: _Connection, message: Message) -> bool:
         """The first message says who it is; a stranger is sent away."""
@@ -234,7 +234,7 @@ class Lifeline:
         rank = message.get("rank")
         if message.get("kind") != "hello" or not hmac.compare_digest(told.encode(), self._token.encode()):
             return False
-        if not isinstance(rank, int) or not 0 <= rank < self.roster.num_ranks or rank in self._told_ranks:
+        if not isinstance(rank, int) or not 0 <= rank < self.membership.num_ranks or rank in self._told_ranks:
             return False
         self._told_ranks.add(rank)
         connection.hello = _Hello(rank, str(message.get("host")), int(message.get("local_rank", 0)))
@@ -244,7 +244,7 @@ class Lifeline:
     def _number_ranks(self) -> None:
         """Gives the ranks their numbers as they come, or all at once where their order is decided here."""
         if self._first_host is not None:
-            if len(self._unnumbered) < self.roster.num_ranks:
+            if len(self._unnumbered) < self.membership.num_ranks:
                 return
             self._unnumbered.sort(key=lambda one: _order(one[0], self._first_host))
         for number, (hello, connection) in enumerate(self._unnumbered):
@@ -254,11 +254,11 @@ class Lifeline:
 
     def _join(self, connection: _Connection, rank: int, hello: _Hello) -> None:
         connection.rank = rank
-        self.roster.joined(rank, hello.host, time.monotonic())
+        self.membership.joined(rank, hello.host, time.monotonic())
 
     def _take(self, connection: _Connection, rank: int, message: Message) -> None:
         now_s = time.monotonic()
-        self.roster.heard(rank, now_s)
+        self.membership.heard(rank, now_s)
         kind = message["kind"]
         if kind == "port":
             self._port = int(message["port"])
@@ -267,7 +267,9 @@ class Lifeline:
             stream.write(message["text"])
             stream.flush()
         elif kind == "ended":
-            self.roster.ended(rank, int(message["status"]), now_s, lines=message["lines"], is_echo=message["is_echo"])
+            self.membership.ended(
+                rank, int(message["status"]), now_s, lines=message["lines"], is_echo=message["is_echo"]
+            )
             self._send(connection, encode("bye"))
 
     def _send_jobs(self) -> None:
@@ -290,7 +292,7 @@ class Lifeline:
     def _send_job(self, job: Job, connection: _Connection) -> None:
         rank = connection.rank
         assert rank is not None
-        host = self.roster.expected_hosts[rank] if self.roster.expected_hosts else ""
+        host = self.membership.expected_hosts[rank] if self.membership.expected_hosts else ""
         local_rank, local_world_size = job.local_ranks[rank] if job.local_ranks else (None, None)
         self._send(
             connection,

@@ -29,7 +29,7 @@ MEMORY_FIELDS = ("used_bytes", "process_bytes")
 
 
 @dataclass(frozen=True)
-class Trouble:
+class Diagnostic:
     """One thing that went wrong. `unknown`: the fields of DeviceSample that cannot be had because of it."""
 
     kind: str
@@ -39,16 +39,16 @@ class Trouble:
     call: str | None = None
     code: int | None = None
 
-    def about(self, device: str | None, unknown: tuple[str, ...], *, message: str | None = None) -> Trouble:
+    def about(self, device: str | None, unknown: tuple[str, ...], *, message: str | None = None) -> Diagnostic:
         """The same of this device, with what cannot be had of it."""
         return replace(self, device=device, unknown=unknown, message=message or self.message)
 
 
-Say = Callable[[Trouble], None]
+Say = Callable[[Diagnostic], None]
 
 
-class TroubleLog:
-    """Appends each trouble to events.jsonl as an event of kind "monitor", once for a kind, a device and an Xid code.
+class DiagnosticLog:
+    """Appends each diagnostic to events.jsonl as an event of kind "monitor", once for a kind, a device and an Xid code.
 
     `rank` is the one that the events bear; `source` names the file of samples that they are about.
     """
@@ -59,23 +59,23 @@ class TroubleLog:
         self._source = source
         self._said: set[tuple[str, str | None, int | None]] = set()
 
-    def say(self, trouble: Trouble) -> None:
-        key = (trouble.kind, trouble.device, trouble.code if trouble.kind == XID else None)
+    def say(self, diagnostic: Diagnostic) -> None:
+        key = (diagnostic.kind, diagnostic.device, diagnostic.code if diagnostic.kind == XID else None)
         if key in self._said:
             return
         self._said.add(key)
         facts = {
-            "trouble": trouble.kind,
+            "diagnostic": diagnostic.kind,
             "source": self._source,
-            "device": trouble.device,
-            "unknown": list(trouble.unknown),
-            "call": trouble.call,
-            "code": trouble.code,
+            "device": diagnostic.device,
+            "unknown": list(diagnostic.unknown),
+            "call": diagnostic.call,
+            "code": diagnostic.code,
             "pid": os.getpid(),
             "monotonic_s": time.monotonic(),
         }
         # A disk that is full stops neither the training nor the samples that can still be read from memory.
         with suppress(OSError):
             writer = RecordWriter(self._path)
-            writer.write(Event(MONITOR_EVENT, trouble.message, self._rank, time.time(), facts))
+            writer.write(Event(MONITOR_EVENT, diagnostic.message, self._rank, time.time(), facts))
             writer.close()

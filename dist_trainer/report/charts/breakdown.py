@@ -52,7 +52,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Makeup:
+class Breakdown:
     """`target_percent` is where the target lies on the scale, None where there is none or it does not apply."""
 
     title: str
@@ -63,7 +63,7 @@ class Makeup:
     phase: str
 
 
-def makeup(findings: Findings, summary: Summary) -> Makeup | None:
+def breakdown(findings: Findings, summary: Summary) -> Breakdown | None:
     """Of the fullest GPU; None where there is no plan for it."""
     worst, plan = fullest(summary.verdicts), findings.asked.plan
     if worst is None or worst.rank is None or plan is None or (plan.device == CPU) != (worst.device == CPU):
@@ -77,7 +77,7 @@ def makeup(findings: Findings, summary: Summary) -> Makeup | None:
     bars = [_bar("planned", dict(planned), scale)]
     if measured:
         bars.append(_bar("measured", measured, scale))
-    return Makeup(
+    return Breakdown(
         title=f"What the memory is made of, {label(worst)}",
         bars=tuple(bars),
         target_percent=100 * target_bytes / scale if target_bytes is not None else None,

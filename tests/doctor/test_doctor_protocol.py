@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_trainer.doctor.wire import Unpacker, pack
+from dist_trainer.doctor.protocol import Unpacker, pack
 
 # SLURM cuts longer lines up.
 LINE_LIMIT = 1024

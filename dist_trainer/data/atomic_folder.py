@@ -13,30 +13,30 @@ from dist_trainer.errors import UserError
 
 
 @contextmanager
-def written_aside(output: Path) -> Iterator[Path]:
+def atomic_folder(output: Path) -> Iterator[Path]:
     """Yields an empty folder beside `output`, and renames it to `output` when the block ends well.
 
     Raises UserError when `output` exists and isn't an empty folder, before the block or after it (another process
     may have been first), or when the disk refuses. Nothing is left behind after an error.
     """
     _check_vacant(output)
-    aside = output.with_name(f".{output.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+    partial = output.with_name(f".{output.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        aside.mkdir(parents=True)
-        yield aside
+        partial.mkdir(parents=True)
+        yield partial
         _check_vacant(output)
-        aside.rename(output)
+        partial.rename(output)
     except OSError as error:
         _check_vacant(output)
         raise UserError("the output cannot be written", where=str(output), found=error.strerror) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def remove_abandoned(output: Path) -> None:
     """Removes what a killed writer of `output` left. Only for one who knows that nobody is writing it now."""
-    for aside in output.parent.glob(f".{output.name}.partial-*"):
-        shutil.rmtree(aside, ignore_errors=True)
+    for partial in output.parent.glob(f".{output.name}.partial-*"):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_vacant(output: Path) -> None:

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.monitor.board import SLOT_BYTES, Board
+from dist_trainer.monitor.mailbox import SLOT_BYTES, Mailbox
 
 
 def test_what_one_posts_the_other_reads(tmp_path: Path) -> None:
-    made = Board.make(tmp_path / "board", 3)
-    opened = Board.open(tmp_path / "board", 3)
+    made = Mailbox.make(tmp_path / "mailbox", 3)
+    opened = Mailbox.open(tmp_path / "mailbox", 3)
     assert opened.read(1) is None
     opened.post(1, {"step": 3, "host": "h1"})
     made.post(0, {"step": 9})
@@ -24,26 +24,26 @@ def test_what_one_posts_the_other_reads(tmp_path: Path) -> None:
 
 
 def test_it_stays_for_those_who_have_it_when_its_name_is_gone(tmp_path: Path) -> None:
-    made = Board.make(tmp_path / "board", 1)
-    opened = Board.open(tmp_path / "board", 1)
-    (tmp_path / "board").unlink()
+    made = Mailbox.make(tmp_path / "mailbox", 1)
+    opened = Mailbox.open(tmp_path / "mailbox", 1)
+    (tmp_path / "mailbox").unlink()
     opened.post(0, {"step": 1})
     assert made.read(0) == {"step": 1}
 
 
 def test_a_message_that_is_being_written_is_none_and_never_a_part_of_one(tmp_path: Path) -> None:
-    board = Board.make(tmp_path / "board", 2)
+    mailbox = Mailbox.make(tmp_path / "mailbox", 2)
     done = threading.Event()
 
     def post() -> None:
         number = 0
         while not done.is_set():
             number += 1
-            board.post(1, {"number": number, "again": number, "rest": "x" * (number % 1000)})
+            mailbox.post(1, {"number": number, "again": number, "rest": "x" * (number % 1000)})
 
     writer = threading.Thread(target=post)
     writer.start()
-    reader = Board.open(tmp_path / "board", 2)
+    reader = Mailbox.open(tmp_path / "mailbox", 2)
     seen = [reader.read(1) for _ in range(5000)]
     done.set()
     writer.join()
@@ -53,26 +53,26 @@ def test_a_message_that_is_being_written_is_none_and_never_a_part_of_one(tmp_pat
 
 
 def test_half_a_message_is_none(tmp_path: Path) -> None:
-    board = Board.make(tmp_path / "board", 1)
-    board.post(0, {"step": 1})
-    content = bytearray((tmp_path / "board").read_bytes())
+    mailbox = Mailbox.make(tmp_path / "mailbox", 1)
+    mailbox.post(0, {"step": 1})
+    content = bytearray((tmp_path / "mailbox").read_bytes())
     content[18] ^= 1
-    (tmp_path / "board").write_bytes(content)
-    assert Board.open(tmp_path / "board", 1).read(0) is None
+    (tmp_path / "mailbox").write_bytes(content)
+    assert Mailbox.open(tmp_path / "mailbox", 1).read(0) is None
 
 
 def test_what_is_no_board_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="No such file"):
-        Board.open(tmp_path / "none", 1)
+        Mailbox.open(tmp_path / "none", 1)
     with pytest.raises(OSError, match="No such file"):
-        Board.make(tmp_path / "none" / "board", 1)
-    Board.make(tmp_path / "board", 1)
+        Mailbox.make(tmp_path / "none" / "mailbox", 1)
+    Mailbox.make(tmp_path / "mailbox", 1)
     with pytest.raises(OSError, match="exists"):
-        Board.make(tmp_path / "board", 1)
+        Mailbox.make(tmp_path / "mailbox", 1)
     with pytest.raises(OSError, match="length"):
-        Board.open(tmp_path / "board", 2)
+        Mailbox.open(tmp_path / "mailbox", 2)
 
 
 def test_a_message_longer_than_a_slot_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="longer than a slot"):
-        Board.make(tmp_path / "board", 1).post(0, {"text": "x" * SLOT_BYTES})
+        Mailbox.make(tmp_path / "mailbox", 1).post(0, {"text": "x" * SLOT_BYTES})

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
-from dist_trainer.launch.guards.lifeline import Job, Lifeline
-from dist_trainer.launch.guards.roster import Roster
-from dist_trainer.launch.guards.wire import encode
+from dist_trainer.launch.guards.coordinator import Coordinator, Job
+from dist_trainer.launch.guards.membership import Membership
+from dist_trainer.launch.guards.protocol import encode
 
 TOKEN = "token"
 JOB = Job(
@@ -29,13 +29,13 @@ ARRIVALS = [("node1", 0), ("node1", 1), ("node10", 0), ("node10", 1), ("node2", 
 
 
 @contextmanager
-def serving(num_ranks: int, first_host: str | None) -> Iterator[tuple[Lifeline, int]]:
+def serving(num_ranks: int, first_host: str | None) -> Iterator[tuple[Coordinator, int]]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
-    roster = Roster(num_ranks)
-    with Lifeline(listener, TOKEN, roster, start_limit_s=30.0, say=print, first_host=first_host) as lifeline:
-        lifeline.hand_out(JOB)
-        yield lifeline, port
+    membership = Membership(num_ranks)
+    with Coordinator(listener, TOKEN, membership, start_limit_s=30.0, say=print, first_host=first_host) as coordinator:
+        coordinator.hand_out(JOB)
+        yield coordinator, port
 
 
 def connect(port: int, rank: int, host: str, local_rank: int, stack: ExitStack) -> tuple[socket.socket, IO[str]]:
@@ -68,23 +68,23 @@ def test_where_a_first_host_is_named_it_has_rank_0_and_hosts_follow_by_name_as_p
 
 
 def test_a_guard_that_is_gone_before_the_ranks_have_numbers_is_trouble() -> None:
-    with ExitStack() as stack, serving(2, "node1") as (lifeline, port):
+    with ExitStack() as stack, serving(2, "node1") as (coordinator, port):
         connection, lines = connect(port, 1, "node2", 0, stack)
         lines.close()
         connection.close()
-        while not lifeline.roster.members:
+        while not coordinator.membership.members:
             time.sleep(0.01)
         other = connect(port, 0, "node1", 0, stack)[1]
         assert any(json.loads(line)["kind"] == "stop" for line in other)
-        assert lifeline.trouble is not None
-        assert "node2 (rank 1) is gone" in lifeline.trouble.message
+        assert coordinator.trouble is not None
+        assert "node2 (rank 1) is gone" in coordinator.trouble.message
 
 
 def test_a_stranger_and_a_rank_that_comes_twice_are_sent_away() -> None:
-    with ExitStack() as stack, serving(2, None) as (lifeline, port):
+    with ExitStack() as stack, serving(2, None) as (coordinator, port):
         assert job_of(connect(port, 0, "node1", 0, stack)[1])["rank"] == 0
         assert connect(port, 0, "node1", 0, stack)[1].read() == ""
         stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
         stranger.sendall(encode("hello", token="guessed", rank=1, host="node1", local_rank=1))
         assert stranger.recv(1 << 16) == b""
-        assert set(lifeline.roster.members) == {0}
+        assert set(coordinator.membership.members) == {0}

@@ -20,7 +20,7 @@ _HEADER = struct.Struct("<II")
 _ACCEPTED = struct.Struct("<I")
 
 
-class Board:
+class Mailbox:
     """One slot a rank, by local rank; besides, for each the rank that the maker has accepted in it."""
 
     def __init__(self, descriptor: int, num_slots: int) -> None:
@@ -28,7 +28,7 @@ class Board:
         self._memory = mmap.mmap(descriptor, _size(num_slots))
 
     @classmethod
-    def make(cls, path: Path, num_slots: int) -> Board:
+    def make(cls, path: Path, num_slots: int) -> Mailbox:
         """Raises OSError where there is no such memory, or no room in it."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
@@ -42,7 +42,7 @@ class Board:
             os.close(descriptor)
 
     @classmethod
-    def open(cls, path: Path, num_slots: int) -> Board:
+    def open(cls, path: Path, num_slots: int) -> Mailbox:
         """Raises OSError where nobody made it, or for another number of slots."""
         descriptor = os.open(path, os.O_RDWR)
         try:

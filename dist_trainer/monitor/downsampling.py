@@ -16,7 +16,7 @@ HEARTBEAT_FRACTION = 1 / 3600
 CHURN_FRACTION = 1 / 18000
 
 
-class Thinner:
+class Downsampler:
     """Takes the samples of one source in order and gives back those to write. Holds at most four of them.
 
     `spacing` is how many times rarer than usual the quiet ones and the extremes of a busy stretch are.

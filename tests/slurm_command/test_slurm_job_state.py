@@ -9,7 +9,7 @@ from ranks import run
 from shown import ARRAY, COMPLETED, DRAINED
 
 import slurm
-from dist_trainer.slurm.jobs import Asked, Job, ask_for_job, parse_accounting, parse_controller
+from dist_trainer.slurm.job_state import Asked, Job, ask_for_job, parse_accounting, parse_controller
 from dist_trainer.slurm.notation import parse_moment
 from dist_trainer.slurm.words import reason_in_words, state_in_words
 

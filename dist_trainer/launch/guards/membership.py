@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from dist_trainer.errors import EXIT_HOST_LOST
-from dist_trainer.launch.guards.wire import BEAT_S, SILENCE_S
+from dist_trainer.launch.guards.protocol import BEAT_S, SILENCE_S
 from dist_trainer.launch.processes import signal_name
 
 # So long the first trouble waits for another that began earlier and is heard of later.
@@ -44,7 +44,7 @@ class _Candidate:
 
 
 @dataclass
-class Roster:
+class Membership:
     """`num_ranks` ranks, which `expected_hosts` (host by rank, empty where nobody knows) are to run on."""
 
     num_ranks: int

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_trainer.monitor.thinning import Thinner
+from dist_trainer.monitor.downsampling import Downsampler
 from dist_trainer.records import DeviceSample
 from dist_trainer.units import MIB
 
@@ -18,11 +18,11 @@ def sample(tick: int, used: int | None, *, rss: int | None = None, xid: tuple[in
 
 def keep(levels: Sequence[int], *, start_tick: int = 0) -> list[tuple[int, int | None]]:
     """(tick, used bytes) of what is kept of samples ten times a second, one in ten of them full."""
-    thinner = Thinner()
+    downsampler = Downsampler()
     kept = []
     for tick, used in enumerate(levels, start=start_tick):
-        kept += thinner.offer(sample(tick, used), is_full=tick % 10 == 0)
-    kept += thinner.flush()
+        kept += downsampler.offer(sample(tick, used), is_full=tick % 10 == 0)
+    kept += downsampler.flush()
     return [(round(one.monotonic_s / TICK_S), one.used_bytes) for one in kept]
 
 
@@ -35,34 +35,34 @@ def test_a_change_is_kept_at_once_with_the_level_before_it() -> None:
 
 
 def test_a_peak_is_given_back_in_the_same_moment() -> None:
-    thinner = Thinner()
-    thinner.offer(sample(0, 5), is_full=True)
+    downsampler = Downsampler()
+    downsampler.offer(sample(0, 5), is_full=True)
     # Far into the run, where changes are held back for a while.
-    thinner.offer(sample(10_000_000, 5), is_full=True)
-    thinner.offer(sample(10_000_001, 4), is_full=False)
-    assert thinner.offer(sample(10_000_002, 6), is_full=False)[-1].used_bytes == 6
+    downsampler.offer(sample(10_000_000, 5), is_full=True)
+    downsampler.offer(sample(10_000_001, 4), is_full=False)
+    assert downsampler.offer(sample(10_000_002, 6), is_full=False)[-1].used_bytes == 6
 
 
 def test_a_new_peak_of_the_process_counts_as_one_of_the_device_does() -> None:
-    thinner = Thinner()
+    downsampler = Downsampler()
     first = DeviceSample("h", "g", 0.0, 0.0, used_bytes=9, process_bytes=1)
     second = DeviceSample("h", "g", 0.1, 0.0, used_bytes=9, process_bytes=2)
-    assert thinner.offer(first, is_full=True) == [first]
-    assert thinner.offer(second, is_full=False) == [second]
+    assert downsampler.offer(first, is_full=True) == [first]
+    assert downsampler.offer(second, is_full=False) == [second]
 
 
 def test_an_xid_is_kept_whenever_it_comes() -> None:
-    thinner = Thinner()
-    thinner.offer(sample(0, 5), is_full=True)
+    downsampler = Downsampler()
+    downsampler.offer(sample(0, 5), is_full=True)
     news = sample(1, 5, xid=(79,))
-    assert thinner.offer(news, is_full=True) == [news]
+    assert downsampler.offer(news, is_full=True) == [news]
 
 
 def test_a_resident_set_that_trembles_is_no_change_but_one_that_moves_is() -> None:
-    thinner = Thinner()
-    thinner.offer(sample(0, None, rss=100 * MIB), is_full=True)
-    assert thinner.offer(sample(1, None, rss=100 * MIB + 4096), is_full=False) == []
-    moved = thinner.offer(sample(2, None, rss=102 * MIB), is_full=False)
+    downsampler = Downsampler()
+    downsampler.offer(sample(0, None, rss=100 * MIB), is_full=True)
+    assert downsampler.offer(sample(1, None, rss=100 * MIB + 4096), is_full=False) == []
+    moved = downsampler.offer(sample(2, None, rss=102 * MIB), is_full=False)
     assert moved[-1].rss_bytes == 102 * MIB
 
 
@@ -72,33 +72,33 @@ def test_the_last_sample_is_kept() -> None:
 
 def test_days_of_a_quiet_run_take_few_lines() -> None:
     three_days = 3 * 24 * 3600
-    thinner = Thinner()
-    kept = sum(len(thinner.offer(sample(10 * second, 5), is_full=True)) for second in range(three_days))
+    downsampler = Downsampler()
+    kept = sum(len(downsampler.offer(sample(10 * second, 5), is_full=True)) for second in range(three_days))
     assert 5_000 < kept < 25_000
 
 
 def test_hours_of_restless_memory_take_a_line_for_a_tick_in_the_first_and_fewer_later() -> None:
-    thinner = Thinner()
+    downsampler = Downsampler()
     counts = []
     for hour in range(4):
         ticks = range(hour * 36_000, (hour + 1) * 36_000)
         samples = (sample(tick, 10**9 + tick * 7919 % 1000) for tick in ticks)
-        counts.append(sum(len(thinner.offer(one, is_full=False)) for one in samples))
+        counts.append(sum(len(downsampler.offer(one, is_full=False)) for one in samples))
     assert counts[0] <= 36_100
     assert counts[0] > counts[1] > counts[2] > counts[3] > 5_000
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.sampled_from([0, 10**6, 10**8]))
 def test_the_highest_sample_is_always_kept_and_the_order_is_that_of_time(levels: list[int], start_tick: int) -> None:
-    thinner = Thinner()
+    downsampler = Downsampler()
     if start_tick:
-        thinner.offer(sample(0, 0), is_full=True)
+        downsampler.offer(sample(0, 0), is_full=True)
     kept: list[DeviceSample] = []
     for tick, used in enumerate(levels, start=start_tick):
-        kept += thinner.offer(sample(tick, used), is_full=tick % 10 == 0)
+        kept += downsampler.offer(sample(tick, used), is_full=tick % 10 == 0)
         highest_so_far = max(levels[: tick - start_tick + 1])
         if highest_so_far:
             assert max((one.used_bytes or 0 for one in kept), default=0) == highest_so_far
-    kept += thinner.flush()
+    kept += downsampler.flush()
     times = [one.monotonic_s for one in kept]
     assert times == sorted(set(times))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from dist_trainer.errors import UserError
-from dist_trainer.slurm.job import GpuRequest, JobRequest, Layout, lay_out
+from dist_trainer.slurm.job_request import GpuRequest, JobRequest, Layout, lay_out
 from dist_trainer.slurm.notation import Gpus
 
 TWO_GPUS = GpuRequest("gpus-per-node", "2")
