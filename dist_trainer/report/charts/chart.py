@@ -1,4 +1,4 @@
-"""Line charts as SVG, made here: a page with a plotting library in it would be megabytes, and need it to be kept.
+"""Line charts as SVG, made here; docs/architecture.md says which libraries were tried in its place.
 
 The SVG holds only what may be stretched; ticks and labels are text beside it, placed in percent, so that a chart reads
 as well on a telephone as on a wide screen. Numbers for a person who points at it travel as JSON.
