@@ -94,11 +94,14 @@ def mini_config(folder: Path) -> Path:
     return path
 
 
-def train(folder: Path, name: str, *switches: str, world_size: int = 2) -> Path:
-    """Trains the mini run in `folder`/`name` and returns its run folder; fails the test when the command fails."""
+def train(folder: Path, name: str, *switches: str, world_size: int = 2, brisk: bool = True) -> Path:
+    """Trains the mini run in `folder`/`name` and returns its run folder; fails the test when the command fails.
+
+    `brisk` is for a file whose schedule warms up.
+    """
     run_dir = folder / name
     arguments = ["-m", "dist_trainer", "train", "--config", str(mini_config(folder)), "--run-dir", str(run_dir)]
-    ended = run_ranks([*arguments, *BRISK, *switches], cwd=folder, world_size=world_size)
+    ended = run_ranks([*arguments, *(BRISK if brisk else ()), *switches], cwd=folder, world_size=world_size)
     assert ended.status == 0, ended.output
     return run_dir
 

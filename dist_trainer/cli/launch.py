@@ -88,6 +88,7 @@ def run(
     *,
     run_dir: Path | None,
     train_request: Request | None,
+    resume: str = "auto",
     force: bool = False,
     module: str = "dist_trainer",
 ) -> int:
@@ -95,8 +96,9 @@ def run(
 
     `train_arguments` are passed on literally. `run_dir` is the folder that they name, None where they name none:
     then the next free one is taken, and named to `train`. `train_request` is what they ask for, and is checked for
-    the number of ranks before anything is made or a rank is started; None where `module` is not ours, which names its
-    folder. It is planned too: what would not fit this host is not started, unless `force`.
+    the number of ranks, with the checkpoint that `resume` means, before anything is made or a rank is started; None
+    where `module` is not ours, which names its folder. It is planned too: what would not fit this host is not started,
+    unless `force`.
     """
     environ = os.environ
     facts = read_host_facts(environ)
@@ -128,7 +130,7 @@ def run(
         return request.arguments if run_dir else (*request.arguments, "--run-dir", str(chosen_dir))
 
     if args.dry_run:
-        check_files(train_request, request.num_ranks)
+        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
         next_dir = run_dir or next_run_dir(*names_of(train_request))
         port = told_port or planned_port(next_dir)
         shown = replace(request, arguments=arguments_with(next_dir), master_port=port)
@@ -136,11 +138,11 @@ def run(
         return EXIT_OK
     require_launcher(launcher)
     if rendezvous is not None and not is_own_address(rendezvous.host):
-        check_files(train_request, request.num_ranks)
+        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
         return run_beside(request)
 
     def prepare() -> Prepared:
-        check_files(train_request, request.num_ranks)
+        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
         if not request.is_local and rendezvous is None and launcher != "srun":
             # Only now: asyncio takes a third of the time in which a run on this host is on its way.
             from dist_trainer.launch.hosts.reach import check_hosts
@@ -169,13 +171,21 @@ def run(
     )
 
 
-def check_files(request: Request | None, num_ranks: int) -> None:
-    """Raises UserError for a mistake in either file, or in what overrides them."""
+def check_files(request: Request | None, num_ranks: int, *, resume: str, run_dir: Path | None) -> None:
+    """Raises UserError for a mistake in either file, or in what overrides them, and for a checkpoint that is not whole
+    or not of such a run.
+    """
     if request is not None:
+        from dist_trainer.checkpoints.changed import made_by, refuse_another_kind
+        from dist_trainer.checkpoints.find import find
         from dist_trainer.config.adapt import ANY_DEVICE
         from dist_trainer.config.resolve import resolve
 
-        resolve(request, world_size=num_ranks, device=ANY_DEVICE)
+        found = find(resume, run_dir).found
+        done = found.card.position.phases if found else {}
+        resolved = resolve(request, world_size=num_ranks, device=ANY_DEVICE, done=done)
+        if found is not None:
+            refuse_another_kind(found, made_by(resolved, world_size=num_ranks, data={}), is_device_known=False)
 
 
 def names_of(request: Request | None) -> tuple[str, str]:
@@ -235,5 +245,6 @@ def main(argv: list[str]) -> int:
         train_arguments,
         run_dir=train_args.run_dir,
         train_request=train.request_from(train_args),
+        resume=train_args.resume,
         force=train_args.force,
     )

@@ -13,6 +13,7 @@ from dist_trainer.config import optimisations, run
 from dist_trainer.config.adapt import DeviceFacts, adapt
 from dist_trainer.config.deepspeed import resolve as deepspeed
 from dist_trainer.config.files import find_file
+from dist_trainer.config.progress import Progress
 from dist_trainer.config.request import Request
 from dist_trainer.config.run import RunConfig
 from dist_trainer.errors import UserError
@@ -22,7 +23,7 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase with its length in optimizer steps; `number` counts from 1 in the run file."""
+    """A phase with its length in optimizer steps, those behind it included; `number` counts from 1 in the run file."""
 
     number: int
     name: str
@@ -61,10 +62,13 @@ class ResolvedRun:
         return int(self.deepspeed["train_batch_size"])
 
 
-def resolve(request: Request, *, world_size: int, device: DeviceFacts) -> ResolvedRun:
+def resolve(
+    request: Request, *, world_size: int, device: DeviceFacts, done: Mapping[str, Progress] | None = None
+) -> ResolvedRun:
     """Reads both files, applies what overrides them, fills what is "auto", and adapts to the device.
 
-    Raises UserError naming file, key and what to do; the same for every rank.
+    `done` is what a checkpoint has of each phase: the rest of a phase that is so many tokens long may take other steps
+    than those behind it. Raises UserError naming file, key and what to do; the same for every rank.
     """
     run_path, config, settings = _run_config(request)
     ds_path = find_file(_deepspeed_name(request, config), kind="ds_configs", suffixes=(".json",), switch="--ds")
@@ -75,7 +79,7 @@ def resolve(request: Request, *, world_size: int, device: DeviceFacts) -> Resolv
         raw = optimisations.set_path(raw, path, text)
     deepspeed.check(raw, source=source)
 
-    phases, facts, resolved = _fill(raw, config, source=source, world_size=world_size, device=device)
+    phases, facts, resolved = _fill(raw, config, source=source, world_size=world_size, device=device, done=done or {})
     notices = deepspeed.warnings(resolved, facts)
     try:
         adapted, instead = adapt(resolved, device)
@@ -133,7 +137,13 @@ def _deepspeed_name(request: Request, config: RunConfig) -> str:
 
 
 def _fill(
-    raw: Mapping[str, Any], config: RunConfig, *, source: str, world_size: int, device: DeviceFacts
+    raw: Mapping[str, Any],
+    config: RunConfig,
+    *,
+    source: str,
+    world_size: int,
+    device: DeviceFacts,
+    done: Mapping[str, Progress],
 ) -> tuple[tuple[Phase, ...], deepspeed.Facts, dict[str, Any]]:
     """Fills what is "auto". The batch comes first, for it says how many steps a phase of so many tokens takes."""
 
@@ -146,16 +156,18 @@ def _fill(
         )
 
     draft = deepspeed.resolve(copy.deepcopy(dict(raw)), facts_for(1), source=source)
-    phases = _phases(config, train_batch_size=int(draft["train_batch_size"]))
+    phases = _phases(config, train_batch_size=int(draft["train_batch_size"]), done=done)
     facts = facts_for(sum(phase.steps for phase in phases))
     return phases, facts, deepspeed.resolve(copy.deepcopy(dict(raw)), facts, source=source)
 
 
-def _phases(config: RunConfig, *, train_batch_size: int) -> tuple[Phase, ...]:
+def _phases(config: RunConfig, *, train_batch_size: int, done: Mapping[str, Progress]) -> tuple[Phase, ...]:
     phases = []
     for number, phase in enumerate(config.phases, start=1):
         tokens_per_step = train_batch_size * phase.sequence_length
-        steps = phase.steps or math.ceil((phase.tokens or 0) / tokens_per_step)
+        before = done.get(phase.name, Progress())
+        tokens_left = max(0, (phase.tokens or 0) - before.tokens)
+        steps = phase.steps or before.steps + math.ceil(tokens_left / tokens_per_step)
         source = phase.data or config.data.source
         phases.append(Phase(number, phase.name, phase.sequence_length, steps, tokens_per_step, source))
     return tuple(phases)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dist_trainer.data.sampler import BatchPlan, num_windows
+from dist_trainer.data.sampler import BatchPlan
 from dist_trainer.data.tokens import TokenFile
 from dist_trainer.errors import UserError
 
@@ -26,36 +26,23 @@ class Batch(NamedTuple):
 
 def build_loader(
     tokens: TokenFile,
+    plan: BatchPlan,
     *,
-    sequence_length: int,
-    micro_batch: int,
-    accumulation: int,
     rank: int,
-    world_size: int,
-    seed: int,
-    start_step: int,
-    end_step: int,
+    num_steps: int,
     num_workers: int,
     prefetch_factor: int,
     pin_memory: bool,
 ) -> BatchLoader:
-    """The micro batches of `rank` for the steps [start_step, end_step), `accumulation` a step.
+    """The micro batches of `rank` for the plan's first `num_steps` steps.
 
-    Steps count from 0 at the start of the phase, and the data's epochs follow one another without a seam.
-    `prefetch_factor` is how many micro batches each worker reads ahead; with no workers nothing is. Close the loader,
-    or use it as a context manager. Raises UserError when the data is shorter than one sequence.
+    The data's epochs follow one another without a seam. `prefetch_factor` is how many micro batches each worker reads
+    ahead; with no workers nothing is. Close the loader, or use it as a context manager.
     """
-    plan = BatchPlan(
-        num_windows(tokens.num_tokens, sequence_length, where=str(tokens.path)),
-        micro_batch,
-        accumulation,
-        world_size,
-        seed,
-    )
     loader: DataLoader[Batch | _Failure] = DataLoader(
-        _MicroBatches(tokens, plan, sequence_length, rank),
+        _MicroBatches(tokens, plan, rank),
         batch_size=None,
-        sampler=range(start_step * accumulation, end_step * accumulation),
+        sampler=range(num_steps * plan.accumulation),
         collate_fn=_as_it_is,
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
@@ -117,10 +104,9 @@ class _Failure:
 
 
 class _MicroBatches(Dataset[Batch | _Failure]):
-    def __init__(self, tokens: TokenFile, plan: BatchPlan, sequence_length: int, rank: int) -> None:
+    def __init__(self, tokens: TokenFile, plan: BatchPlan, rank: int) -> None:
         self._tokens = tokens
         self._plan = plan
-        self._sequence_length = sequence_length
         self._rank = rank
 
     def __getitem__(self, number: int) -> Batch | _Failure:
@@ -131,7 +117,7 @@ class _MicroBatches(Dataset[Batch | _Failure]):
             return _Failure(error)
 
     def _read(self, windows: list[int]) -> Batch:
-        length = self._sequence_length
+        length = self._plan.order.sequence_length
         rows = np.empty((len(windows), length + 1), dtype=np.int64)
         for row, window in zip(rows, windows, strict=True):
             start = window * length

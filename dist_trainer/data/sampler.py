@@ -1,7 +1,9 @@
 """Which windows of the data each rank reads at each step: arithmetic on the position, with nothing to remember.
 
-The windows of a global batch follow from the step and the size of the global batch alone. Other splits of the same
-global batch into ranks, micro batches and accumulation see the same windows, and a resumed run starts at its step.
+A dataset is read in one order, sample after sample, epoch after epoch; a step takes as many samples as its global batch
+has, and how those are split into ranks, micro batches and accumulation changes nothing. Whoever reads on (a resumed
+run, the next phase) needs to know only how far the data was read: a `Place`, in tokens, so that it holds for another
+batch and for another sequence length too.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from dist_trainer.errors import UserError
 
 _NUM_ROUNDS = 6
 _MASK = 2**64 - 1
+# Short windows are mixed over this many contexts: enough to keep neighbours in the text out of one batch.
+_MAX_CHUNK_BLOCKS = 64
 
 
 def num_windows(num_tokens: int, sequence_length: int, *, where: str | None = None) -> int:
@@ -49,39 +53,118 @@ def permuted_index(position: int, size: int, key: int) -> int:
 
 
 @dataclass(frozen=True)
+class Place:
+    """How far a dataset has been read: whole epochs, and tokens of the one begun, in windows of `sequence_length`."""
+
+    epoch: int
+    tokens: int
+    sequence_length: int
+
+
+@dataclass(frozen=True)
+class Order:
+    """The windows of a dataset in the order in which they are read; every epoch is a new permutation.
+
+    Blocks of `context_length` tokens are permuted. A block holds one window, or, where the sequence length divides the
+    context's, several, which are mixed with those of a chunk of blocks around it in the order. So whatever their
+    sequence lengths, the first samples of an epoch are those of its first blocks, and phases of different lengths can
+    read one after the other without reading a text twice. A sequence length that does not divide the context's has
+    an order of its own.
+    """
+
+    num_tokens: int
+    sequence_length: int
+    context_length: int
+    seed: int
+
+    @property
+    def num_windows(self) -> int:
+        return num_windows(self.num_tokens, self.sequence_length)
+
+    @property
+    def block_windows(self) -> int:
+        """1 too where the data is shorter than a block."""
+        shares = self.context_length % self.sequence_length == 0 and self.num_tokens > self.context_length
+        return self.context_length // self.sequence_length if shares else 1
+
+    @property
+    def block_tokens(self) -> int:
+        """Orders of the same data with equal ones are the same order, in windows of other lengths."""
+        return self.block_windows * self.sequence_length
+
+    @property
+    def num_blocks(self) -> int:
+        """The whole ones. Windows behind the last whole block are the last of every epoch."""
+        return self.num_windows // self.block_windows
+
+    @property
+    def chunk_blocks(self) -> int:
+        return max(1, min(_MAX_CHUNK_BLOCKS, self.num_blocks // _MAX_CHUNK_BLOCKS))
+
+    def window(self, sample: int) -> int:
+        """The window that is read as the sample of this number, counted from the first epoch's start."""
+        epoch, index = divmod(sample, self.num_windows)
+        if index >= self.num_blocks * self.block_windows:
+            return index
+        key = _key(self.seed, epoch)
+        block, inside = divmod(index, self.block_windows)
+        if self.block_windows > 1:
+            chunk = block // self.chunk_blocks
+            first = chunk * self.chunk_blocks
+            size = min(self.chunk_blocks, self.num_blocks - first) * self.block_windows
+            mixed = permuted_index(index - first * self.block_windows, size, _key(self.seed, epoch, chunk))
+            block, inside = first + mixed // self.block_windows, mixed % self.block_windows
+        return permuted_index(block, self.num_blocks, key) * self.block_windows + inside
+
+    def place(self, sample: int) -> Place:
+        """How far the data is read when this sample is the next."""
+        epoch, index = divmod(sample, self.num_windows)
+        return Place(epoch, index * self.sequence_length, self.sequence_length)
+
+    def sample_at(self, place: Place) -> int:
+        """The first sample that was not read at this place of the same order.
+
+        After windows of another length the chunk that was begun is left out for this epoch: at most a 64th of it.
+        """
+        epoch_start = place.epoch * self.num_windows
+        if place.sequence_length == self.sequence_length:
+            return epoch_start + place.tokens // self.sequence_length
+        num_chunks = -(-place.tokens // (self.chunk_blocks * self.block_tokens))
+        block = num_chunks * self.chunk_blocks
+        return epoch_start + (block * self.block_windows if block < self.num_blocks else self.num_windows)
+
+
+@dataclass(frozen=True)
 class BatchPlan:
-    """Samples are numbered from the start of the phase, over all ranks; every epoch is a new permutation.
+    """Steps from `first_sample` of an order on, each of a global batch over all ranks.
 
     `micro_batch` samples make a micro batch, `accumulation` of those a step on each of `world_size` ranks.
     """
 
-    num_windows: int
+    order: Order
     micro_batch: int
     accumulation: int
     world_size: int
-    seed: int
+    first_sample: int = 0
 
     @property
     def global_batch(self) -> int:
         return self.micro_batch * self.accumulation * self.world_size
 
-    def positions(self, step: int, micro_step: int, rank: int) -> range:
-        """The samples of one micro batch; `step` counts optimizer steps from 0 at the start of the phase."""
+    def samples(self, step: int, micro_step: int, rank: int) -> range:
+        """The samples of one micro batch; `step` counts from 0 at `first_sample`."""
         assert 0 <= micro_step < self.accumulation
         assert 0 <= rank < self.world_size
-        first = step * self.global_batch + (micro_step * self.world_size + rank) * self.micro_batch
-        return range(first, first + self.micro_batch)
-
-    def window(self, position: int) -> int:
-        epoch, index = divmod(position, self.num_windows)
-        return permuted_index(index, self.num_windows, _epoch_key(self.seed, epoch))
+        before = step * self.global_batch + (micro_step * self.world_size + rank) * self.micro_batch
+        return range(self.first_sample + before, self.first_sample + before + self.micro_batch)
 
     def windows(self, step: int, micro_step: int, rank: int) -> list[int]:
-        return [self.window(position) for position in self.positions(step, micro_step, rank)]
+        return [self.order.window(sample) for sample in self.samples(step, micro_step, rank)]
 
 
-def _epoch_key(seed: int, epoch: int) -> int:
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8).digest(), "big")
+def _key(*numbers: int) -> int:
+    text = "/".join(str(number) for number in numbers)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _mix(value: int, key: int, number: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +25,7 @@ _LLM_C_MAGICS = {magic for magic, _ in _LLM_C_DTYPES}
 _FULL_SCAN_BYTES = 256 * MIB
 _BLOCK_TOKENS = 2**16
 _NUM_SAMPLED_BLOCKS = 64
+_FINGERPRINT_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,16 @@ class TokenFile:
     def unigram_entropy_nats(self) -> float | None:
         """The loss of a model that knows nothing but the train tokens' frequencies, where the dataset says it."""
         return self.info.unigram_entropy_nats if self.info else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells these tokens from others wherever they lie: a digest of their number and of samples of them."""
+        digest = hashlib.blake2b(str(self.num_tokens).encode(), digest_size=16)
+        last = max(0, self.num_tokens - _FINGERPRINT_TOKENS)
+        for number in range(_NUM_SAMPLED_BLOCKS):
+            start = last * number // (_NUM_SAMPLED_BLOCKS - 1)
+            digest.update(self.tokens[start : start + _FINGERPRINT_TOKENS].astype("<u4").tobytes())
+        return digest.hexdigest()
 
     def check(self, tokens: npt.NDArray[Any], start: int) -> None:
         """Raises UserError when one of `tokens`, which stand at `start` in the file, is beyond the model."""

@@ -1,115 +1,72 @@
-"""Checkpoints: the engine's own files, and beside them what made them, where the run was, and the random states."""
+"""The form of a checkpoint: the engine's own files and each rank's random states, beside the card about them."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from dist_trainer.errors import UserError
-
-CARD_FILE = "checkpoint.json"
-LATEST_FILE = "latest"
-
-
-@dataclass(frozen=True)
-class Position:
-    """How far a run has come. `steps_by_phase` counts optimizer steps done in each phase, by the phase's name."""
-
-    step: int = 0
-    steps_by_phase: dict[str, int] = field(default_factory=dict)
-
-    def steps_in(self, phase: str) -> int:
-        return self.steps_by_phase.get(phase, 0)
-
-    def after_step(self, phase: str) -> Position:
-        return Position(self.step + 1, {**self.steps_by_phase, phase: self.steps_in(phase) + 1})
+from dist_trainer.checkpoints import card, find
+from dist_trainer.checkpoints.card import Made
+from dist_trainer.checkpoints.find import Found
+from dist_trainer.checkpoints.position import Position
+from dist_trainer.train import schedule
+from dist_trainer.train.hyperparameters import Hyperparameters
 
 
-def save(engine: Any, checkpoints_dir: Path, position: Position) -> Path:
-    """Writes checkpoints/step-N on all ranks; the file `latest` names it once all of it is written."""
-    tag = f"step-{position.step}"
-    folder = checkpoints_dir / tag
-    folder.mkdir(parents=True, exist_ok=True)
-    torch.save(_random_state(), folder / _random_file())
+def save(engine: Any, checkpoints_dir: Path, position: Position, made_by: Made) -> Path:
+    """Writes checkpoints/step-N on all ranks; once all of it is written rank 0 describes it, and `latest` names it."""
+    folder = checkpoints_dir / find.name_of(position.step)
     if dist.get_rank() == 0:
-        card = {"position": asdict(position), "made_by": _made_by(engine)}
-        (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    engine.save_checkpoint(str(checkpoints_dir), tag=tag)
+        folder.mkdir(parents=True, exist_ok=True)
+        card.remove(folder)
+    # Nobody writes into a checkpoint that still says it is whole.
+    dist.barrier()
+    torch.save(_random_state(), folder / _random_file())
+    engine.save_checkpoint(str(checkpoints_dir), tag=folder.name, save_latest=False)
+    if dist.get_rank() == 0:
+        card.write(folder, position, made_by)
+        find.write_latest(checkpoints_dir, position.step)
     return folder
 
 
-def load(engine: Any, folder: Path) -> Position:
-    """Restores weights, optimizer, scheduler, loss scaler and random states from a checkpoint folder.
+def load(engine: Any, found: Found, *, with_random_state: bool) -> Position:
+    """Restores weights, the optimizer's moments, the loss scale reached, and with it random states from a checkpoint.
 
-    Raises UserError when it was made by another number of ranks, another model, or another ZeRO stage or precision.
+    Rates and all other settings stay those the engine was built with, and the schedule is where it would be if it had
+    been this one from the first step. Raises UserError for files that cannot be loaded.
     """
-    card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
-    expected, found = card["made_by"], _made_by(engine)
-    for key, value in expected.items():
-        if found.get(key) != value:
-            raise UserError(
-                f"the checkpoint {folder} was made by another kind of run",
-                where="this run",
-                key=key,
-                found=found.get(key),
-                expected=f"{value!r}, as {CARD_FILE} of the checkpoint says",
-                hint="start the run as it was (RUN_DIR/resolved/), or anew with --resume never",
-            )
-    engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    random_state = torch.load(folder / _random_file(), weights_only=True)
-    torch.set_rng_state(random_state["cpu"])
-    if "cuda" in random_state:
-        torch.cuda.set_rng_state(random_state["cuda"])
-    return Position(**card["position"])
-
-
-def find(resume: str, checkpoints_dir: Path) -> Path | None:
-    """The checkpoint folder that `--resume auto|never|PATH` means, or None to start anew.
-
-    `auto` is the newest of this run's folder, if it has any. PATH is a run's folder, its checkpoints folder, or one
-    step-N folder; UserError when there is no checkpoint there.
-    """
-    if resume == "never":
-        return None
-    if resume == "auto":
-        return _newest(checkpoints_dir)
-    path = Path(resume)
-    if (path / CARD_FILE).is_file():
-        return path
-    newest = _newest(path / "checkpoints") or _newest(path)
-    if newest is None:
-        raise UserError(
-            "no checkpoint to resume from",
-            where="--resume",
-            found=resume,
-            expected="a run's folder with checkpoints, or one checkpoints/step-N folder",
-            hint="use --resume auto for the newest of the run's folder, or --resume never",
+    asked = Hyperparameters.of(engine.optimizer)
+    random_file = found.folder / _random_file()
+    try:
+        loaded, _ = engine.load_checkpoint(
+            str(found.folder.parent.resolve()), tag=found.folder.name, load_lr_scheduler_states=False
         )
-    return newest
+        if loaded is None:
+            raise ValueError("DeepSpeed finds no checkpoint there")
+        random_state = torch.load(random_file, weights_only=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, LookupError, AttributeError, TypeError, AssertionError, OSError) as error:
+        raise _cannot_load(found, error) from error
+    except (EOFError, pickle.UnpicklingError) as error:
+        raise _cannot_load(found, error) from error
+    asked.put_back(engine.optimizer)
+    if engine.lr_scheduler is not None:
+        schedule.advance(engine.lr_scheduler, engine.global_steps - engine.skipped_steps)
+    if with_random_state:
+        torch.set_rng_state(random_state["cpu"])
+        if "cuda" in random_state:
+            torch.cuda.set_rng_state(random_state["cuda"])
+    return found.card.position
 
 
-def _newest(folder: Path) -> Path | None:
-    latest = folder / LATEST_FILE
-    if not latest.is_file():
-        return None
-    return folder / latest.read_text(encoding="utf-8").strip()
-
-
-def _made_by(engine: Any) -> dict[str, Any]:
-    """What has to be the same for the engine to load the checkpoint."""
-    precision = "fp16" if engine.fp16_enabled() else "bf16" if engine.bfloat16_enabled() else "fp32"
-    model = {f"model.{key}": value for key, value in engine.module.config.model_dump(exclude={"loss"}).items()}
-    return {
-        "world_size": dist.get_world_size(),
-        "zero_stage": engine.zero_optimization_stage(),
-        "precision": precision,
-        **model,
-    }
+def _cannot_load(found: Found, error: Exception) -> Exception:
+    text = str(error).strip().partition("\n")[0] or type(error).__name__
+    return find.cannot_be_loaded(found.folder, f"cannot be loaded ({text})")
 
 
 def _random_file() -> str:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
-from dist_trainer.config.deepspeed.params import DEEPSPEED_SCHEDULERS
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT
+from dist_trainer.train.schedule import scheduler_of
 
 
 def checkpointing_of(deepspeed_config: dict[str, Any]) -> Checkpointing | None:
@@ -25,18 +24,6 @@ def checkpointing_of(deepspeed_config: dict[str, Any]) -> Checkpointing | None:
         cpu=block.get("cpu_checkpointing", False),
         synchronize=block.get("synchronize_checkpoint_boundary", False),
     )
-
-
-def torch_scheduler_of(deepspeed_config: dict[str, Any]) -> Callable[[Any], Any] | None:
-    """A maker of torch's scheduler, where the JSON names one of torch's; None where DeepSpeed makes its own.
-
-    DeepSpeed hands a scheduler named in the JSON its own wrapped optimizer, which torch's schedulers refuse.
-    """
-    block = deepspeed_config.get("scheduler")
-    if block is None or block["type"] in DEEPSPEED_SCHEDULERS:
-        return None
-    scheduler = getattr(torch.optim.lr_scheduler, block["type"])
-    return lambda optimizer: scheduler(optimizer, **block["params"])
 
 
 def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
@@ -52,7 +39,7 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
         args=SimpleNamespace(device_rank=device_index),
         model=model,
         model_parameters=model.parameter_groups(),
-        lr_scheduler=torch_scheduler_of(resolved.deepspeed),
+        lr_scheduler=scheduler_of(resolved.deepspeed, source=resolved.deepspeed_source),
         config=copy.deepcopy(resolved.deepspeed),
     )
     compile_block = resolved.deepspeed.get("compile")

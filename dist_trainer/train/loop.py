@@ -12,15 +12,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dist_trainer.checkpoints.card import Made
+from dist_trainer.checkpoints.position import Position, order_name
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.resolve import Phase, ResolvedRun
 from dist_trainer.data.loader import BatchLoader, build_loader
+from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import TokenFile
 from dist_trainer.monitor.allocator import AllocatorWatch
 from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord
 from dist_trainer.train import checkpoint, hygiene
-from dist_trainer.train.checkpoint import Position
 from dist_trainer.train.display import Display
 from dist_trainer.train.step import StepResult, evaluate, train_step
 
@@ -70,6 +72,7 @@ class Run:
     recorder: Recorder
     display: Display
     position: Position
+    made_by: Made
     saved_step: int
     max_steps: int | None
     last_checkpoint_s: float
@@ -85,7 +88,7 @@ def train_phases(run: Run) -> None:
     """Trains every selected phase from where the run is to its end, or to `max_steps`."""
     hygiene.settle(run.engine)
     for phase, data in zip(run.resolved.phases, run.data, strict=True):
-        done = run.position.steps_in(phase.name)
+        done = run.position.progress(phase.name).steps
         if done >= phase.steps or not run.steps_left:
             continue
         run.recorder.event("phase", f"phase {phase.number}: {phase.name}", step=run.position.step)
@@ -100,13 +103,21 @@ def train_phases(run: Run) -> None:
 
 def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
     config = run.resolved.run
-    loader = _loader(run, phase, data.train, start_step=run.position.steps_in(phase.name), end_step=phase.steps)
+    order = _order(run, phase, data.train)
+    name = order_name(data.train, order)
+    place = run.position.places.get(name)
+    sample = 0 if place is None else order.sample_at(place)
+    steps_left = phase.steps - run.position.progress(phase.name).steps
+    loader = _loader(run, data.train, order, first_sample=sample, num_steps=steps_left)
     with closing(loader):
         batches = iter(loader)
-        while run.position.steps_in(phase.name) < phase.steps and run.steps_left:
+        while run.position.progress(phase.name).steps < phase.steps and run.steps_left:
             step = run.position.step + 1
             result = train_step(run.engine, batches, step=step)
-            run.position = run.position.after_step(phase.name)
+            sample += run.resolved.train_batch_size
+            run.position = run.position.after_step(
+                phase.name, num_tokens=phase.tokens_per_step, order=name, place=order.place(sample)
+            )
             _record_step(run, phase, step, result)
             if run.allocator is not None and run.allocator.after_step():
                 _record_allocator(run, run.allocator)
@@ -123,7 +134,7 @@ def _record_allocator(run: Run, allocator: AllocatorWatch) -> None:
 
 
 def _record_step(run: Run, phase: Phase, step: int, result: StepResult) -> None:
-    num_tokens = run.resolved.train_batch_size * phase.sequence_length
+    num_tokens = phase.tokens_per_step
     record = StepRecord(
         step=step,
         phase=phase.name,
@@ -141,7 +152,7 @@ def _record_step(run: Run, phase: Phase, step: int, result: StepResult) -> None:
     memory_bytes = None
     if step % run.resolved.run.memory.record_every_steps == 0:
         memory_bytes = run.recorder.memory(step)
-    run.display.step(record, memory_bytes, run.position.steps_in(phase.name))
+    run.display.step(record, memory_bytes, run.position.progress(phase.name).steps)
     _write_to_deepspeed_monitors(run.engine, record)
 
 
@@ -156,26 +167,34 @@ def _write_to_deepspeed_monitors(engine: Any, record: StepRecord) -> None:
 
 def _evaluate_phase(run: Run, phase: Phase, validation: TokenFile) -> None:
     num_batches = run.resolved.run.evaluation.num_batches
-    loader = _loader(run, phase, validation, start_step=0, end_step=num_batches, accumulation=1)
+    order = _order(run, phase, validation)
+    loader = _loader(run, validation, order, first_sample=0, num_steps=num_batches, accumulation=1)
     with closing(loader):
         loss = evaluate(run.engine, iter(loader))
     run.recorder.event("evaluation", f"validation loss {loss:.4f}", phase=phase.name, step=run.position.step, loss=loss)
     run.display.note(f"phase {phase.number} ({phase.name}): validation loss {loss:.4f}")
 
 
+def _order(run: Run, phase: Phase, tokens: TokenFile) -> Order:
+    config = run.resolved.run
+    return Order(tokens.num_tokens, phase.sequence_length, config.model.context_length, config.seed)
+
+
 def _loader(
-    run: Run, phase: Phase, tokens: TokenFile, *, start_step: int, end_step: int, accumulation: int | None = None
+    run: Run, tokens: TokenFile, order: Order, *, first_sample: int, num_steps: int, accumulation: int | None = None
 ) -> BatchLoader:
+    plan = BatchPlan(
+        order,
+        run.resolved.micro_batch,
+        accumulation or run.resolved.accumulation,
+        run.rank.world_size,
+        first_sample,
+    )
     return build_loader(
         tokens,
-        sequence_length=phase.sequence_length,
-        micro_batch=run.resolved.micro_batch,
-        accumulation=accumulation or run.resolved.accumulation,
+        plan,
         rank=run.rank.rank,
-        world_size=run.rank.world_size,
-        seed=run.resolved.run.seed,
-        start_step=start_step,
-        end_step=end_step,
+        num_steps=num_steps,
         num_workers=run.num_workers,
         prefetch_factor=run.resolved.run.data.prefetch_factor,
         pin_memory=run.engine.device.type == "cuda",
@@ -203,7 +222,7 @@ def _save_checkpoint(run: Run) -> None:
     if run.position.step == run.saved_step:
         return
     started_s = time.perf_counter()
-    folder = checkpoint.save(run.engine, run.run_dir / "checkpoints", run.position)
+    folder = checkpoint.save(run.engine, run.run_dir / "checkpoints", run.position, run.made_by)
     run.saved_step = run.position.step
     run.last_checkpoint_s = time.monotonic()
     run.recorder.event(

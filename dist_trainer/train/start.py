@@ -14,6 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dist_trainer import __version__
+from dist_trainer.checkpoints.card import DataFacts, Made
+from dist_trainer.checkpoints.changed import differences, refuse_another_kind
+from dist_trainer.checkpoints.changed import made_by as made_by_run
+from dist_trainer.checkpoints.find import Resume, find
+from dist_trainer.checkpoints.position import Position
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.threads import count_host_cores
 from dist_trainer.config import run_dir as run_dirs
@@ -56,7 +61,9 @@ def start(job: Job) -> NoReturn:
     gc.disable()
     try:
         # The mistakes in the files, before torch is imported; the real device is asked afterwards.
-        asked = resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE)
+        resume = find(job.resume, job.run_dir, with_files=rank == 0)
+        done = resume.found.card.position.phases if resume.found else {}
+        asked = resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE, done=done)
         baseline = read_baseline(job, asked)
         choose_cuda_allocator(asked.run.memory)
         from dist_trainer.train import process
@@ -67,9 +74,12 @@ def start(job: Job) -> NoReturn:
                 _refuse_to_measure_on(device)
                 process.quiet_profiler()
             num_threads = process.set_threads(job.rank)
-            resolved = resolve(job.request, world_size=job.rank.world_size, device=device)
+            resolved = resolve(job.request, world_size=job.rank.world_size, device=device, done=done)
             planned = plan_run(job, resolved, device) if rank == 0 else None
             data = open_data(resolved, show_progress=rank == 0)
+            made_by = describe_run(resolved, job.rank, data)
+            if resume.found is not None:
+                refuse_another_kind(resume.found, made_by)
             process.join_process_group(job.rank, device)
         run_dir = _agreed_run_dir(job)
     except BaseException as error:  # noqa: BLE001 - whatever stops a rank is reported, and ends the process
@@ -85,6 +95,8 @@ def start(job: Job) -> NoReturn:
                 resolved,
                 data,
                 run_dir,
+                resume=resume,
+                made_by=made_by,
                 device=device,
                 num_threads=num_threads,
                 monitor=monitor,
@@ -154,6 +166,20 @@ def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
     return opened
 
 
+def describe_run(resolved: ResolvedRun, rank: RankInfo, data: list[PhaseData]) -> Made:
+    """What makes this run's checkpoints."""
+    facts = {
+        phase.name: DataFacts(
+            path=str(files.train.path),
+            num_tokens=files.train.num_tokens,
+            fingerprint=files.train.fingerprint,
+            tokenizer=files.train.info.tokenizer_sha256 if files.train.info else None,
+        )
+        for phase, files in zip(resolved.phases, data, strict=True)
+    }
+    return made_by_run(resolved, world_size=rank.world_size, data=facts)
+
+
 def open_monitor(rank: RankInfo, resolved: ResolvedRun, run_dir: Path, device: DeviceFacts) -> RankMonitor:
     """What watches this rank's GPU from before the model is built to the end: this rank, or in a large run its host's
     first.
@@ -180,6 +206,8 @@ def train(
     data: list[PhaseData],
     run_dir: Path,
     *,
+    resume: Resume,
+    made_by: Made,
     device: DeviceFacts,
     num_threads: int,
     monitor: RankMonitor,
@@ -236,12 +264,20 @@ def train(
     if allocator is not None:
         allocator.watch(engine)
     torch.manual_seed(resolved.run.seed + rank)
-    position = checkpoint.Position()
-    found = checkpoint.find(job.resume, run_dir / "checkpoints")
-    if found is not None:
-        position = checkpoint.load(engine, found)
-        display.note(f"resumed from {found} at step {position.step}")
-        recorder.event("resume", str(found), step=position.step)
+    for notice in resume.notices:
+        display.note(f"notice     {notice}")
+        recorder.event("notice", notice)
+    position = Position()
+    if resume.found is not None:
+        found = resume.found
+        # Another seed asks for other noise, not for that of the checkpoint.
+        same_seed = found.card.made_by.run.get("seed") == resolved.run.seed
+        position = checkpoint.load(engine, found, with_random_state=same_seed)
+        changed = differences(found, made_by)
+        display.note(f"resumed from {found.folder} at step {position.step}")
+        for line in changed:
+            display.note(f"changed    {line}")
+        recorder.event("resume", str(found.folder), step=position.step, changed=changed)
 
     workers = resolved.run.data.num_workers
     run = Run(
@@ -256,6 +292,7 @@ def train(
         recorder=recorder,
         display=display,
         position=position,
+        made_by=made_by,
         saved_step=position.step,
         max_steps=job.max_steps,
         last_checkpoint_s=time.monotonic(),

@@ -12,6 +12,7 @@ import yaml
 
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.deepspeed import keys as deepspeed_keys
+from dist_trainer.config.progress import Progress
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import RunConfig
@@ -257,8 +258,28 @@ def test_the_steps_of_all_phases_fill_the_schedules_auto(
     assert resolved.total_steps == 12
     assert resolved.deepspeed["scheduler"]["params"][key] == 12
     assert not [notice for notice in resolved.notices if "schedule" in notice]
-    files.with_ds(scheduler={"type": kind, "params": {key: 9, **others}})
-    assert [notice for notice in files.resolve(world_size=2).notices if "step 9 and the run at step 12" in notice]
+    files.with_ds(scheduler={"type": kind, "params": {key: 15, **others}})
+    assert [notice for notice in files.resolve(world_size=2).notices if "step 15 and the run at step 12" in notice]
+
+
+@pytest.mark.parametrize("length", [{"total_steps": 11}, {"epochs": 2, "steps_per_epoch": 5}])
+def test_a_schedule_without_a_rate_for_the_last_step_is_refused(files: Files, length: dict[str, int]) -> None:
+    files.with_ds(scheduler={"type": "OneCycleLR", "params": {"max_lr": 1e-3, **length}})
+    error = files.refused(world_size=2)
+    assert (error.where, error.key) == (str(files.ds), "scheduler.params.total_steps")
+    assert error.expected == "at least 12"
+
+
+def test_the_rest_of_a_phase_by_tokens_follows_from_what_a_checkpoint_has_of_it(files: Files) -> None:
+    files.with_ds(scheduler={"type": "WarmupDecayLR", "params": {"total_num_steps": "auto", "warmup_num_steps": 5}})
+    # 6 sequences of 64 a step; the checkpoint's steps were of 2, and 600 of 1000 tokens are left.
+    request = Request(config=str(files.config), ds=str(files.ds))
+    done = {"short": Progress(10, 10 * 64), "long": Progress(4, 400)}
+    resolved = resolve(request, world_size=1, device=CPU, done=done)
+    assert [phase.steps for phase in resolved.phases] == [10, 4 + 2]
+    assert resolved.deepspeed["scheduler"]["params"]["total_num_steps"] == 16
+    over = resolve(request, world_size=1, device=CPU, done={"long": Progress(9, 1100)})
+    assert over.phases[1].steps == 9
 
 
 def test_without_optimisations_nothing_is_on() -> None:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -12,7 +11,7 @@ import torch
 
 from dist_trainer.data.info import DatasetInfo
 from dist_trainer.data.loader import BatchLoader, build_loader
-from dist_trainer.data.sampler import BatchPlan, num_windows
+from dist_trainer.data.sampler import BatchPlan, Order, num_windows
 from dist_trainer.data.tokens import TokenFile, open_tokens
 from dist_trainer.errors import UserError
 
@@ -24,21 +23,19 @@ def tokens(prepared: tuple[Path, DatasetInfo]) -> TokenFile:
     return open_tokens(prepared[0], "train", 300)
 
 
-def loader_of(tokens: TokenFile, **changes: Any) -> BatchLoader:
-    settings: dict[str, Any] = {
-        "sequence_length": LENGTH,
-        "micro_batch": 2,
-        "accumulation": 2,
-        "rank": 0,
-        "world_size": 1,
-        "seed": 5,
-        "start_step": 0,
-        "end_step": 10,
-        "num_workers": 0,
-        "prefetch_factor": 2,
-        "pin_memory": False,
-    }
-    return build_loader(tokens, **(settings | changes))
+def plan_of(
+    tokens: TokenFile, *, micro_batch: int = 2, accumulation: int = 2, world_size: int = 1, first_sample: int = 0
+) -> BatchPlan:
+    return BatchPlan(Order(tokens.num_tokens, LENGTH, LENGTH, 5), micro_batch, accumulation, world_size, first_sample)
+
+
+def loader_of(
+    tokens: TokenFile, *, rank: int = 0, num_steps: int = 10, num_workers: int = 0, **of_the_plan: int
+) -> BatchLoader:
+    plan = plan_of(tokens, **of_the_plan)
+    return build_loader(
+        tokens, plan, rank=rank, num_steps=num_steps, num_workers=num_workers, prefetch_factor=2, pin_memory=False
+    )
 
 
 def inputs_of(loader: BatchLoader) -> list[list[list[int]]]:
@@ -48,7 +45,7 @@ def inputs_of(loader: BatchLoader) -> list[list[list[int]]]:
 
 def test_a_batch_is_the_windows_of_the_plan_and_each_target_the_next_token(tokens: TokenFile) -> None:
     array = np.fromfile(tokens.path, dtype="<u2").astype(np.int64)
-    plan = BatchPlan(num_windows(len(array), LENGTH), 2, 2, 2, 5)
+    plan = plan_of(tokens, world_size=2)
     with loader_of(tokens, rank=1, world_size=2) as loader:
         batches = list(loader)
     assert len(batches) == len(loader_of(tokens)) == 20
@@ -75,13 +72,14 @@ def test_two_ranks_read_what_one_would(tokens: TokenFile) -> None:
 
 def test_a_resumed_loader_goes_on_where_the_other_stopped(tokens: TokenFile) -> None:
     whole = inputs_of(loader_of(tokens, num_workers=1))
-    assert inputs_of(loader_of(tokens, end_step=4)) + inputs_of(loader_of(tokens, start_step=4)) == whole
-    assert inputs_of(loader_of(tokens, start_step=10)) == []
+    before, after = loader_of(tokens, num_steps=4), loader_of(tokens, num_steps=6, first_sample=4 * 4)
+    assert inputs_of(before) + inputs_of(after) == whole
+    assert inputs_of(loader_of(tokens, num_steps=0)) == []
 
 
 def test_it_goes_on_from_one_epoch_to_the_next(tokens: TokenFile) -> None:
     num_epoch = num_windows(tokens.num_tokens, LENGTH)
-    batches = inputs_of(loader_of(tokens, micro_batch=1, accumulation=1, end_step=2 * num_epoch))
+    batches = inputs_of(loader_of(tokens, micro_batch=1, accumulation=1, num_steps=2 * num_epoch))
     assert sorted(batches[:num_epoch]) == sorted(batches[num_epoch:])
     assert batches[:num_epoch] != batches[num_epoch:]
 
@@ -123,7 +121,7 @@ def test_a_token_beyond_the_model_is_named_from_the_worker_too(
     shutil.copytree(prepared[0], folder)
     tokens = open_tokens(folder, "train", 300)
     array = np.fromfile(tokens.path, dtype="<u2")
-    plan = BatchPlan(num_windows(len(array), LENGTH), 2, 2, 1, 5)
+    plan = plan_of(tokens)
     position = plan.windows(3, 1, 0)[1] * LENGTH + 7
     array[position] = 301
     array.tofile(tokens.path)
@@ -145,10 +143,5 @@ def test_a_token_beyond_the_model_is_named_from_the_worker_too(
 def test_the_loader_draws_nothing_from_the_generator_that_the_model_uses(tokens: TokenFile) -> None:
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    inputs_of(loader_of(tokens, num_workers=1, end_step=2))
+    inputs_of(loader_of(tokens, num_workers=1, num_steps=2))
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_data_shorter_than_a_sequence_is_refused_at_once(tokens: TokenFile) -> None:
-    with pytest.raises(UserError, match="shorter than one sequence"):
-        loader_of(tokens, sequence_length=tokens.num_tokens)

@@ -6,10 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_trainer.data.sampler import BatchPlan, num_windows, permuted_index
+from dist_trainer.data.sampler import BatchPlan, Order, Place, num_windows, permuted_index
 from dist_trainer.errors import UserError
 
 KEYS = st.integers(0, 2**64 - 1)
+
+
+def order_of(num_windows: int, seed: int) -> Order:
+    """Windows of 4 tokens."""
+    return Order(4 * num_windows + 1, 4, 4, seed)
 
 
 @settings(deadline=None)
@@ -54,7 +59,7 @@ def test_the_global_batch_is_the_same_however_it_is_split(
     total = shape[0] * shape[1] * shape[2]
     batches = []
     for micro_batch, accumulation, world_size in (shape, split, (total, 1, 1), (1, total, 1), (1, 1, total)):
-        plan = BatchPlan(windows, micro_batch, accumulation, world_size, seed)
+        plan = BatchPlan(order_of(windows, seed), micro_batch, accumulation, world_size)
         assert plan.global_batch == total
         batches.append(
             [
@@ -73,32 +78,33 @@ def test_the_global_batch_is_the_same_however_it_is_split(
     accumulation=st.integers(1, 3),
     world_size=st.integers(1, 3),
     num_steps=st.integers(1, 5),
+    first_sample=st.integers(0, 3000),
 )
 def test_every_sample_is_read_once_and_in_turn(
-    micro_batch: int, accumulation: int, world_size: int, num_steps: int
+    micro_batch: int, accumulation: int, world_size: int, num_steps: int, first_sample: int
 ) -> None:
-    plan = BatchPlan(1000, micro_batch, accumulation, world_size, 0)
-    positions = [
-        position
+    plan = BatchPlan(order_of(1000, 0), micro_batch, accumulation, world_size, first_sample)
+    samples = [
+        sample
         for step in range(num_steps)
         for micro_step in range(accumulation)
         for rank in range(world_size)
-        for position in plan.positions(step, micro_step, rank)
+        for sample in plan.samples(step, micro_step, rank)
     ]
-    assert positions == list(range(num_steps * plan.global_batch))
+    assert samples == list(range(first_sample, first_sample + num_steps * plan.global_batch))
 
 
 def test_each_epoch_is_all_windows_in_an_order_of_its_own() -> None:
-    plan = BatchPlan(50, 1, 1, 1, seed=3)
-    epochs = [[plan.window(position) for position in range(start, start + 50)] for start in (0, 50, 100)]
+    order = order_of(50, seed=3)
+    epochs = [[order.window(sample) for sample in range(start, start + 50)] for start in (0, 50, 100)]
     assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
-    assert epochs[0] != [BatchPlan(50, 1, 1, 1, seed=4).window(position) for position in range(50)]
+    assert epochs[0] != [order_of(50, seed=4).window(sample) for sample in range(50)]
 
 
 def test_the_order_of_a_seed_never_changes() -> None:
-    # A checkpoint says its step and its seed: another order would read other data after it.
-    plan = BatchPlan(1000, 8, 1, 1, seed=1234)
+    # A checkpoint says how far the data was read, and its seed: another order would read other data after it.
+    plan = BatchPlan(order_of(1000, seed=1234), 8, 1, 1)
     assert plan.windows(0, 0, 0) == [756, 575, 649, 725, 362, 706, 210, 958]
     assert plan.windows(1000, 0, 0) == [136, 703, 82, 253, 999, 306, 657, 46]
 
@@ -110,3 +116,72 @@ def test_windows_share_one_token_and_the_last_needs_its_target() -> None:
     with pytest.raises(UserError, match="shorter than one sequence") as raised:
         num_windows(4, 4)
     assert (raised.value.found, raised.value.expected) == ("4 tokens", "at least 5")
+
+
+# (tokens, context length, sequence length): one window a block, several, a context that the length does not divide,
+# a tail behind the last block, data shorter than a context, and enough blocks for chunks of several.
+SHAPES = [
+    (8001, 16, 16),
+    (8001, 16, 4),
+    (8001, 16, 5),
+    (8010, 16, 4),
+    (13, 16, 4),
+    (64 * 3 * 16 * 4 + 9, 16, 4),
+]
+
+
+@pytest.mark.parametrize(("num_tokens", "context_length", "length"), SHAPES)
+def test_an_epoch_reads_every_window_once_whatever_the_lengths(
+    num_tokens: int, context_length: int, length: int
+) -> None:
+    order = Order(num_tokens, length, context_length, 7)
+    count = num_windows(num_tokens, length)
+    for epoch in range(2):
+        read = [order.window(sample) for sample in range(epoch * count, (epoch + 1) * count)]
+        assert sorted(read) == list(range(count))
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.sampled_from([2, 4, 8, 16]), min_size=2, max_size=5),
+    counts=st.lists(st.integers(1, 400), min_size=5, max_size=5),
+    seed=st.integers(0, 2**31),
+)
+def test_lengths_that_share_a_context_read_no_token_twice_in_an_epoch(
+    lengths: list[int], counts: list[int], seed: int
+) -> None:
+    num_tokens = 64 * 3 * 16 * 16 + 11
+    read: dict[int, list[int]] = {}
+    place = Place(0, 0, 16)
+    for length, count in zip(lengths, counts, strict=False):
+        order = Order(num_tokens, length, 16, seed)
+        first = order.sample_at(place)
+        for sample in range(first, first + count):
+            start = order.window(sample) * length
+            read.setdefault(sample // order.num_windows, []).extend(range(start, start + length))
+        place = order.place(first + count)
+    assert all(len(tokens) == len(set(tokens)) for tokens in read.values())
+
+
+def test_another_length_leaves_out_no_more_than_a_64th() -> None:
+    long, short = (Order(64 * 3 * 16 * 64 + 1, length, 16, 0) for length in (16, 4))
+    one_short = short.place(1)
+    assert long.sample_at(one_short) == long.chunk_blocks == 64
+    assert long.chunk_blocks * 64 <= long.num_blocks
+    last = short.place(short.num_windows - 1)
+    assert long.sample_at(last) == long.num_windows
+
+
+def test_the_same_length_goes_on_at_the_next_sample() -> None:
+    order = Order(8010, 4, 16, 3)
+    assert [order.sample_at(order.place(sample)) for sample in (0, 1, 1999, 2001, 2002, 5000)] == [
+        *(0, 1, 1999, 2001, 2002, 5000)
+    ]
+
+
+def test_short_windows_of_one_context_are_not_read_together() -> None:
+    order = Order(64 * 64 * 16 + 1, 4, 16, 5)
+    neighbours = sum(
+        order.window(sample) // 4 == order.window(sample + 1) // 4 for sample in range(order.num_windows - 1)
+    )
+    assert neighbours < order.num_windows / 50

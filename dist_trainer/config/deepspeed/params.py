@@ -32,6 +32,8 @@ TORCH_OPTIMIZERS = (
 )
 REMOVED_OPTIMIZERS = ("onebitadam", "onebitlamb", "zerooneadam", "fusedadam", "fusedlamb", "fusedlion", "cpuadam")
 ZERO_TESTED_OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "muon")
+# They have neither momentum nor betas, which torch's cyclic schedules move by default.
+OPTIMIZERS_WITHOUT_MOMENTUM = ("adagrad", "adadelta", "adafactor", "asgd", "lbfgs", "muon", "rprop")
 DEEPSPEED_SCHEDULERS = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 
 # Names that only torch's Adam takes, and names that only DeepSpeed's takes: they decide who builds it.
@@ -70,6 +72,8 @@ def _keys(rows: Mapping[str, Type | Key]) -> Rows:
 
 _RATE = either(number(0), list_of(number(0)))
 _COUNT = integer(1)
+# This program itself brings a schedule to where a resumed run stands.
+_UNSTARTED = integer(-1, -1)
 
 
 def _common() -> dict[str, Type | Key]:
@@ -163,7 +167,7 @@ def scheduler_table() -> Mapping[str, Params]:
     """DeepSpeed's five schedulers, and those of torch's whose parameters JSON can say."""
     peak = Auto("optimizer.params.lr", learning_rate)
     total = Key(_COUNT, Auto("the optimizer steps of all phases", _all_steps))
-    last = {"last_batch_iteration": integer(-1)}
+    last = {"last_batch_iteration": _UNSTARTED}
     warmup: dict[str, Type | Key] = {
         "warmup_num_steps": Key(
             _COUNT, Auto("a hundredth of all steps, at least 1", lambda facts, config: facts.warmup_num_steps)
@@ -177,7 +181,10 @@ def scheduler_table() -> Mapping[str, Params]:
     }
     stairs = integer(0)
     momentum = number(0, 1)
-    torch_last = {"last_epoch": integer(-1)}
+    gamma = number(0)
+    # Of the rate, and torch divides by it.
+    factor = number(0, 1, open_low=True)
+    torch_last = {"last_epoch": _UNSTARTED}
     torch_momentum: dict[str, Type | Key] = {"cycle_momentum": BOOL, "base_momentum": _RATE, "max_momentum": _RATE}
     cycle: dict[str, Type | Key] = {
         "cycle_min_lr": Key(_RATE, Auto("a 25th of optimizer.params.lr", lambda f, c: learning_rate(f, c) / 25)),
@@ -223,16 +230,16 @@ def scheduler_table() -> Mapping[str, Params]:
             ),
             required=("total_num_steps",),
         ),
-        "StepLR": Params(_keys({"step_size": _COUNT, "gamma": number(), **torch_last}), required=("step_size",)),
+        "StepLR": Params(_keys({"step_size": _COUNT, "gamma": gamma, **torch_last}), required=("step_size",)),
         "MultiStepLR": Params(
-            _keys({"milestones": list_of(integer(0)), "gamma": number(), **torch_last}), required=("milestones",)
+            _keys({"milestones": list_of(integer(0)), "gamma": gamma, **torch_last}), required=("milestones",)
         ),
-        "ConstantLR": Params(_keys({"factor": number(), "total_iters": total, **torch_last})),
+        "ConstantLR": Params(_keys({"factor": factor, "total_iters": total, **torch_last})),
         "LinearLR": Params(
-            _keys({"start_factor": number(), "end_factor": number(), "total_iters": total, **torch_last})
+            _keys({"start_factor": factor, "end_factor": number(0, 1), "total_iters": total, **torch_last})
         ),
-        "ExponentialLR": Params(_keys({"gamma": number(), **torch_last}), required=("gamma",)),
-        "CosineAnnealingLR": Params(_keys({"T_max": total, "eta_min": number(), **torch_last}), required=("T_max",)),
+        "ExponentialLR": Params(_keys({"gamma": gamma, **torch_last}), required=("gamma",)),
+        "CosineAnnealingLR": Params(_keys({"T_max": total, "eta_min": number(0), **torch_last}), required=("T_max",)),
         "CyclicLR": Params(
             _keys(
                 {
@@ -241,7 +248,7 @@ def scheduler_table() -> Mapping[str, Params]:
                     "step_size_up": _COUNT,
                     "step_size_down": or_null(_COUNT),
                     "mode": choice("triangular", "triangular2", "exp_range"),
-                    "gamma": number(),
+                    "gamma": gamma,
                     "scale_mode": choice("cycle", "iterations"),
                     **torch_momentum,
                     **torch_last,
@@ -250,7 +257,7 @@ def scheduler_table() -> Mapping[str, Params]:
             required=("base_lr", "max_lr"),
         ),
         "CosineAnnealingWarmRestarts": Params(
-            _keys({"T_0": _COUNT, "T_mult": _COUNT, "eta_min": number(), **torch_last}), required=("T_0",)
+            _keys({"T_0": _COUNT, "T_mult": _COUNT, "eta_min": number(0), **torch_last}), required=("T_0",)
         ),
         "OneCycleLR": Params(
             _keys(
@@ -259,7 +266,7 @@ def scheduler_table() -> Mapping[str, Params]:
                     "total_steps": Key(or_null(_COUNT), total.auto),
                     "epochs": or_null(_COUNT),
                     "steps_per_epoch": or_null(_COUNT),
-                    "pct_start": number(0, 1),
+                    "pct_start": number(0, 1, open_ends=True),
                     "anneal_strategy": choice("cos", "linear"),
                     "div_factor": number(0, open_ends=True),
                     "final_div_factor": number(0, open_ends=True),
@@ -270,7 +277,7 @@ def scheduler_table() -> Mapping[str, Params]:
             ),
             required=("max_lr",),
         ),
-        "PolynomialLR": Params(_keys({"total_iters": total, "power": number(), **torch_last})),
+        "PolynomialLR": Params(_keys({"total_iters": total, "power": number(0), **torch_last})),
     }
 
 

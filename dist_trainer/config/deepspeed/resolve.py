@@ -15,7 +15,7 @@ from dist_trainer.config.deepspeed.file import read
 from dist_trainer.config.deepspeed.keys import Facts, Rows, children, table
 from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake
 from dist_trainer.config.deepspeed.params import DEFAULT_OPTIMIZER, optimizer_params, scheduler_params
-from dist_trainer.config.deepspeed.rules import block, contradictions, offload_device, zero_stage
+from dist_trainer.config.deepspeed.rules import block, contradictions, offload_device, too_short, zero_stage
 
 __all__ = ["DeepSpeedFileError", "Facts", "Mistake", "check", "read", "resolve", "warnings"]
 
@@ -103,7 +103,7 @@ def resolve(raw: Mapping[str, Any], facts: Facts, *, source: str) -> dict[str, A
     sizes = batch.derive(config, facts, source=source)
     _fill_autos(config, facts)
     config.update(dict(zip(_BATCH_KEYS, (sizes.train, sizes.micro, sizes.accumulation), strict=True)))
-    mistakes = contradictions(config)
+    mistakes = contradictions(config) or too_short(config, facts.total_steps)
     if mistakes:
         raise DeepSpeedFileError(mistakes, source)
     return config

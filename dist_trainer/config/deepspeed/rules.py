@@ -22,6 +22,7 @@ _SCHEDULERS_REFUSED = {
     "ChainedScheduler": "its schedulers cannot be said in JSON",
     "ReduceLROnPlateau": "it needs a metric at each step, which DeepSpeed does not hand it",
 }
+_EPOCHS_OF_STEPS = ("epochs", "steps_per_epoch")
 # Optimizers that DeepSpeed builds in one class with optimizer offload and in another without it.
 _NOT_WITH_OFFLOAD = {
     "adam": ("set_grad_none",),
@@ -242,6 +243,43 @@ def _scheduler(config: Config) -> Iterator[Mistake]:
             if name not in block(scheduler, "params"):
                 filled = known[kind].rows[name].auto is not None
                 yield Mistake(f"scheduler.params.{name}", "is missing", hint='write "auto"' if filled else None)
+        yield from _cyclic(kind, config)
+
+
+def _cyclic(kind: str, config: Config) -> Iterator[Mistake]:
+    """What torch's cyclic schedules need beside what the table says of each key."""
+    given = block(block(config, "scheduler"), "params")
+    optimizer = str(block(config, "optimizer").get("type", ""))
+    moves_momentum = kind in ("CyclicLR", "OneCycleLR") and given.get("cycle_momentum", True)
+    if moves_momentum and optimizer.lower() in params.OPTIMIZERS_WITHOUT_MOMENTUM:
+        yield Mistake(
+            "scheduler.params.cycle_momentum",
+            f"{kind} moves the momentum unless this is false, and {optimizer} has none",
+            hint='add "cycle_momentum": false',
+        )
+    says_length = given.get("total_steps") is not None or all(given.get(name) for name in _EPOCHS_OF_STEPS)
+    if kind == "OneCycleLR" and not says_length:
+        yield Mistake("scheduler.params.total_steps", "is missing", hint='write "auto"')
+
+
+def too_short(config: Config, total_steps: int) -> list[Mistake]:
+    """A schedule that has no rate for the last of a run's `total_steps`. For a configuration without "auto"."""
+    given = block(block(config, "scheduler"), "params")
+    if block(config, "scheduler").get("type") != "OneCycleLR":
+        return []
+    epochs, steps_per_epoch = (given.get(name) or 0 for name in _EPOCHS_OF_STEPS)
+    steps = given.get("total_steps") or epochs * steps_per_epoch
+    if steps >= total_steps:
+        return []
+    return [
+        Mistake(
+            "scheduler.params.total_steps",
+            f"OneCycleLR has no rate for a step after its last; the run has {total_steps} steps",
+            found=steps,
+            expected=f"at least {total_steps}",
+            hint='write "auto"',
+        )
+    ]
 
 
 def _parallelism(config: Config) -> Iterator[Mistake]:

@@ -64,17 +64,25 @@ def integer(low: int | None = None, high: int | None = None, *, lax: bool = Fals
     return Type("a whole number" + _range_text(low, high, False), read)
 
 
-def number(low: float | None = None, high: float | None = None, *, open_ends: bool = False, lax: bool = False) -> Type:
+def number(
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    open_ends: bool = False,
+    open_low: bool = False,
+    lax: bool = False,
+) -> Type:
     def read(value: Any) -> float:
         if lax and isinstance(value, str):
             value = float(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError
-        if not _within(value, low, high, open_ends):
+        if not _within(value, low, high, open_ends) or (open_low and value == low):
             raise ValueError
         return value
 
-    return Type("a number" + _range_text(low, high, open_ends), read)
+    excluded = f", {low:g} excluded" if open_low else ""
+    return Type("a number" + _range_text(low, high, open_ends) + excluded, read)
 
 
 def choice(*names: str, fold_case: bool = False) -> Type:

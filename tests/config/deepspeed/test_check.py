@@ -198,6 +198,19 @@ def offloaded(raw: dict[str, Any]) -> dict[str, Any]:
         ({"scheduler": {"params": {}}}, "scheduler.type"),
         ({"scheduler": {"type": "WarmupDecayLR", "params": {}}}, "scheduler.params.total_num_steps"),
         ({"scheduler": {"type": "LambdaLR", "params": {}}}, "scheduler.type"),
+        ({"scheduler": {"type": "ReduceLROnPlateau", "params": {}}}, "scheduler.type"),
+        ({"scheduler": {"type": "OneCycleLR", "params": {"max_lr": 1}}}, "scheduler.params.total_steps"),
+        ({"scheduler": {"type": "OneCycleLR", "params": {"max_lr": 1, "epochs": 3}}}, "scheduler.params.total_steps"),
+        *(
+            (
+                {
+                    "optimizer": {"type": optimizer, "params": {"lr": 1}},
+                    "scheduler": {"type": "CyclicLR", "params": {"base_lr": 1, "max_lr": 2}},
+                },
+                "scheduler.params.cycle_momentum",
+            )
+            for optimizer in ("Adagrad", "Adadelta", "Adafactor", "ASGD", "Muon", "Rprop")
+        ),
         ({"sequence_parallel_size": 2}, "sequence_parallel_size"),
         ({"tensor_parallel": {"autotp_size": 4}}, "tensor_parallel.autotp_size"),
         ({"managed_gradient_accumulation": False}, "managed_gradient_accumulation"),
@@ -245,3 +258,19 @@ def test_one_error_lists_all_mistakes_the_first_in_detail() -> None:
         ]
     )
     assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "params", "key"),
+    [
+        ("WarmupLR", {"last_batch_iteration": 5}, "last_batch_iteration"),
+        ("StepLR", {"step_size": 1, "last_epoch": 5}, "last_epoch"),
+        ("StepLR", {"step_size": 1, "gamma": -1}, "gamma"),
+        ("ConstantLR", {"factor": 0}, "factor"),
+        ("LinearLR", {"start_factor": 0}, "start_factor"),
+        ("LinearLR", {"end_factor": 2}, "end_factor"),
+        ("OneCycleLR", {"max_lr": 1, "total_steps": 9, "pct_start": 1}, "pct_start"),
+    ],
+)
+def test_what_a_schedule_breaks_at_is_no_value_of_its_keys(kind: str, params: dict[str, Any], key: str) -> None:
+    assert only({"scheduler": {"type": kind, "params": params}}).key == f"scheduler.params.{key}"

@@ -1,0 +1,149 @@
+"""checkpoint.json: where a run was, what made the checkpoint, and which files it has.
+
+It is written last, so a checkpoint without one was never finished; its digest tells whether it is as it was written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import from_json
+
+from dist_trainer.checkpoints.position import Position
+
+CARD_FILE = "checkpoint.json"
+_MAX_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """A phase's train tokens. `fingerprint` tells them from others; `tokenizer` is a digest, None where unknown."""
+
+    path: str
+    num_tokens: int
+    fingerprint: str
+    tokenizer: str | None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What makes a checkpoint: the run file and the DeepSpeed JSON as they were in force, the data of each phase."""
+
+    world_size: int
+    run: dict[str, Any]
+    deepspeed: dict[str, Any]
+    data: dict[str, DataFacts]
+
+
+@dataclass(frozen=True)
+class Card:
+    """`files` are the sizes in bytes of all other files, by their paths in the checkpoint's folder."""
+
+    position: Position
+    made_by: Made
+    files: Mapping[str, Annotated[int, Field(ge=0)]]
+
+
+class DamageError(Exception):
+    """A checkpoint is not as it was written: `problem` says in a few words what is wrong with `file`."""
+
+    def __init__(self, file: Path, problem: str) -> None:
+        super().__init__(f"{file} {problem}")
+        self.file = file
+        self.problem = problem
+
+
+def write(folder: Path, position: Position, made_by: Made) -> None:
+    """Describes the checkpoint whose other files lie in `folder`, all of them written."""
+    files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
+    files.pop(CARD_FILE, None)
+    content = dataclasses.asdict(Card(position, made_by, files))
+    text = json.dumps({"content": content, "sha256": _digest(content)}, indent=2) + "\n"
+    replace_file(folder / CARD_FILE, text)
+
+
+def remove(folder: Path) -> None:
+    """Makes `folder` what a checkpoint that is being written is."""
+    (folder / CARD_FILE).unlink(missing_ok=True)
+
+
+def read(folder: Path) -> Card:
+    """Raises DamageError where there is no card, or not as it was written."""
+    file = folder / CARD_FILE
+    try:
+        values = from_json(read_inside(file, folder, max_bytes=_MAX_BYTES))
+        content = values["content"]
+        if values["sha256"] != _digest(content):
+            raise DamageError(file, "is not as it was written: its digest is another")
+        card = TypeAdapter(Card).validate_json(json.dumps(content), strict=True)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        problem = "is not a checkpoint's description"
+        if isinstance(error, ValidationError):
+            problem += f": {'.'.join(str(part) for part in error.errors()[0]['loc'])}"
+        raise DamageError(file, problem) from error
+    _check_position(card.position, file)
+    return card
+
+
+def check_files(folder: Path, card: Card) -> None:
+    """Raises DamageError for the first file that is not there in the size in which it was written."""
+    for name, size_bytes in card.files.items():
+        file = folder / name
+        found = _stat_inside(file, folder).st_size
+        if found != size_bytes:
+            raise DamageError(file, f"has {found} bytes and was written with {size_bytes}")
+
+
+def read_inside(file: Path, folder: Path, *, max_bytes: int) -> bytes:
+    """The bytes of a regular file that lies in `folder`, also by way of links. Raises DamageError for anything else."""
+    if _stat_inside(file, folder).st_size > max_bytes:
+        raise DamageError(file, "is too large")
+    try:
+        with file.open("rb") as opened:
+            return opened.read(max_bytes)
+    except OSError as error:
+        raise DamageError(file, f"cannot be read ({error.strerror})") from error
+
+
+def replace_file(file: Path, text: str) -> None:
+    """Writes `file` so that a reader sees the old text or the new one, whole."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)
+
+
+def _stat_inside(file: Path, folder: Path) -> os.stat_result:
+    try:
+        found = file.stat()
+    except FileNotFoundError as error:
+        raise DamageError(file, "is missing") from error
+    except (OSError, ValueError) as error:
+        raise DamageError(file, f"cannot be read ({error})") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise DamageError(file, "is not a regular file")
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise DamageError(file, "is a link that leads out of the checkpoint's folder")
+    return found
+
+
+def _check_position(position: Position, file: Path) -> None:
+    numbers = [position.step]
+    numbers += [number for progress in position.phases.values() for number in (progress.steps, progress.tokens)]
+    numbers += [number for place in position.places.values() for number in (place.epoch, place.tokens)]
+    taken = sum(progress.steps for progress in position.phases.values())
+    lengths = [place.sequence_length for place in position.places.values()]
+    if min(numbers) < 0 or min(lengths, default=1) < 1 or taken != position.step:
+        raise DamageError(file, "has a position that cannot be")
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,137 @@
+"""What differs between the run that made a checkpoint and the one that resumes it: refused, or applied and told.
+
+What stands in the two files now is what the resumed run does; the checkpoint has weights, moments and a position only.
+Refused is what its states cannot be loaded into, or mean something else in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from dist_trainer.checkpoints.card import CARD_FILE, DataFacts, Made
+from dist_trainer.checkpoints.find import Found
+from dist_trainer.config.deepspeed.rules import block, offload_device, precision, zero_stage
+from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.errors import UserError
+
+_SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
+# DeepSpeed's default: it divides stage 3's states into pieces of this size.
+_SUB_GROUP_SIZE = 1_000_000_000
+# What of both files bears on no number of the training, and data's paths: the data itself is compared.
+_NEVER_TOLD = (
+    *("name", "deepspeed", "targets", "checkpoints", "evaluation", "memory", "data"),
+    *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger"),
+    *("tensorboard", "csv_monitor", "wandb", "comet", "aio"),
+)
+_ON_THIS_DEVICE = ("precision", "optimizer.params.torch_adam")
+_NOT_SET = "not set"
+
+
+def made_by(resolved: ResolvedRun, *, world_size: int, data: Mapping[str, DataFacts]) -> Made:
+    """What makes the checkpoints of this run. `data` is by the phases' names; none where it is not opened yet."""
+    run = resolved.run.model_dump(mode="json")
+    return Made(world_size=world_size, run=run, deepspeed=resolved.deepspeed, data=dict(data))
+
+
+def refuse_another_kind(found: Found, now: Made, *, is_device_known: bool = True) -> None:
+    """Raises UserError for the first thing that has to be the same and is not.
+
+    Where the device is not known yet, neither is what depends on it.
+    """
+    before = found.card.made_by
+    for key, read in _must_agree().items():
+        if key in _ON_THIS_DEVICE and not is_device_known:
+            continue
+        was, is_now = read(before), read(now)
+        if was != is_now:
+            raise _another_kind(found, "this run", key, is_now, repr(was))
+    tokenizers = {facts.tokenizer for facts in before.data.values() if facts.tokenizer is not None}
+    for facts in now.data.values():
+        if tokenizers and facts.tokenizer is not None and facts.tokenizer not in tokenizers:
+            raise _another_kind(found, facts.path, "tokenizer_sha256", facts.tokenizer, " or ".join(sorted(tokenizers)))
+
+
+def differences(found: Found, now: Made) -> list[str]:
+    """A line for each thing that this run does in another way, and does from here on."""
+    before = found.card.made_by
+    lines = []
+    for old, new in ((before.run, now.run), (before.deepspeed, now.deepspeed)):
+        was, is_now = _flat(old), _flat(new)
+        for key in dict.fromkeys((*was, *is_now)):
+            values = was.get(key, _NOT_SET), is_now.get(key, _NOT_SET)
+            if values[0] != values[1] and key.split(".")[0] not in _NEVER_TOLD:
+                lines.append(f"{key} is {_shown(values[1])}, and was {_shown(values[0])}")
+    return [*lines, *_other_data(found, now)]
+
+
+def _other_data(found: Found, now: Made) -> Iterator[str]:
+    known = {order.partition("/")[0] for order in found.card.position.places}
+    for phase, facts in now.data.items():
+        was = found.card.made_by.data.get(phase)
+        if was is None or was.fingerprint == facts.fingerprint:
+            continue
+        start = "from where it had been read to" if facts.fingerprint in known else "from its beginning"
+        yield (
+            f"phase {phase} reads other data: {facts.path} ({facts.num_tokens} tokens) {start}, "
+            f"and read {was.path} ({was.num_tokens} tokens)"
+        )
+
+
+def _must_agree() -> dict[str, Callable[[Made], Any]]:
+    shape: dict[str, Callable[[Made], Any]] = {
+        f"model.{name}": lambda made, name=name: made.run.get("model", {}).get(name)  # type: ignore[misc]
+        for name in _SHAPE
+    }
+    return {
+        **shape,
+        "world_size": lambda made: made.world_size,
+        "zero_optimization.stage": lambda made: zero_stage(made.deepspeed),
+        "precision": lambda made: precision(made.deepspeed),
+        "optimizer.type": lambda made: str(block(made.deepspeed, "optimizer").get("type")).lower(),
+        # DeepSpeed's Adam and torch's, on the GPU and on the CPU, keep their step counts in different places.
+        "optimizer.params.torch_adam": lambda made: bool(
+            block(block(made.deepspeed, "optimizer"), "params").get("torch_adam")
+        ),
+        "zero_optimization.offload_optimizer.device": lambda made: offload_device(made.deepspeed, "optimizer"),
+        "zero_optimization.sub_group_size": _sub_group_size,
+        "zero_optimization.round_robin_gradients": _round_robin,
+    }
+
+
+def _sub_group_size(made: Made) -> Any:
+    zero = block(made.deepspeed, "zero_optimization")
+    return zero.get("sub_group_size", _SUB_GROUP_SIZE) if zero_stage(made.deepspeed) == 3 else None
+
+
+def _round_robin(made: Made) -> bool:
+    zero = block(made.deepspeed, "zero_optimization")
+    return bool(zero.get("round_robin_gradients")) and zero_stage(made.deepspeed) in (1, 2)
+
+
+def _another_kind(found: Found, where: str, key: str, is_now: object, was: str) -> UserError:
+    return UserError(
+        f"the checkpoint {found.folder} was made by another kind of run",
+        where=where,
+        key=key,
+        found=is_now,
+        expected=f"{was}, as {CARD_FILE} of the checkpoint says",
+        hint="start the run as it was (RUN_DIR/resolved/), or anew with --resume never",
+    )
+
+
+def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """The values by their dotted keys; phases by their names."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if path == "" and name == "phases":
+            value = {phase["name"]: {key: part for key, part in phase.items() if key != "name"} for phase in value}
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{path}{name}."))
+        elif not (name == "data" and path.startswith("phases.")):
+            flat[path + name] = value
+    return flat
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value)
