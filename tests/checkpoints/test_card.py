@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import checkpoint, made, position
+from checkpoint_folders import checkpoint, made, position
 
 from dist_trainer.checkpoints import card
 from dist_trainer.checkpoints.card import CARD_FILE, Card, DamageError

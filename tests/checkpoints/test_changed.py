@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made import DATA, DEEPSPEED, RUN, made, position
+from checkpoint_folders import DATA, DEEPSPEED, RUN, made, position
 
 from dist_trainer.checkpoints.card import Card, DataFacts, Made
 from dist_trainer.checkpoints.changed import differences, refuse_another_kind

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from made import CONTENT_FILE, checkpoint, position
+from checkpoint_folders import CONTENT_FILE, checkpoint, position
 
 from dist_trainer.checkpoints.card import CARD_FILE
 from dist_trainer.checkpoints.find import LATEST_FILE, find

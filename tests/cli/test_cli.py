@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from checkpoint_folders import checkpoint
 from plans import make_plan
 from run_folders import make_gpu_run
 
 import dist_trainer
+from dist_trainer.checkpoints.changed import made_by
 from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, slurm, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
+from dist_trainer.config.adapt import ANY_DEVICE
+from dist_trainer.config.request import Request
+from dist_trainer.config.resolve import resolve
 from dist_trainer.launch.plan import LaunchPlan
 
 ROOT = Path(__file__).parents[2]
@@ -402,6 +407,45 @@ def test_a_wrong_request_stops_a_launch_before_anything_is_made(
     assert said in refused(capsys, "launch", *arguments)
     assert started == []
     assert list(folder.iterdir()) == [broken]
+
+
+@pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["started", "dry run"])
+@pytest.mark.parametrize(
+    ("damage", "arguments", "said"),
+    [
+        ("step-99", ("--run-dir", "run"), "latest names step-99, which is not there"),
+        ("", ("--run-dir", "run"), "latest is empty"),
+        (None, ("--run-dir", "run"), "latest is missing"),
+        ("step-8", ("--run-dir", "run", "--nproc-per-node", "3"), "this run: world_size"),
+        ("step-8", ("--run-dir", "other", "--resume", "run", "--set", "model.num_layers=3"), "model.num_layers"),
+        ("step-8", ("--run-dir", "other", "--resume", "runn"), "no checkpoint to resume from"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_resumed_from_stops_a_launch_before_anything_is_made(
+    folder: Path,
+    started: list[LaunchPlan],
+    capsys: pytest.CaptureFixture[str],
+    damage: str | None,
+    arguments: tuple[str, ...],
+    said: str,
+    dry_run: tuple[str, ...],
+) -> None:
+    resolved = resolve(Request(config="tiny"), world_size=2, device=ANY_DEVICE)
+    for step in (4, 8):
+        checkpoint(folder / "run" / "checkpoints", step, made_by=made_by(resolved, world_size=2, data={}))
+    latest = folder / "run" / "checkpoints" / "latest"
+    latest.unlink() if damage is None else latest.write_text(damage)
+    before = sorted(folder.rglob("*"))
+    assert said in refused(capsys, "launch", *arguments, *dry_run)
+    assert started == []
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_launch_goes_on_from_a_checkpoint_of_its_ranks(folder: Path, started: list[LaunchPlan]) -> None:
+    resolved = resolve(Request(config="tiny"), world_size=2, device=ANY_DEVICE)
+    checkpoint(folder / "run" / "checkpoints", 8, made_by=made_by(resolved, world_size=2, data={}))
+    assert main(["launch", "--run-dir", "run", "--accumulation", "2"]) == 7
+    assert len(started) == 1
 
 
 @pytest.mark.parametrize("hosts", ["hostfile", "switch"])
