@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.checkpoints import card
 from dist_trainer.checkpoints.card import CARD_FILE, Card, DamageError
+from dist_trainer.config.progress import Progress
 from dist_trainer.errors import UserError
 
 LATEST_FILE = "latest"
@@ -32,6 +33,11 @@ class Resume:
 
     found: Found | None = None
     notices: tuple[str, ...] = ()
+
+    @property
+    def phases(self) -> Mapping[str, Progress]:
+        """What is done of each phase."""
+        return self.found.card.position.phases if self.found else {}
 
 
 def name_of(step: int) -> str:

@@ -176,16 +176,9 @@ def check_files(request: Request | None, num_ranks: int, *, resume: str, run_dir
     or not of such a run.
     """
     if request is not None:
-        from dist_trainer.checkpoints.changed import made_by, refuse_another_kind
-        from dist_trainer.checkpoints.find import find
-        from dist_trainer.config.adapt import ANY_DEVICE
-        from dist_trainer.config.resolve import resolve
+        from dist_trainer.checkpoints.before_start import check_before_start
 
-        found = find(resume, run_dir).found
-        done = found.card.position.phases if found else {}
-        resolved = resolve(request, world_size=num_ranks, device=ANY_DEVICE, done=done)
-        if found is not None:
-            refuse_another_kind(found, made_by(resolved, world_size=num_ranks, data={}), is_device_known=False)
+        check_before_start(request, world_size=num_ranks, resume=resume, run_dir=run_dir)
 
 
 def names_of(request: Request | None) -> tuple[str, str]:

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dist_trainer import __version__
+from dist_trainer.checkpoints.before_start import check_before_start
 from dist_trainer.checkpoints.card import DataFacts, Made
 from dist_trainer.checkpoints.changed import differences, refuse_another_kind
 from dist_trainer.checkpoints.changed import made_by as made_by_run
-from dist_trainer.checkpoints.find import Resume, find
+from dist_trainer.checkpoints.find import Resume
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.threads import count_host_cores
 from dist_trainer.config import run_dir as run_dirs
-from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
+from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import MemoryConfig
@@ -60,10 +61,14 @@ def start(job: Job) -> NoReturn:
     # Finds nothing in the imports and takes a quarter of their time. Until `hygiene.end_imports`.
     gc.disable()
     try:
-        # The mistakes in the files, before torch is imported; the real device is asked afterwards.
-        resume = find(job.resume, job.run_dir, with_files=rank == 0)
-        done = resume.found.card.position.phases if resume.found else {}
-        asked = resolve(job.request, world_size=job.rank.world_size, device=ANY_DEVICE, done=done)
+        # The mistakes in files and checkpoint, before torch is imported; the real device is asked afterwards.
+        resume, asked = check_before_start(
+            job.request,
+            world_size=job.rank.world_size,
+            resume=job.resume,
+            run_dir=job.run_dir,
+            with_files=rank == 0,
+        )
         baseline = read_baseline(job, asked)
         choose_cuda_allocator(asked.run.memory)
         from dist_trainer.train import process
@@ -74,7 +79,7 @@ def start(job: Job) -> NoReturn:
                 _refuse_to_measure_on(device)
                 process.quiet_profiler()
             num_threads = process.set_threads(job.rank)
-            resolved = resolve(job.request, world_size=job.rank.world_size, device=device, done=done)
+            resolved = resolve(job.request, world_size=job.rank.world_size, device=device, done=resume.phases)
             planned = plan_run(job, resolved, device) if rank == 0 else None
             data = open_data(resolved, show_progress=rank == 0)
             made_by = describe_run(resolved, job.rank, data)
