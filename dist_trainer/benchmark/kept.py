@@ -50,6 +50,6 @@ def _path(spec: Spec, resolved: ResolvedRun) -> Path:
 @cache
 def _versions() -> tuple[str, ...]:
     package = Path(__file__).parents[1]
-    train = [package / "train" / name for name in ("engine.py", "step.py")]
+    train = [package / "train" / name for name in ("blank_step.py", "engine.py", "loss_scale.py", "step.py")]
     sources = [*sorted((package / "model").glob("*.py")), *train, package / "monitor" / "allocator.py"]
     return importlib.metadata.version("torch"), importlib.metadata.version("deepspeed"), code_digest(sources)

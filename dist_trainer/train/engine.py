@@ -11,6 +11,8 @@ import torch
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT
+from dist_trainer.train.blank_step import without_blank_step
+from dist_trainer.train.loss_scale import grow_between_steps
 from dist_trainer.train.schedule import scheduler_of
 
 
@@ -35,13 +37,15 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
 
     torch.manual_seed(resolved.run.seed)
     model = GPT(resolved.run.model, checkpointing_of(resolved.deepspeed))
-    engine, *_ = deepspeed.initialize(
-        args=SimpleNamespace(device_rank=device_index),
-        model=model,
-        model_parameters=model.parameter_groups(),
-        lr_scheduler=scheduler_of(resolved.deepspeed, source=resolved.deepspeed_source),
-        config=copy.deepcopy(resolved.deepspeed),
-    )
+    with without_blank_step():
+        engine, *_ = deepspeed.initialize(
+            args=SimpleNamespace(device_rank=device_index),
+            model=model,
+            model_parameters=model.parameter_groups(),
+            lr_scheduler=scheduler_of(resolved.deepspeed, source=resolved.deepspeed_source),
+            config=copy.deepcopy(resolved.deepspeed),
+        )
+    grow_between_steps(engine)
     compile_block = resolved.deepspeed.get("compile")
     if compile_block is not None:
         engine.compile()

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_trainer.errors import RunError
+from dist_trainer.train.loss_scale import loss_scale, scale_once
 
 MicroBatch = tuple[Tensor, Tensor]
 
@@ -64,6 +65,7 @@ def _train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> Ste
         last = micro_step == accumulation - 1
         if last:
             dist.all_reduce(loss_sum)
+        scale_once(engine, loss)
         engine.backward(loss)
         if last:
             mean_loss = loss_sum.item() / (accumulation * dist.get_world_size())
@@ -76,7 +78,7 @@ def _train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> Ste
         loss=mean_loss,
         grad_norm=None if grad_norm is None else float(grad_norm),
         learning_rate=learning_rate,
-        loss_scale=_loss_scale(engine),
+        loss_scale=loss_scale(engine),
         data_wait_s=data_wait_s,
         step_s=time.perf_counter() - started_s,
     )
@@ -102,12 +104,6 @@ def _unpartitioned_grad_norm(engine: Any) -> Tensor | None:
         return None
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     return torch.nn.utils.get_total_norm(gradients)
-
-
-def _loss_scale(engine: Any) -> float | None:
-    if not engine.fp16_enabled():
-        return None
-    return float(engine.optimizer.cur_scale if hasattr(engine.optimizer, "cur_scale") else engine.optimizer.loss_scale)
 
 
 @torch.no_grad()

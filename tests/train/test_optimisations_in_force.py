@@ -11,30 +11,25 @@ from typing import Any
 import pytest
 import ranks
 import torch
-import torch.distributed as dist
+from one_rank import one_rank
 
-from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
-from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.train import hygiene, process
 from dist_trainer.train.engine import build_engine
 from dist_trainer.train.step import train_step
 
 pytestmark = pytest.mark.integration
 
-ALONE = RankInfo(0, 1, 0, 1, "127.0.0.1", None, "single")
 STEPS = 20
 
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group() -> Iterator[None]:
     """One rank, in this process, for all engines of this file."""
-    with quiet_deepspeed():
-        process.join_process_group(ALONE, process.device_facts())
-    yield
-    dist.destroy_process_group()
+    with one_rank():
+        yield
 
 
 @pytest.fixture

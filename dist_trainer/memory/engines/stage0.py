@@ -193,14 +193,6 @@ class Fp16Engine(Engine):
                 self.weights[p] = flat
             with ledger.temporary(size * sum(numels)):
                 ledger.alloc(4 * sum(numels), MASTER)
-        zeros = [ledger.alloc(4 * sum(numels), TEMPORARIES) for numels in self.numels_by_group()]
-        self._update_flats()
-        self.has_states = True
-        for block in zeros:
-            ledger.free(block)
-
-    def _update_flats(self) -> None:
-        self.update([[sum(numels)] for numels in self.numels_by_group()], 4)
 
     def step(self) -> None:
         ledger, flats = self.ledger, []
@@ -211,7 +203,7 @@ class Fp16Engine(Engine):
                 ledger.free(block)
             for p in group:
                 ledger.free(self.gradients.pop(p, None))
-        self._update_flats()
+        self.update([[sum(numels)] for numels in self.numels_by_group()], 4)
         for block in flats:
             ledger.free(block)
 
@@ -226,12 +218,6 @@ class UnfusedFp16Engine(Engine):
             for p in group:
                 with ledger.temporary(size * self.numels[p]):
                     ledger.alloc(4 * self.numels[p], MASTER)
-        zeros = [ledger.alloc(size * numel, TEMPORARIES) for numel in self.numels]
-        zeros += [ledger.alloc(4 * numel, TEMPORARIES) for numel in self.numels]
-        self.update(self.numels_by_group(), 4)
-        self.has_states = True
-        for block in zeros:
-            ledger.free(block)
 
     def step(self) -> None:
         ledger, upcast = self.ledger, []

@@ -1,0 +1,25 @@
+"""Keeps DeepSpeed from training before the first batch.
+
+At stage 0 in 16-bit (fp16/fused_optimizer.py, unfused_optimizer.py) DeepSpeed allocates the optimizer's states by a
+step with zero gradients while it builds the engine. That step counts, and it decays the weights: AdamW's masters lose a
+whole step's decay at the full rate, Adam's bias is corrected as if one step more had been taken, momenta begin
+elsewhere. Its other stages allocate in the first step, as torch's optimizers do by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from unittest import mock
+
+
+@contextmanager
+def without_blank_step() -> Iterator[None]:
+    """An engine built in here has taken no step, whatever its optimizer; its states appear in the first."""
+    from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    with ExitStack() as patched:
+        for optimizer in (FP16_Optimizer, FP16_UnfusedOptimizer):
+            patched.enter_context(mock.patch.object(optimizer, "initialize_optimizer_states"))
+        yield

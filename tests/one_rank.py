@@ -1,0 +1,140 @@
+"""Real DeepSpeed engines of one rank in the test's own process, and the plain PyTorch loop they have to agree with."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.config.request import Precision, Request, Switches
+from dist_trainer.config.resolve import ResolvedRun, resolve
+from dist_trainer.config.run import ModelConfig
+from dist_trainer.logs import quiet_deepspeed
+from dist_trainer.model.gpt import GPT
+from dist_trainer.train import process
+from dist_trainer.train.engine import build_engine
+
+SEED = 7
+MODEL = {
+    "num_layers": 1,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "vocab_size": 64,
+    "context_length": 16,
+    "dropout": 0.0,
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+MICRO_BATCH = 2
+ALONE = RankInfo(0, 1, 0, 1, "127.0.0.1", None, "single")
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How the minute model is trained. `params` are the optimizer's; a JSON's other keys are in `settings`."""
+
+    optimizer: str = "AdamW"
+    params: Mapping[str, Any] = field(default_factory=lambda: {"lr": 0.003, "torch_adam": True})
+    stage: int = 0
+    precision: Precision = "fp32"
+    offload: bool = False
+    accumulation: int = 1
+    gradient_clipping: float = 1.0
+    settings: tuple[str, ...] = ()
+
+    def resolved(self, folder: Path, *, world_size: int = 1) -> ResolvedRun:
+        """As it runs here: what this machine's CPU lacks of 16-bit arithmetic it works out more slowly."""
+        config = folder / "minute.yaml"
+        phase = [{"name": "only", "sequence_length": MODEL["context_length"], "steps": 10}]
+        config.write_text(
+            json.dumps({"name": "minute", "deepspeed": "baseline", "seed": SEED, "model": MODEL, "phases": phase})
+        )
+        settings = (
+            f"zero_optimization.stage={self.stage}",
+            "optimizer=" + json.dumps({"type": self.optimizer, "params": dict(self.params)}),
+            f"gradient_clipping={self.gradient_clipping}",
+            f"train_micro_batch_size_per_gpu={MICRO_BATCH // world_size}",
+            f"gradient_accumulation_steps={self.accumulation}",
+            "zero_allow_untested_optimizer=true",
+            *(["fp16.initial_scale_power=8"] if self.precision == "fp16" else []),
+            *(['zero_optimization.offload_optimizer={"device": "cpu"}'] if self.offload else []),
+        )
+        request = Request(
+            config=str(config),
+            ds="baseline",
+            settings=(*settings, *self.settings),
+            switches=Switches(precision=self.precision),
+        )
+        return resolve(request, world_size=world_size, device=process.device_facts())
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """This process is a rank of its own, on an accelerator that takes fp16."""
+    from deepspeed import comm
+    from deepspeed.accelerator import get_accelerator
+
+    with quiet_deepspeed(), mock.patch.object(type(get_accelerator()), "is_fp16_supported", lambda self: True):
+        process.join_process_group(ALONE, process.device_facts())
+        yield
+    # DeepSpeed's own, which also forgets the groups that it keeps for the next engine.
+    comm.destroy_process_group()
+
+
+def build(trained: Trained, folder: Path) -> Any:
+    return build_engine(trained.resolved(folder), device_index=0)
+
+
+def batches(*, start: int = 0) -> Batches:
+    """Micro batches without end, from the one of that number on: three that repeat, so that there is much to learn."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (MICRO_BATCH, MODEL["context_length"] + 1)
+    windows = [torch.randint(MODEL["vocab_size"], shape, generator=generator) for _ in range(3)]
+    for number in itertools.count(start):
+        window = windows[number % 3]
+        yield window[:, :-1], window[:, 1:]
+
+
+def plain_losses(
+    optimizer: type[torch.optim.Optimizer], params: Mapping[str, Any], trained: Trained, *, num_steps: int
+) -> list[float]:
+    """Each step's loss in a loop that anyone would write: in 16-bit the optimizer works on fp32 copies of weights."""
+    torch.manual_seed(SEED)
+    model = GPT(ModelConfig(**MODEL), None).to(DTYPES[trained.precision])
+    groups = [
+        {**group, "masters": [weight.detach().float().requires_grad_() for weight in group["params"]]}
+        for group in model.parameter_groups()
+    ]
+    pairs = [pair for group in groups for pair in zip(group["params"], group["masters"], strict=True)]
+    masters = [
+        {"params": group["masters"], **{key: value for key, value in group.items() if key not in ("params", "masters")}}
+        for group in groups
+    ]
+    updating = optimizer(masters, **params)
+    data, losses = batches(), []
+    for _ in range(num_steps):
+        total = 0.0
+        for inputs, targets in itertools.islice(data, trained.accumulation):
+            loss = model(inputs, targets)
+            (loss / trained.accumulation).backward()
+            total += loss.item()
+        losses.append(total / trained.accumulation)
+        for weight, master in pairs:
+            assert weight.grad is not None
+            master.grad, weight.grad = weight.grad.float(), None
+        if trained.gradient_clipping:
+            torch.nn.utils.clip_grad_norm_([master for _, master in pairs], trained.gradient_clipping)
+        updating.step()
+        with torch.no_grad():
+            for weight, master in pairs:
+                weight.copy_(master)
+    return losses
