@@ -1,8 +1,5 @@
 #!/usr/bin/env bash
-# The front door: finds or makes the environment, then hands over to `python -m dist_trainer launch`.
-#
-#   ./launch.sh [switches of launch and train]   trains `tiny` on 2 ranks when nothing is said
-#   ./launch.sh --setup [EXTRA]                  makes or updates .venv (with the extra, such as dev) and ends
+# The front door: finds or makes the environment, then hands over to `python -m dist_trainer`.
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
@@ -10,6 +7,19 @@ venv=$root/.venv
 stamp=$venv/dist_trainer.stamp
 
 say() { printf 'launch.sh: %s\n' "$*" >&2; }
+
+usage() {
+    cat <<'END'
+usage: ./launch.sh [switches of launch and train]   trains `tiny` on 2 ranks when nothing is said
+       ./launch.sh COMMAND [SWITCHES]               any other command, such as plan or report
+       ./launch.sh --setup [EXTRA]                  makes or updates .venv (with the extra, such as dev) and ends
+END
+}
+
+mistake() {
+    say "$@"
+    exit 2
+}
 
 # The first Python 3.10 or newer that really runs and can make an environment: a pyenv shim may be there and fail.
 find_python() {
@@ -20,8 +30,18 @@ find_python() {
             return
         fi
     done
-    say 'no Python 3.10 or newer with the venv module was found (Debian: apt-get install python3-venv)'
-    exit 2
+    mistake 'no Python 3.10 or newer with the venv module was found (Debian: apt-get install python3-venv)'
+}
+
+# The names in pyproject.toml under [project.optional-dependencies], one a line.
+extras() {
+    sed -n '/^\[project\.optional-dependencies\]/,/^\[/s/^\([A-Za-z0-9_-]*\) *=.*/\1/p' "$root/pyproject.toml"
+}
+
+check_setup() {
+    [ $# -le 1 ] || mistake "--setup takes one extra, not $#: $*"
+    [ -z "${1-}" ] || extras | grep -qxF -e "$1" ||
+        mistake "there is no extra '$1'; there is: $(extras | paste -sd ' ')"
 }
 
 # What .venv was installed from: the dependency lists, where it stands, and the extra.
@@ -49,16 +69,40 @@ set_up() {
     fingerprint "$extra" >"$stamp"
 }
 
-if [ "${1-}" = --setup ]; then
-    is_current "${2-}" || set_up "${2-}"
-    exit 0
-fi
-
-# Somebody's own environment comes first; `find_spec` looks without importing.
+# `find_spec` looks without importing.
 has_package='import importlib.util as u, sys; sys.exit(not (u.find_spec("dist_trainer") and u.find_spec("deepspeed")))'
-if [ -n "${VIRTUAL_ENV-}" ] && [ "$VIRTUAL_ENV" != "$venv" ] &&
-    "$VIRTUAL_ENV/bin/python" -c "$has_package" 2>/dev/null; then
-    exec "$VIRTUAL_ENV/bin/python" -m dist_trainer launch "$@"
-fi
-is_current '' || is_current dev || set_up ''
-exec "$venv/bin/python" -m dist_trainer launch "$@"
+
+# The Python that has the program: of somebody's own environment, else of .venv. Fails where there is none yet.
+ready_python() {
+    if [ -n "${VIRTUAL_ENV-}" ] && [ "$VIRTUAL_ENV" != "$venv" ] &&
+        "$VIRTUAL_ENV/bin/python" -c "$has_package" 2>/dev/null; then
+        printf '%s\n' "$VIRTUAL_ENV/bin/python"
+    elif is_current '' || is_current dev; then
+        printf '%s\n' "$venv/bin/python"
+    else
+        return 1
+    fi
+}
+
+case "${1-}" in
+--setup)
+    shift
+    check_setup "$@"
+    is_current "${1-}" || set_up "${1-}"
+    exit 0
+    ;;
+-h | --help)
+    usage
+    # Nobody who asks for help waits some minutes for it.
+    python=$(ready_python) || exit 0
+    printf '\n'
+    set -- launch "$@"
+    ;;
+--version) ;;
+-* | '') set -- launch "$@" ;;
+esac
+python=${python-$(ready_python)} || {
+    set_up ''
+    python=$venv/bin/python
+}
+exec "$python" -m dist_trainer "$@"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dist_trainer.cli.commands import require_command
 from dist_trainer.cli.parser import Parser, positive
-from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
+from dist_trainer.errors import EXIT_FAILURE, EXIT_OK
 
 KINDS = ("memory", "plan-error")
 
@@ -52,8 +53,7 @@ def main(argv: list[str]) -> int:
         print("usage: dist_trainer benchmark {memory,plan-error} [SWITCHES]\n")
         print("dist_trainer benchmark memory --help shows the switches of one.")
         return EXIT_OK
-    if kind not in KINDS:
-        raise UserError("say what to benchmark", where="command line", found=kind or None, expected=" or ".join(KINDS))
+    require_command(kind, KINDS, of="benchmark")
     return _memory(argv[1:]) if kind == "memory" else _plan_error(argv[1:])
 
 

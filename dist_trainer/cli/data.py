@@ -5,8 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dist_trainer.cli.commands import require_command
 from dist_trainer.cli.parser import Parser, positive
-from dist_trainer.errors import EXIT_OK, UserError
+from dist_trainer.errors import EXIT_OK
 from dist_trainer.units import format_count
 
 
@@ -22,11 +23,11 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    if argv[:1] != ["prepare"]:
-        if argv[:1] in (["-h"], ["--help"]):
-            argv = ["prepare", "--help"]
-        else:
-            raise UserError("say what to do with data", where="command line", expected="data prepare")
+    kind = argv[0] if argv else ""
+    if kind in ("-h", "--help"):
+        argv = ["prepare", "--help"]
+    else:
+        require_command(kind, ("prepare",), of="data")
     args = build_parser().parse(argv[1:])
 
     from dist_trainer.data.prepare import prepare

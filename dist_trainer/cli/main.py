@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 import traceback
 
 from dist_trainer import __version__
+from dist_trainer.cli.commands import require_command
+from dist_trainer.encoding import set_up_streams
 from dist_trainer.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 
 COMMANDS = {
@@ -37,9 +38,13 @@ dist_trainer COMMAND --help shows a command's switches.
 """
 
 
-def main(argv: list[str]) -> int:
-    """Runs the command line and returns its exit status: 0, 1 when a run fails, 2 for the user's mistakes."""
-    arguments = without_local_rank(argv)
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit status: 0, 1 when a run fails, 2 for the user's mistakes.
+
+    Without `argv` it is that of this process: so the console command calls it.
+    """
+    set_up_streams()
+    arguments = without_local_rank(sys.argv[1:] if argv is None else argv)
     try:
         try:
             return _run(arguments)
@@ -68,14 +73,7 @@ def _run(arguments: list[str]) -> int:
     command, rest = DEFAULT_COMMAND, arguments
     if arguments and not arguments[0].startswith("-"):
         command, rest = arguments[0], arguments[1:]
-    if command not in COMMANDS:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        raise UserError(
-            "no such command",
-            found=command,
-            expected=", ".join(COMMANDS),
-            hint=f"did you mean {near[0]!r}?" if near else None,
-        )
+    require_command(command, COMMANDS)
     status: int = importlib.import_module(f"dist_trainer.cli.{command}").main(rest)
     return status
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.cli import train
+from dist_trainer.cli.commands import require_command
 from dist_trainer.cli.parser import Parser, positive
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.resolve import names, resolve
@@ -124,10 +125,7 @@ def main(argv: list[str]) -> int:
         print("dist_trainer slurm submit --help shows the switches of one.")
         return EXIT_OK
     commands: dict[str, Callable[[list[str]], int]] = {"submit": _submit, "status": _status, "lint": _lint}
-    if kind not in commands:
-        raise UserError(
-            "say what to do with SLURM", where="command line", found=kind or None, expected=" or ".join(commands)
-        )
+    require_command(kind, commands, of="slurm")
     return commands[kind](argv[1:])
 
 

@@ -102,6 +102,51 @@ def test_an_active_environment_that_has_it_comes_first(clone: Path) -> None:
     assert installs(clone) == []
 
 
+@pytest.mark.parametrize(
+    "words", [("plan", "--ds", "zero2"), ("report", "a b"), ("launch", "--dry-run"), ("--version",)]
+)
+def test_another_command_is_that_command(clone: Path, words: tuple[str, ...]) -> None:
+    said = "".join(f"{word}|" for word in words)
+    assert launch(clone, *words).stdout == f"{clone}|-m|dist_trainer|{said}"
+
+
+@pytest.mark.parametrize("words", [(), ("--config", "small"), ("--dry-run", "plan")], ids=" ".join)
+def test_switches_alone_are_those_of_launch(clone: Path, words: tuple[str, ...]) -> None:
+    said = "".join(f"{word}|" for word in words)
+    assert launch(clone, *words).stdout == f"{clone}|-m|dist_trainer|launch|{said}"
+
+
+@pytest.mark.parametrize("switch", ["--help", "-h"])
+def test_help_names_what_only_the_script_knows_and_installs_nothing(clone: Path, switch: str) -> None:
+    answer = launch(clone, switch)
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert "./launch.sh --setup [EXTRA]" in answer.stdout
+    assert installs(clone) == []
+    assert launch(clone, "--setup").returncode == 0
+    answer = launch(clone, switch)
+    assert "./launch.sh --setup [EXTRA]" in answer.stdout
+    assert answer.stdout.endswith(f"{clone}|-m|dist_trainer|launch|{switch}|")
+
+
+@pytest.mark.parametrize("words", [("nonsense",), ("de",), ("dev|", "x"), ("dev", "dev"), ("--dry-run",)], ids=" ".join)
+def test_an_extra_that_is_not_there_is_a_mistake_and_installs_nothing(clone: Path, words: tuple[str, ...]) -> None:
+    answer = launch(clone, "--setup", *words)
+    assert (answer.returncode, answer.stdout) == (2, "")
+    assert words[0] in answer.stderr
+    assert len(words) > 1 or answer.stderr.rstrip().endswith("; there is: dev")
+    assert installs(clone) == []
+
+
+def test_the_extras_are_those_that_pip_knows(clone: Path) -> None:
+    with (clone / "pyproject.toml").open("a") as file:
+        file.write('\n[project.urls]\nhomepage = "x"\n')
+    text = (clone / "pyproject.toml").read_text()
+    text = text.replace("[project.optional-dependencies]", '[project.optional-dependencies]\ngpu-extras = ["x"]')
+    (clone / "pyproject.toml").write_text(text)
+    assert launch(clone, "--setup", "homepage").stderr.rstrip().endswith("; there is: gpu-extras dev")
+    assert launch(clone, "--setup", "gpu-extras").returncode == 0
+
+
 @pytest.mark.parametrize("name", ["launch.sh", *(f"slurm/{path.name}" for path in sorted((ROOT / "slurm").iterdir()))])
 def test_shellcheck(name: str) -> None:
     shellcheck = Path(sys.executable).with_name("shellcheck")

@@ -1,0 +1,71 @@
+"""Text that UTF-8, a terminal or a pipe cannot hold. Names of files are bytes: what of them is no text, Python gives as
+lone surrogates, which fail wherever they are written.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import sys
+
+_ESCAPED = "dist_trainer.escaped"
+_AS_BYTES = "dist_trainer.as_bytes"
+
+
+def set_up_streams() -> None:
+    """Nothing that is printed fails for its characters, whatever the locale and PYTHONIOENCODING say.
+
+    What the encoding lacks is escaped; but stdout has the bytes of a file's name as they are, so that a command or a
+    path that was printed can be used. A standard stream that is closed becomes /dev/null, before a file or a socket
+    takes its number and gets what is printed.
+    """
+    _open_what_is_closed()
+    for stream, errors in ((sys.stdout, _AS_BYTES), (sys.stderr, _ESCAPED)):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def as_utf8(text: str) -> str:
+    r"""The text with \xNN for what of a name is no UTF-8: for files that other programs read, and for people."""
+    return text.encode("utf-8", _ESCAPED).decode("utf-8")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether libraries written in C++ can take the text, such as the one that saves tensors."""
+    return text.isascii() or as_utf8(text) == text
+
+
+def _open_what_is_closed() -> None:
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # It gets the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = ord(error.object[error.start])
+    if 0xDC80 <= character <= 0xDCFF:
+        return f"\\x{character - 0xDC00:02x}", error.start + 1
+    return ascii(error.object[error.start])[1:-1], error.start + 1
+
+
+def _as_bytes(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = ord(error.object[error.start])
+    if 0xDC80 <= character <= 0xDCFF:
+        return bytes([character - 0xDC00]), error.start + 1
+    return _escape(error)
+
+
+codecs.register_error(_ESCAPED, _escape)
+codecs.register_error(_AS_BYTES, _as_bytes)
