@@ -8,6 +8,7 @@ import codecs
 import io
 import os
 import sys
+from typing import Any
 
 _ESCAPED = "dist_trainer.escaped"
 _AS_BYTES = "dist_trainer.as_bytes"
@@ -16,14 +17,21 @@ _AS_BYTES = "dist_trainer.as_bytes"
 def set_up_streams() -> None:
     """Nothing that is printed fails for its characters, whatever the locale and PYTHONIOENCODING say.
 
-    What the encoding lacks is escaped; but stdout has the bytes of a file's name as they are, so that a command or a
-    path that was printed can be used. A standard stream that is closed becomes /dev/null, before a file or a socket
+    What the encoding lacks is escaped; but stdout has the bytes of a file's name as they are, so that a path that was
+    printed can be used. A standard stream that is closed becomes /dev/null, before a file or a socket
     takes its number and gets what is printed.
     """
     _open_what_is_closed()
     for stream, errors in ((sys.stdout, _AS_BYTES), (sys.stderr, _ESCAPED)):
-        if isinstance(stream, io.TextIOWrapper):
+        # Once: the streams of a fork may have come to stand for another kind of file, and refuse to be changed.
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != errors:
             stream.reconfigure(errors=errors)
+
+
+def print_script(text: str) -> None:
+    """Prints what a shell will read: the bytes of names are those of the files, whatever a terminal could show."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
 
 
 def as_utf8(text: str) -> str:
@@ -31,9 +39,13 @@ def as_utf8(text: str) -> str:
     return text.encode("utf-8", _ESCAPED).decode("utf-8")
 
 
-def is_utf8(text: str) -> bool:
-    """Whether libraries written in C++ can take the text, such as the one that saves tensors."""
-    return text.isascii() or as_utf8(text) == text
+def all_as_utf8(value: Any) -> Any:
+    """The same of every text in plain values: mappings, lists, and what JSON has beside them."""
+    if isinstance(value, str):
+        return as_utf8(value)
+    if isinstance(value, dict):
+        return {all_as_utf8(key): all_as_utf8(one) for key, one in value.items()}
+    return [all_as_utf8(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _open_what_is_closed() -> None:

@@ -18,7 +18,7 @@ def open_rank_log(run_dir: Path, rank: int) -> logging.Handler:
     """Returns a handler that writes this rank's lines to RUN_DIR/logs/rank-N.log, added to our own logger."""
     path = rank_log_path(run_dir, rank)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logger = logging.getLogger(LOGGER_NAME)
     logger.setLevel(logging.INFO)

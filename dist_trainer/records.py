@@ -12,11 +12,15 @@ from typing import Any, TypeVar
 
 from pydantic_core import from_json
 
+from dist_trainer.encoding import all_as_utf8
+
 STEPS_FILE = "steps.jsonl"
 EVENTS_FILE = "events.jsonl"
 # The kind of an event that says what keeps a figure from being known, and the diagnostic after which there are no more.
 MONITOR_EVENT = "monitor"
 SAMPLER_FAILED = "sampler failed"
+# How JSON in ASCII begins to write one.
+_SURROGATE = "\\ud"
 
 
 def memory_file(rank: int) -> str:
@@ -131,11 +135,18 @@ class RecordWriter:
 
     def write(self, record: StepRecord | MemoryRecord | DeviceSample | Event) -> None:
         # The records are flat; asdict would copy them in depth, which costs more than the writing.
-        line = json.dumps(vars(record), separators=(",", ":"), allow_nan=True) + "\n"
-        os.write(self._descriptor, line.encode())
+        line = _json(vars(record))
+        if _SURROGATE in line:
+            # Of a file's name, or half of a character: readers of JSON refuse it.
+            line = _json(all_as_utf8(vars(record)))
+        os.write(self._descriptor, line.encode() + b"\n")
 
     def close(self) -> None:
         os.close(self._descriptor)
+
+
+def _json(values: Any) -> str:
+    return json.dumps(values, separators=(",", ":"), allow_nan=True)
 
 
 def read_records(path: Path, kind: type[Record]) -> Iterator[Record]:

@@ -64,3 +64,10 @@ def test_the_root_logger_is_left_alone_and_gets_nothing(tmp_path: Path, own_logg
         root.removeHandler(ear)
     assert received == []
     assert "only for the file" in rank_log_path(tmp_path, 0).read_text(encoding="utf-8")
+
+
+def test_a_name_that_is_no_utf8_is_logged(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    open_rank_log(tmp_path, 0)
+    logging.getLogger(LOGGER_NAME).error("a\udcff/b")
+    assert rank_log_path(tmp_path, 0).read_text(encoding="utf-8").endswith("a\\udcff/b\n")
+    assert capfd.readouterr().err == ""

@@ -158,3 +158,12 @@ def test_steps_come_in_order_and_the_later_record_of_a_repeated_step_counts(tmp_
 
 def test_each_rank_has_a_memory_file_of_its_own() -> None:
     assert [memory_file(rank) for rank in (0, 11)] == ["memory-rank-0.jsonl", "memory-rank-11.jsonl"]
+
+
+def test_a_name_that_is_no_utf8_is_read_by_any_reader_of_json(tmp_path: Path) -> None:
+    path = tmp_path / EVENTS_FILE
+    event = dataclasses.replace(EVENT, message="a\udcff/b", facts={"argv": ["x\udce9", "🙂", 1], "\ud800": None})
+    write(path, event, EVENT)
+    facts = {"argv": ["x\\xe9", "🙂", 1], "\\ud800": None}
+    assert list(read_records(path, Event)) == [dataclasses.replace(event, message="a\\xff/b", facts=facts), EVENT]
+    assert path.read_bytes().isascii()

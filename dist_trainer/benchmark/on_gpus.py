@@ -45,7 +45,7 @@ def train_on_gpus(request: Request, num_gpus: int, sequence_length: int) -> Devi
         ]
         environ = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
         done = subprocess.run(
-            command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+            command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, errors="replace", check=False
         )
         if done.returncode:
             raise RunError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +14,7 @@ from dist_trainer.cluster.environments import read_count
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.config.request import Request
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
+from dist_trainer.encoding import print_script
 from dist_trainer.errors import EXIT_OK
 from dist_trainer.launch.environment import named_env
 from dist_trainer.launch.hosts.facts import read_host_facts, whose_mpirun
@@ -134,7 +134,7 @@ def run(
         next_dir = run_dir or next_run_dir(*names_of(train_request))
         port = told_port or planned_port(next_dir)
         shown = replace(request, arguments=arguments_with(next_dir), master_port=port)
-        sys.stdout.write(build_plan(launcher, shown).shell())
+        print_script(build_plan(launcher, shown).shell())
         return EXIT_OK
     require_launcher(launcher)
     if rendezvous is not None and not is_own_address(rendezvous.host):

@@ -19,6 +19,7 @@ from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.resolve import names, resolve
 from dist_trainer.config.run import CheckpointConfig
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
+from dist_trainer.encoding import print_script
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.environment import named_env, refuse_stray_rank
 from dist_trainer.slurm import cadence
@@ -154,7 +155,7 @@ def _submit(argv: list[str]) -> int:
     if args.dry_run:
         for notice in prepared.notices:
             print(f"notice     {notice}", file=sys.stderr)
-        sys.stdout.write(prepared.script(prepared.training.run_dir))
+        print_script(prepared.script(prepared.training.run_dir))
         return EXIT_OK
     if args.run_dir:
         run_dir = args.run_dir

@@ -58,7 +58,7 @@ def find_rank(environ: Environ, ask_mpi: Callable[[], RankInfo] | None = None) -
 
 def port_from(job_id: str) -> int:
     """A port that every rank derives alike, below the range from which the kernel takes ports for connections."""
-    return FIRST_PORT + zlib.crc32(job_id.encode()) % NUM_PORTS
+    return FIRST_PORT + zlib.crc32(job_id.encode(errors="surrogateescape")) % NUM_PORTS
 
 
 def _check(place: Place, environ: Environ) -> None:

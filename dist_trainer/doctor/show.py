@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dist_trainer.cluster.nodelist import fold_nodelist
 from dist_trainer.doctor.examination import Examination
 from dist_trainer.doctor.findings import LEVELS, Finding, worst
+from dist_trainer.encoding import all_as_utf8
 from dist_trainer.units import format_duration
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def hosts_text(hosts: tuple[str, ...]) -> str:
 
 def dump(findings: list[Finding], exam: Examination) -> str:
     """`level` is the worst there is; `hosts` of a finding is empty where it is about all that answered."""
-    from pydantic_core import to_json
+    from pydantic_core import to_json, to_jsonable_python
 
     everything = {"level": worst(findings), "findings": findings, "examination": exam}
-    return to_json(everything, indent=2).decode() + "\n"
+    return to_json(all_as_utf8(to_jsonable_python(everything)), indent=2).decode() + "\n"

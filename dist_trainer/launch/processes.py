@@ -44,7 +44,7 @@ def end_with_parent(parent_pid: int, number: signal.Signals = signal.SIGTERM) ->
 
 def show_as(words: Sequence[str]) -> None:
     """Has ps, top and nvidia-smi show these words for this process, as far as there is room in its own."""
-    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
     # proc(5): arg_start and arg_end are its fields 48 and 49; the first one behind the name is 3.
     start, end = int(fields[45]), int(fields[46])
     text = "\0".join(words).encode(errors="surrogateescape")[: end - start - 1]
@@ -95,12 +95,12 @@ def _is_running(pid: int, started: int) -> bool:
 def _stat(pid: int) -> Process | None:
     """What the kernel says of a process; None when there is none."""
     try:
-        text = Path("/proc", str(pid), "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+        line = Path("/proc", str(pid), "stat").read_bytes()
+    except OSError:
         return None
     # The name in parentheses may hold anything; what counts stands behind the last one.
-    fields = text.rpartition(")")[2].split()
-    return Process(pid, int(fields[1]), has_ended=fields[0] in "ZX", started_ticks=int(fields[19]))
+    fields = line.rpartition(b")")[2].split()
+    return Process(pid, int(fields[1]), has_ended=fields[0] in (b"Z", b"X"), started_ticks=int(fields[19]))
 
 
 def list_descendants(pid: int) -> list[Process]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jinja2
 
 from dist_trainer.cache import write_whole
+from dist_trainer.encoding import as_utf8
 from dist_trainer.report import tables
 from dist_trainer.report.charts import curves
 from dist_trainer.report.charts.breakdown import Breakdown, breakdown
@@ -98,7 +99,7 @@ def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:
     """Writes both files, each whole or not at all: someone may be reading the ones before."""
     paths = (run_dir / HTML_FILE, run_dir / MARKDOWN_FILE)
     for path, text in zip(paths, (render_html(page), render_markdown(page)), strict=True):
-        write_whole(path, text)
+        write_whole(path, as_utf8(text))
     return paths
 
 

@@ -39,7 +39,8 @@ def ask(argv: Sequence[str], environ: Mapping[str, str]) -> Answer:
             env=outside_a_job(environ),
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             timeout=LIMIT_S,
             check=False,
         )

@@ -75,8 +75,9 @@ def submit(
         for folder in folders:
             folder.mkdir(parents=True, exist_ok=True)
         if script.exists():
-            earlier = script.read_text(encoding="utf-8")
-        script.write_text(text, encoding="utf-8")
+            earlier = script.read_bytes()
+        # Names of files are bytes, whatever they are.
+        script.write_bytes(text.encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError("The job's script cannot be written.", where=str(script), found=error.strerror) from error
     answer = ask(("sbatch", "--parsable", str(script)), environ)
@@ -104,9 +105,9 @@ def submit(
     return record
 
 
-def _put_back(script: Path, earlier: str | None, folders: tuple[Path, ...]) -> None:
+def _put_back(script: Path, earlier: bytes | None, folders: tuple[Path, ...]) -> None:
     if earlier is not None:
-        script.write_text(earlier, encoding="utf-8")
+        script.write_bytes(earlier)
         return
     script.unlink()
     for folder in folders:

@@ -84,7 +84,8 @@ def _git(root: Path, *words: str) -> str | None:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(root), *words],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             stdin=subprocess.DEVNULL,
             timeout=_GIT_LIMIT_S,
             check=False,

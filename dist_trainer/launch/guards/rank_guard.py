@@ -22,6 +22,7 @@ from typing import IO
 
 from dist_trainer.cluster.environments import READERS, Place
 from dist_trainer.cluster.threads import threads_here
+from dist_trainer.encoding import set_up_streams
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError
 from dist_trainer.launch.guards.protocol import BEAT_S, FROM_SRUN, SILENCE_S, LineReader, Message, encode
 from dist_trainer.launch.guards.rank_process import BecomeRank, RankProcess, start_rank
@@ -302,6 +303,7 @@ def find_place() -> Place:
 
 
 def main(argv: list[str]) -> int:
+    set_up_streams()
     host, _, port = argv[0].rpartition(":")
     if host == FROM_SRUN:
         host = os.environ["SLURM_LAUNCH_NODE_IPADDR"]

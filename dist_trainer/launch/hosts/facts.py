@@ -31,7 +31,7 @@ def whose_mpirun() -> Literal["openmpi", "hydra"]:
     """Whose `mpirun` the PATH finds, by what it says of itself; Open MPI's where there is none."""
     try:
         said = subprocess.run(
-            ["mpirun", "--version"], capture_output=True, text=True, timeout=_VERSION_LIMIT_S, check=False
+            ["mpirun", "--version"], capture_output=True, errors="replace", timeout=_VERSION_LIMIT_S, check=False
         ).stdout
     except (OSError, subprocess.TimeoutExpired):
         return "openmpi"

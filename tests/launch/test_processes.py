@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from dist_trainer.launch.processes import list_descendants
+
+# prctl(2): PR_SET_NAME.
+NAMED = "import ctypes, sys; ctypes.CDLL(None).prctl(15, {name!r}, 0, 0, 0); print(flush=True); sys.stdin.read()"
+
+
+@pytest.fixture(params=[b"caf\xe9 \xff", b"a) Z 1 (", b""], ids=repr)
+def named(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
+    """A process under a name that it gave itself."""
+    command = [sys.executable, "-c", NAMED.format(name=request.param)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def test_a_process_may_have_any_name(named: subprocess.Popen[bytes]) -> None:
+    (found,) = [process for process in list_descendants(os.getpid()) if process.pid == named.pid]
+    assert (found.parent_pid, found.has_ended) == (os.getpid(), False)
+    assert found.started_ticks > 0
