@@ -7,9 +7,11 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import re
 import sys
 from typing import Any
 
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ESCAPED = "dist_trainer.escaped"
 _AS_BYTES = "dist_trainer.as_bytes"
 
@@ -35,8 +37,13 @@ def print_script(text: str) -> None:
 
 
 def as_utf8(text: str) -> str:
-    r"""The text with \xNN for what of a name is no UTF-8: for files that other programs read, and for people."""
+    r"""The text with \xNN for what of a name is no UTF-8: for what other programs read."""
     return text.encode("utf-8", _ESCAPED).decode("utf-8")
+
+
+def printable(text: str) -> str:
+    """The same with control characters escaped too, but for the ends of lines and tabs: a terminal would obey them."""
+    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", as_utf8(text))
 
 
 def all_as_utf8(value: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_trainer.encoding import all_as_utf8, as_utf8
+from dist_trainer.encoding import all_as_utf8, as_utf8, printable
 
 PRINTS = """
 import os, sys
@@ -72,3 +72,7 @@ def test_streams_of_somebody_elses_are_left_alone(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sys, "stdout", theirs)
     set_up_streams()
     assert sys.stdout is theirs
+
+
+def test_what_a_terminal_would_obey_is_shown_and_lines_stay_lines() -> None:
+    assert printable("\x1b[2J\x9b\x00\r\x7f caf\udce9\n\tünï") == "\\x1b[2J\\x9b\\x00\\x0d\\x7f caf\\xe9\n\tünï"

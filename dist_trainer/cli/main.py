@@ -9,7 +9,7 @@ import traceback
 
 from dist_trainer import __version__
 from dist_trainer.cli.commands import require_command
-from dist_trainer.encoding import set_up_streams
+from dist_trainer.encoding import printable, set_up_streams
 from dist_trainer.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 
 COMMANDS = {
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
         except UserError as error:
             if "--debug" in arguments:
                 traceback.print_exc()
-            print(f"dist_trainer: error: {error}", file=sys.stderr)
+            print(printable(f"dist_trainer: error: {error}"), file=sys.stderr)
             return error.exit_status
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED

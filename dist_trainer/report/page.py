@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
 from dist_trainer.cache import write_whole
-from dist_trainer.encoding import as_utf8
+from dist_trainer.encoding import printable
 from dist_trainer.report import tables
 from dist_trainer.report.charts import curves
 from dist_trainer.report.charts.breakdown import Breakdown, breakdown
 from dist_trainer.report.charts.chart import Chart, Drawn, draw
 from dist_trainer.report.charts.curves import Compared
+from dist_trainer.report.markdown import fenced, finalize, quoted
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.tables import Table
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
@@ -87,11 +89,13 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
 
 def render_html(page: Page) -> str:
     """One file that needs no other: style and script are in it, and its policy lets it load nothing."""
-    return _environment(autoescape=True).get_template("report.html.j2").render(page=page, read=_read)
+    return _environment().get_template("report.html.j2").render(page=page, read=_read)
 
 
 def render_markdown(page: Page) -> str:
-    text = _environment(autoescape=False).get_template("report.md.j2").render(page=page)
+    environment = _environment(finalize=finalize)
+    environment.filters.update(quoted=quoted, fenced=fenced)
+    text = environment.get_template("report.md.j2").render(page=page)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
 
 
@@ -99,7 +103,7 @@ def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:
     """Writes both files, each whole or not at all: someone may be reading the ones before."""
     paths = (run_dir / HTML_FILE, run_dir / MARKDOWN_FILE)
     for path, text in zip(paths, (render_html(page), render_markdown(page)), strict=True):
-        write_whole(path, as_utf8(text))
+        write_whole(path, printable(text))
     return paths
 
 
@@ -145,21 +149,15 @@ def _drawn(found: Sequence[Chart]) -> tuple[Drawn, ...]:
     return tuple(drawn for chart in found if (drawn := draw(chart)) is not None)
 
 
-def _environment(*, autoescape: bool) -> jinja2.Environment:
-    environment = jinja2.Environment(
+def _environment(*, finalize: Callable[[object], Markup] | None = None) -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("dist_trainer.report"),
-        autoescape=autoescape,
+        autoescape=True,
+        finalize=finalize,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["cell"] = _cell
-    return environment
-
-
-def _cell(text: str) -> str:
-    """Text within a cell of a Markdown table."""
-    return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _read(name: str) -> str:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dist_trainer.encoding import printable
 from dist_trainer.memory.targets import Baseline, Verdict, judge
 from dist_trainer.report.reading.findings import Findings, read_findings
 from dist_trainer.report.reading.progress import State
@@ -120,11 +121,11 @@ def write(summary: Summary, run_dir: Path) -> Path:
 
 def show(summary: Summary, run_dir: Path, console: Console) -> None:
     # Text, not str: a name or a folder with brackets in it is no markup.
-    table = Table(title=Text(f"{summary.name}: {run_dir}"), title_justify="left", show_header=False)
+    table = Table(title=Text(printable(f"{summary.name}: {run_dir}")), title_justify="left", show_header=False)
     table.add_column()
     table.add_column()
     for name, value in rows(summary):
-        table.add_row(Text(name), Text(value))
+        table.add_row(Text(name), Text(printable(value)))
     console.print(table)
 
 

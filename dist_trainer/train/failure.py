@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from dist_trainer.encoding import as_utf8
+from dist_trainer.encoding import printable
 from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
 from dist_trainer.logs import LOGGER_NAME
 from dist_trainer.records import EVENTS_FILE, Event, RecordWriter, read_records
@@ -42,7 +42,7 @@ def say(text: str, error: BaseException, *, debug: bool, stream_fd: int = 2) -> 
     lines = f"dist_trainer: error: {text}\n"
     if debug:
         lines = "".join(traceback.format_exception(error)) + lines
-    os.write(stream_fd, as_utf8(lines).encode())
+    os.write(stream_fd, printable(lines).encode())
 
 
 def fail_before_meeting(error: BaseException, *, rank: int, debug: bool) -> NoReturn:

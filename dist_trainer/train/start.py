@@ -27,7 +27,7 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import MemoryConfig
-from dist_trainer.encoding import as_utf8
+from dist_trainer.encoding import printable
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
@@ -132,7 +132,7 @@ def end_status(job: Job, result: Summary | None, *, stderr_fd: int) -> int:
     problem = strict_problem(result.verdict)
     if problem is None:
         return EXIT_OK
-    os.write(stderr_fd, f"dist_trainer: strict: {as_utf8(problem)}\n".encode())
+    os.write(stderr_fd, f"dist_trainer: strict: {printable(problem)}\n".encode())
     return EXIT_TARGET_MISSED
 
 

@@ -6,12 +6,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 from plans import make_plan
 from run_folders import append, event, make_cpu_run, make_gpu_run, make_monitor_run, sample, write_lines
 
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
 from dist_trainer.report.charts.curves import Compared, memory_chart
-from dist_trainer.report.page import make_page, render_html, render_markdown
+from dist_trainer.report.page import make_page, render_html, render_markdown, write_page
 from dist_trainer.report.reading.findings import read_findings
 from dist_trainer.report.summary import summary_of
 from dist_trainer.units import GB
@@ -41,10 +42,12 @@ class Text(HTMLParser):
         self.words: list[str] = []
         self.open: list[str] = []
         self.links: list[str] = []
+        self.attributes: list[str] = []
         self.feed(page)
         assert self.open == []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.attributes += [name for name, _ in attrs]
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "action")]
         if tag not in self.VOID:
             self.open.append(tag)
@@ -64,6 +67,21 @@ class Text(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+# All that a page of ours has.
+ATTRIBUTES = {
+    *("lang", "charset", "name", "content", "http-equiv", "rel", "href", "class", "style", "title", "scope", "role"),
+    *(
+        "data-name",
+        "data-chart",
+        "viewbox",
+        "preserveaspectratio",
+        "aria-label",
+        "aria-hidden",
+        "hidden",
+        "type",
+        "open",
+    ),
+}
 PLAN = make_plan(allocated=1_600_000_000, reserved=1_800_000_000, used=2_300_000_000)
 
 
@@ -229,3 +247,34 @@ def test_a_file_of_another_version_is_named_and_the_rest_stands(met: Path) -> No
     seen = Text(html(met)).seen
     assert all(f"resolved/{name} cannot be read" in seen for name in ("run.yaml", "plan.json", "ds_config.json"))
     assert "2.31 GB" in seen
+
+
+EVIL = "</td><script>1</script> ![x](http://h) `a` | \x1b[31m_b_\" onload='x' </svg> {{ 7 }}"
+
+
+def test_nothing_from_outside_is_markup_wherever_it_stands(tmp_path: Path) -> None:
+    """As a run's name, a phase's, a host's, a device's, in messages, words of the command, and the DeepSpeed file."""
+    error = event("error", f"{EVIL}\n```\n{EVIL}", 30.0)
+    run_dir = make_gpu_run(
+        tmp_path / "one",
+        plan=PLAN,
+        ends=False,
+        events=[error, event("notice", EVIL, 1.0)],
+        deepspeed={"tensorboard": {"job_name": EVIL, "output_path": "```"}},
+    )
+    for path in (run_dir / "records").iterdir():
+        text = path.read_text(encoding="utf-8")
+        for name in ("h1", "GPU-0", "short context", "NVIDIA Stand-in", "zero2"):
+            text = text.replace(json.dumps(name), json.dumps(f"{name} {EVIL}"))
+        path.write_text(text, encoding="utf-8")
+    others = [compared(run_dir, f"other {EVIL} \udcff")]
+    write_page(make_page(compared(run_dir, EVIL), others), run_dir)
+    html, text = ((run_dir / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    seen = Text(html)
+    assert html.count("<script") == html.count("</script>") == html.count('<script type="application/json">') + 1
+    assert set(seen.attributes) <= ATTRIBUTES
+    assert "<script>1</script>" in seen.seen
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(text)
+    kinds = {one.type for token in tokens for one in (token, *(token.children or ()))}
+    assert not kinds & {"html_inline", "html_block", "image", "link_open", "code_inline", "em_open", "s_open"}
+    assert "\x1b" not in html + text
