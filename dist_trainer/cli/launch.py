@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
+import secrets
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser
-from dist_trainer.cluster.environments import read_count
+from dist_trainer.cluster.environments import LAUNCH_ID, read_count
+from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.config.request import Request
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
@@ -30,7 +33,7 @@ from dist_trainer.launch.hosts.placement import (
 from dist_trainer.launch.hosts.ports import first_free_port, planned_port
 from dist_trainer.launch.launchers.choose import LAUNCHERS, build_plan, choose_launcher
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
-from dist_trainer.launch.run import START_LIMIT_S, Limits, Prepared, require_launcher, run_beside, run_request
+from dist_trainer.launch.run import START_LIMIT_S, Limits, Prepared, require_launcher, run_beside, run_request, say
 
 if TYPE_CHECKING:
     from dist_trainer.memory.advice.preflight import Preflight
@@ -141,6 +144,9 @@ def run(
         check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
         return run_beside(request)
 
+    # Ranks find the folder held by the launch that started them, and know it by this.
+    launch_id = secrets.token_hex(8)
+
     def prepare() -> Prepared:
         check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
         if not request.is_local and rendezvous is None and launcher != "srun":
@@ -156,19 +162,21 @@ def run(
             chosen_dir = run_dir
         else:
             chosen_dir = create_next_run_dir(*names_of(train_request))
+        held.enter_context(FolderLock(chosen_dir, "launch", launch_id=launch_id, say=say))
         if planned is not None:
             _say(planned, chosen_dir)
         return Prepared(chosen_dir, arguments_with(chosen_dir))
 
     # A folder that is not named yet gives no port.
     port = told_port or first_free_port(planned_port(run_dir or Path(str(os.getpid()))))
-    return run_request(
-        launcher,
-        replace(request, master_port=port),
-        prepare,
-        is_port_fixed=told_port is not None,
-        limits=Limits(start_s=args.start_limit),
-    )
+    with ExitStack() as held:
+        return run_request(
+            launcher,
+            replace(request, master_port=port, env=(*request.env, (LAUNCH_ID, launch_id))),
+            prepare,
+            is_port_fixed=told_port is not None,
+            limits=Limits(start_s=args.start_limit),
+        )
 
 
 def check_files(request: Request | None, num_ranks: int, *, resume: str, run_dir: Path | None) -> None:

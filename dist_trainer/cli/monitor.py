@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_trainer.cli.parser import Parser
+from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.config.run import MIN_SAMPLE_EVERY_S
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir
 from dist_trainer.errors import UserError
@@ -59,7 +60,14 @@ def main(argv: list[str]) -> int:
             "no such command", where="command line", found=command[0], hint="give its path, or look at PATH"
         )
     run_dir = _run_dir(args.output, command)
+    with FolderLock(run_dir, "launch", say=lambda text: print(f"monitor: {text}", file=sys.stderr)):
+        if args.output is not None:
+            # Another may have come and gone since.
+            _require_unused(run_dir)
+        return _watch(command, run_dir, interval_s=args.interval)
 
+
+def _watch(command: list[str], run_dir: Path, *, interval_s: float) -> int:
     from dist_trainer.monitor.transparent import run_transparently
     from dist_trainer.monitor.watch import Watch
 
@@ -67,9 +75,9 @@ def main(argv: list[str]) -> int:
     started_s = time.time()
     try:
         events = RecordWriter(records_dir / EVENTS_FILE)
-        _write_command(command, run_dir, interval_s=args.interval, started_s=started_s)
-        events.write(Event("start", shlex.join(command), 0, started_s, {"interval_s": args.interval}))
-        watch = Watch(records_dir, os.environ, args.interval)
+        _write_command(command, run_dir, interval_s=interval_s, started_s=started_s)
+        events.write(Event("start", shlex.join(command), 0, started_s, {"interval_s": interval_s}))
+        watch = Watch(records_dir, os.environ, interval_s)
         # What the GPUs held before the command began.
         watch.sampler.look(is_full=True)
     except OSError as error:
@@ -141,12 +149,16 @@ def _interval_s(text: str) -> float:
 def _run_dir(wanted: Path | None, command: list[str]) -> Path:
     if wanted is None:
         return create_next_run_dir("monitor", Path(command[0]).name)
-    if (wanted / "records").exists():
-        raise UserError(
-            "the folder holds the record of another run", where="--output", found=str(wanted), hint="name a new folder"
-        )
+    _require_unused(wanted)
     create_run_dir(wanted)
     return wanted
+
+
+def _require_unused(run_dir: Path) -> None:
+    if (run_dir / "records").exists():
+        raise UserError(
+            "the folder holds the record of another run", where="--output", found=str(run_dir), hint="name a new folder"
+        )
 
 
 def _write_command(command: list[str], run_dir: Path, *, interval_s: float, started_s: float) -> None:

@@ -14,6 +14,9 @@ from dist_trainer.errors import UserError
 
 Environ = Mapping[str, str]
 
+# By this variable ranks know the launch that started them: it holds the run's folder.
+LAUNCH_ID = "DIST_TRAINER_LAUNCH_ID"
+
 _PLACE = "the environment"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # Step ids from here up are SLURM's own: the batch script, an interactive shell, the external step.

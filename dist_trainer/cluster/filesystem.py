@@ -31,9 +31,18 @@ def shows_its_writers(path: Path) -> bool:
     No other host's is; and a container sees its own alone, while what is not of its own layers may be mounted into
     others too. An unknown file system counts as shared.
     """
-    mounts = [(one.mountpoint, one.fstype) for one in psutil.disk_partitions(all=True)]
-    kind = mount_of(path.resolve(), mounts)[1]
+    kind = _kind(path)
     return kind == "overlay" or (kind in _OF_ONE_HOST and sees_all_processes())
+
+
+def is_of_one_host(path: Path) -> bool:
+    """Whether no other host can write there. An unknown file system counts as shared."""
+    return _kind(path) in {"overlay", *_OF_ONE_HOST}
+
+
+def _kind(path: Path) -> str:
+    mounts = [(one.mountpoint, one.fstype) for one in psutil.disk_partitions(all=True)]
+    return mount_of(path.resolve(), mounts)[1]
 
 
 def sees_all_processes() -> bool:

@@ -99,7 +99,7 @@ def run_request(
             token,
             membership_for(launcher, request),
             start_limit_s=limits.start_s,
-            say=_say,
+            say=say,
             # The host of the endpoint, where this is; else the order of hosts is the launcher's and the hostfile's.
             first_host=request.facts.hostname if request.rendezvous else None,
         ) as coordinator,
@@ -156,7 +156,7 @@ def run_beside(request: LaunchRequest, *, grace_s: float = GRACE_S) -> int:
     plan = build_plan("torchrun", guarded(request, f"{meeting.host}:{meeting.port + 1}", rendezvous_token(meeting)))
     ending = supervise(plan.argv, {**request.facts.environ, **dict(plan.env)}, grace_s=grace_s)
     if ending.status and ending.stopped_by is None:
-        _say(f"this host's ranks ended with status {ending.status}; {meeting.host} says which rank failed first")
+        say(f"this host's ranks ended with status {ending.status}; {meeting.host} says which rank failed first")
     return ending.status
 
 
@@ -217,16 +217,16 @@ def _status(launcher: str, ending: Ending, coordinator: Coordinator, launcher_lo
             lines=tuple(said.splitlines()[-_NUM_LAUNCHER_LINES:]),
         )
     if trouble.lines:
-        _say(f"{trouble.message}; said last:")
+        say(f"{trouble.message}; said last:")
         for line in trouble.lines:
             print(f"    {line}", file=sys.stderr)
     elif trouble.rank != 0 or trouble.status > 128:
         # Rank 0 has the terminal, and speaks for itself.
-        _say(trouble.message)
+        say(trouble.message)
     return trouble.status
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
     print(f"dist_trainer: {text}", file=sys.stderr, flush=True)
 
 

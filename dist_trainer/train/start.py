@@ -20,6 +20,8 @@ from dist_trainer.checkpoints.changed import differences, refuse_another_kind
 from dist_trainer.checkpoints.changed import made_by as made_by_run
 from dist_trainer.checkpoints.find import Resume
 from dist_trainer.checkpoints.position import Position
+from dist_trainer.cluster.environments import LAUNCH_ID
+from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.threads import count_host_cores
 from dist_trainer.config import run_dir as run_dirs
@@ -87,7 +89,7 @@ def start(job: Job) -> NoReturn:
             if resume.found is not None:
                 refuse_another_kind(resume.found, made_by)
             process.join_process_group(job.rank, device)
-        run_dir = _agreed_run_dir(job)
+        run_dir, lock = _agreed_run_dir(job)
     except BaseException as error:  # noqa: BLE001 - whatever stops a rank is reported, and ends the process
         fail_before_meeting(error, rank=rank, debug=job.debug)
 
@@ -111,6 +113,8 @@ def start(job: Job) -> NoReturn:
             )
     except BaseException as error:  # noqa: BLE001
         fail_in_the_run(error, rank=rank, run_dir=run_dir, started_s=started_s, stderr_fd=stderr_fd, debug=job.debug)
+    if lock is not None:
+        lock.release()
     process.leave(end_status(job, result, stderr_fd=stderr_fd))
 
 
@@ -343,18 +347,27 @@ def _refuse_to_measure_on(device: DeviceFacts) -> None:
         )
 
 
-def _agreed_run_dir(job: Job) -> Path:
-    """The folder the user named, or one that rank 0 makes; the same on every rank."""
+def _agreed_run_dir(job: Job) -> tuple[Path, FolderLock | None]:
+    """The folder the user named, or one that rank 0 makes; the same on every rank. Rank 0 holds it from now on.
+
+    Raises UserError where another run does.
+    """
     from dist_trainer.train import process
 
-    mine = None
+    mine = lock = None
     if job.rank.rank == 0:
         if job.run_dir is None:
             mine = str(run_dirs.create_next_run_dir(*names(job.request)))
         else:
             run_dirs.create_run_dir(job.run_dir)
             mine = str(job.run_dir)
-    return Path(process.agree_on(mine))
+        lock = FolderLock(
+            Path(mine),
+            "ranks",
+            launch_id=os.environ.get(LAUNCH_ID),
+            say=lambda text: print(f"notice     {text}", flush=True),
+        )
+    return Path(process.agree_on(mine)), lock
 
 
 def _write_resolved(resolved: ResolvedRun, run_dir: Path) -> None:

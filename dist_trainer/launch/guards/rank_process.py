@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
+from dist_trainer.cluster.environments import LAUNCH_ID
 from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import end_with_parent, show_as
 
@@ -22,6 +23,7 @@ from dist_trainer.launch.processes import end_with_parent, show_as
 _READ_LATE = frozenset(
     {
         *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+        LAUNCH_ID,
         *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
     }
 )
