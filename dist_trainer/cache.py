@@ -20,6 +20,20 @@ def code_digest(sources: Iterable[Path]) -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
+def keep(path: Path, text: str) -> None:
+    """Writes the text so that `kept` finds it again, or nothing. Raises OSError, leaving nothing."""
+    write_whole(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
+
+
+def kept(path: Path) -> bytes | None:
+    """What `keep` wrote; None where there is nothing, or where it is not to the byte what was written."""
+    try:
+        digest, _, data = path.read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    return data if hashlib.sha256(data).hexdigest().encode() == digest else None
+
+
 def write_whole(path: Path, text: str) -> None:
     """Writes beside the file and renames, so that a reader never sees half of it. Raises OSError, leaving nothing."""
     path.parent.mkdir(parents=True, exist_ok=True)

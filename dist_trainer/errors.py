@@ -11,6 +11,9 @@ EXIT_TARGET_MISSED = 3
 EXIT_HOST_LOST = 4
 EXIT_INTERRUPTED = 130
 
+# What was found may be a whole file on one line.
+_MOST_CHARACTERS = 1000
+
 
 class UserError(Exception):
     """Something the user asked for cannot be done as asked; the command exits with status 2.
@@ -40,7 +43,7 @@ class UserError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        lines = [self.problem]
+        lines = [_cut(self.problem)]
         place = ": ".join(part for part in (self.where, self.key) if part)
         for label, value in (
             ("where", place),
@@ -49,8 +52,12 @@ class UserError(Exception):
             ("do", self.hint),
         ):
             if value:
-                lines.append(f"  {label + ':':<10}{value}")
+                lines.append(f"  {label + ':':<10}{_cut(value)}")
         return "\n".join(lines)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}… ({len(text)} characters)"
 
 
 class RunError(UserError):

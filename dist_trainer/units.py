@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 GB = 10**9
 GIB = 2**30
 MIB = 2**20
+_MOST_DIGITS = 18
 
 _BYTE_UNITS = {
     "B": 1,
@@ -23,11 +25,19 @@ _BYTE_UNITS = {
 
 def parse_bytes(text: str) -> int:
     """'2.5 GB' -> 2_500_000_000, '24GiB' -> 25_769_803_776. Raises ValueError when there is no known unit."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
     unit = _BYTE_UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None:
         raise ValueError(f"{text!r} is not an amount of memory; write one like '2.5 GB' or '24 GiB'")
-    return round(float(match.group(1)) * unit)
+    num_bytes = float(match.group(1)) * unit
+    if math.isinf(num_bytes):
+        raise ValueError("an amount of memory that is too large")
+    return round(num_bytes)
+
+
+def whole_number(text: str) -> int | None:
+    """A whole number from 0 up in plain digits, of at most 18 of them, which 64 bits hold; None for any other text."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
 
 
 def format_gb(num_bytes: float) -> str:

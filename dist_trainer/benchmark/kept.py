@@ -7,11 +7,12 @@ import importlib.metadata
 import json
 import os
 from dataclasses import asdict
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
+from dist_trainer import cache
 from dist_trainer.benchmark.measure import Measurement, Spec, measure_apart
-from dist_trainer.cache import cache_dir, code_digest, write_whole
+from dist_trainer.cache import cache_dir, code_digest
 from dist_trainer.config.resolve import ResolvedRun
 
 
@@ -23,13 +24,13 @@ def measured(spec: Spec, resolved: ResolvedRun) -> Measurement:
 def measure(spec: Spec, resolved: ResolvedRun) -> Measurement:
     """A new measurement, from now on kept."""
     measurement = measure_apart(spec)
-    write_whole(_path(spec, resolved), json.dumps(asdict(measurement)) + "\n")
+    cache.keep(_path(spec, resolved), json.dumps(asdict(measurement)) + "\n")
     return measurement
 
 
 def find(spec: Spec, resolved: ResolvedRun) -> Measurement | None:
-    path = _path(spec, resolved)
-    return Measurement(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    data = cache.kept(_path(spec, resolved))
+    return None if data is None else Measurement(**json.loads(data))
 
 
 def _path(spec: Spec, resolved: ResolvedRun) -> Path:
@@ -47,9 +48,10 @@ def _path(spec: Spec, resolved: ResolvedRun) -> Path:
     return cache_dir(os.environ) / "measurements" / f"{key}.json"
 
 
-@cache
+@lru_cache
 def _versions() -> tuple[str, ...]:
     package = Path(__file__).parents[1]
     train = [package / "train" / name for name in ("blank_step.py", "engine.py", "loss_scale.py", "step.py")]
-    sources = [*sorted((package / "model").glob("*.py")), *train, package / "monitor" / "allocator.py"]
+    own = [package / "benchmark" / name for name in ("measure.py", "kept.py")]
+    sources = [*sorted((package / "model").glob("*.py")), *train, package / "monitor" / "allocator.py", *own]
     return importlib.metadata.version("torch"), importlib.metadata.version("deepspeed"), code_digest(sources)

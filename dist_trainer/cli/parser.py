@@ -7,6 +7,7 @@ import difflib
 from typing import NoReturn
 
 from dist_trainer.errors import UserError
+from dist_trainer.units import whole_number
 
 
 class Parser(argparse.ArgumentParser):
@@ -33,12 +34,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
+    number = whole_number(text)
+    if not number:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
+    return number
 
 
 def not_negative(text: str) -> int:
-    if not text.isdigit():
+    number = whole_number(text)
+    if number is None:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
+    return number

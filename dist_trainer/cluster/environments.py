@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from dist_trainer.cluster.nodelist import expand_nodelist, expand_tasks_per_node
 from dist_trainer.errors import UserError
+from dist_trainer.units import whole_number
 
 Environ = Mapping[str, str]
 
@@ -150,11 +151,12 @@ def read_count(environ: Environ, name: str) -> int | None:
     text = environ.get(name)
     if not text:
         return None
-    if not (text.isascii() and text.isdigit()):
+    count = whole_number(text)
+    if count is None:
         raise UserError(
             f"{name} is not a whole number.", where=_PLACE, key=name, found=text, expected="a whole number from 0 up"
         )
-    return int(text)
+    return count
 
 
 def _need(environ: Environ, name: str, *, because: str) -> int:

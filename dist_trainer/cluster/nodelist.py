@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from itertools import product
@@ -10,7 +11,7 @@ from dist_trainer.errors import UserError
 
 _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
-_LAST_NUMBER = re.compile(r"(.*?)(\d+)(\D*)")
+_LAST_NUMBER = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)")
 _REPEATED = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,5})\))?")
 # SLURM's own limit, MAX_RANGE: what is longer is no list of nodes, and would fill the memory.
 _MAX_NUM_IN_RANGE = 1 << 16
@@ -27,6 +28,8 @@ def expand_nodelist(text: str, *, where: str = "SLURM_JOB_NODELIST") -> tuple[st
         # re.split with one group alternates: text, ranges, text, ranges, ..., text
         choices = [_expand_ranges(piece, text, where) if index % 2 else (piece,) for index, piece in enumerate(pieces)]
         if any(bracket in "".join(pieces[::2]) for bracket in "[]"):
+            raise _not_a_nodelist(text, where)
+        if len(names) + math.prod(map(len, choices)) > _MAX_NUM_IN_RANGE:
             raise _not_a_nodelist(text, where)
         names.extend("".join(choice) for choice in product(*choices))
     return tuple(names)
@@ -53,7 +56,7 @@ def expand_tasks_per_node(text: str, *, where: str = "SLURM_TASKS_PER_NODE") -> 
     counts: list[int] = []
     for part in text.split(","):
         match = _REPEATED.fullmatch(part)
-        if match is None:
+        if match is None or len(counts) + int(match.group(2) or 1) > _MAX_NUM_IN_RANGE:
             raise UserError(
                 "This is not SLURM's form of numbers per node.",
                 where="the environment",
@@ -93,6 +96,8 @@ def _expand_ranges(ranges: str, text: str, where: str) -> tuple[str, ...]:
             raise _not_a_nodelist(text, where)
         first, last = match.group(1), match.group(2) or match.group(1)
         if not 0 <= int(last) - int(first) < _MAX_NUM_IN_RANGE:
+            raise _not_a_nodelist(text, where)
+        if len(names) + int(last) - int(first) >= _MAX_NUM_IN_RANGE:
             raise _not_a_nodelist(text, where)
         names.extend(f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1))
     return tuple(names)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
+from dist_trainer.units import whole_number
+
 
 def threads_per_rank(environ: Mapping[str, str], *, host_cores: int, own_cores: int, local_world_size: int) -> int:
     """What OMP_NUM_THREADS says, else the host's cores shared by its ranks, at most those that the rank is bound to.
@@ -14,8 +16,9 @@ def threads_per_rank(environ: Mapping[str, str], *, host_cores: int, own_cores: 
     """
     said = environ.get("OMP_NUM_THREADS")
     by_torchrun = said == "1" and "TORCHELASTIC_RUN_ID" in environ
-    if said is not None and said.isdigit() and int(said) > 0 and not by_torchrun:
-        return int(said)
+    asked = whole_number(said or "")
+    if asked and not by_torchrun:
+        return asked
     return max(1, min(own_cores, host_cores // local_world_size))
 
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from dist_trainer import strict_json
 from dist_trainer.config.deepspeed import batch
 from dist_trainer.config.deepspeed.file import parse
 from dist_trainer.config.deepspeed.mistakes import json_text
@@ -17,6 +18,8 @@ from dist_trainer.config.deepspeed.params import DEFAULT_OPTIMIZER, is_adam
 from dist_trainer.config.deepspeed.rules import block, dtype_family, offload_device, precision, zero_stage
 from dist_trainer.config.request import Precision, Switches
 from dist_trainer.errors import UserError
+from dist_trainer.strict_json import MAX_DEPTH
+from dist_trainer.units import whole_number
 
 
 def apply(raw: Mapping[str, Any], switches: Switches) -> dict[str, Any]:
@@ -119,8 +122,8 @@ def set_path(config: Mapping[str, Any], dotted: str, text: str) -> dict[str, Any
     true, null, [1, 2]); what is no JSON is taken as a string.
     """
     names = dotted.split(".")
-    if not all(names):
-        raise UserError("not a dotted path", where="--set", found=dotted, expected="names with dots between them")
+    if not all(names) or len(names) > MAX_DEPTH:
+        raise UserError("not a dotted path", where="--set", found=dotted[:80], expected="names with dots between them")
     result = copy.deepcopy(dict(config))
     place: Any = result
     for depth, name in enumerate(names[:-1], start=1):
@@ -139,8 +142,9 @@ def set_path(config: Mapping[str, Any], dotted: str, text: str) -> dict[str, Any
 
 
 def _index(items: list[Any], name: str, dotted: str) -> int:
-    if name.isdigit() and int(name) < len(items):
-        return int(name)
+    index = whole_number(name)
+    if index is not None and index < len(items):
+        return index
     raise UserError(
         "there is no such item in the list",
         where=f"--set {dotted}",
@@ -151,9 +155,11 @@ def _index(items: list[Any], name: str, dotted: str) -> int:
 
 def _json_or_text(text: str) -> Any:
     try:
-        json.loads(text)
+        strict_json.loads(text)
     except json.JSONDecodeError:
         return text
+    except strict_json.TooMuchError:
+        pass  # parse() says what is wrong with it
     return parse(text, source="--set")
 
 

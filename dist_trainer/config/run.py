@@ -8,19 +8,36 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from dist_trainer.config import strict_yaml
 from dist_trainer.errors import UserError
 from dist_trainer.units import parse_bytes
 
-Bytes = Annotated[int, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[int, Field(ge=0)]
+# torch and numpy count in 64 bits.
+_MOST = 2**63 - 1
+
+
+def _plain(text: str) -> str:
+    """A name or a path, which may come to stand in a file's name, in a file of UTF-8, and on a terminal."""
+    if not text.isprintable():
+        raise ValueError(f"a text with characters that cannot be printed: {text[:80]!r}")
+    return text
+
+
+Bytes = Annotated[
+    int,
+    BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value),
+    Field(gt=0, le=_MOST),
+]
+Positive = Annotated[int, Field(gt=0, le=_MOST)]
+NotNegative = Annotated[int, Field(ge=0, le=_MOST)]
+Text = Annotated[str, Field(min_length=1), AfterValidator(_plain)]
 MIN_SAMPLE_EVERY_S = 0.01
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class ModelConfig(_Section):
@@ -47,7 +64,7 @@ class DataConfig(_Section):
     `num_workers: null` takes the number from the cores there are.
     """
 
-    source: str = "stdlib"
+    source: Text = "stdlib"
     num_workers: NotNegative | None = None
     prefetch_factor: Positive = 2
 
@@ -55,11 +72,11 @@ class DataConfig(_Section):
 class PhaseConfig(_Section):
     """One stretch of training: `steps` optimizer steps, or as many as it takes to see `tokens` tokens."""
 
-    name: Annotated[str, Field(min_length=1)]
+    name: Text
     sequence_length: Positive
     steps: Positive | None = None
     tokens: Positive | None = None
-    data: str | None = None
+    data: Text | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> PhaseConfig:
@@ -110,8 +127,8 @@ class EvaluationConfig(_Section):
 class RunConfig(_Section):
     """A whole run file. `deepspeed` names the JSON that is used when no `--ds` is given."""
 
-    name: Annotated[str, Field(min_length=1)]
-    deepspeed: str
+    name: Text
+    deepspeed: Text
     seed: NotNegative = 1337
     model: ModelConfig
     data: DataConfig = DataConfig()
@@ -136,31 +153,16 @@ class RunConfig(_Section):
         return self
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets a key be said twice and takes the last one in silence; this loader refuses it."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} is said twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def read(path: Path) -> dict[str, Any]:
     """Parses a run file to a plain mapping; UserError for a missing file or text that is not YAML."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        raw = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError("cannot read the run file", where=str(path), found=str(error)) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error)
+        problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
         raise UserError(f"the run file is not valid YAML: {problem}", where=place) from error
     if not isinstance(raw, dict):
         raise UserError(

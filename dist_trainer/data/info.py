@@ -7,9 +7,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
+from dist_trainer import typed_json
 from dist_trainer.errors import UserError
+from dist_trainer.typed_json import Count, Finite
 
 INFO_FILE = "dataset.json"
 TOKENIZER_FILE = "tokenizer.json"
@@ -24,8 +24,8 @@ def tokens_file(split: str) -> str:
 class SplitInfo:
     """One token file. A text is what stands between two end-of-text tokens."""
 
-    num_tokens: int
-    num_texts: int
+    num_tokens: Count
+    num_texts: Count
     sha256: str
 
 
@@ -34,8 +34,8 @@ class SourceInfo:
     """The inputs with one suffix."""
 
     suffix: str
-    num_files: int
-    num_bytes: int
+    num_files: Count
+    num_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class DatasetInfo:
     """
 
     format_version: int
-    vocab_size: int
+    vocab_size: Count
     dtype: str
-    end_of_text: int
-    max_token: int
-    unigram_entropy_nats: float
-    num_documents: int
+    end_of_text: Count
+    max_token: Count
+    unigram_entropy_nats: Finite
+    num_documents: Count
     train: SplitInfo
     val: SplitInfo
     tokenizer_sha256: str
@@ -69,16 +69,15 @@ def read_info(folder: Path) -> DatasetInfo:
     """Raises UserError when the folder's dataset.json is unreadable, damaged, or of another format version."""
     path = folder / INFO_FILE
     try:
-        info = TypeAdapter(DatasetInfo).validate_json(path.read_bytes())
+        info = typed_json.read(path, DatasetInfo)
     except OSError as error:
         raise UserError("a dataset's description cannot be read", where=str(path), found=error.strerror) from error
-    except ValidationError as error:
-        first = error.errors()[0]
+    except typed_json.DamagedError as error:
         raise UserError(
             "a dataset's description is damaged",
             where=str(path),
-            key=".".join(str(part) for part in first["loc"]) or None,
-            found=first["msg"],
+            key=error.key,
+            found=error.problem,
             hint="prepare the dataset again",
         ) from error
     if info.format_version != FORMAT_VERSION:

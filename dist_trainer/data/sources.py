@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_trainer import strict_json
 from dist_trainer.errors import UserError
 
 SUFFIXES = (".jsonl", ".md", ".py", ".txt")
@@ -149,7 +149,7 @@ def _json_lines(source: SourceFile, piece_bytes: int) -> Iterator[Iterator[tuple
 
 def _text_field(line: bytes, where: str) -> bytes:
     try:
-        value = json.loads(line)
+        value = strict_json.loads(line, max_depth=None)
     except ValueError as error:
         raise UserError("a line is not JSON", where=where, found=str(error)) from error
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):

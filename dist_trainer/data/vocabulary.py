@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257
+# The largest published ones have a quarter of a million; what counts them has an entry for each.
+_MOST_TOKEN_IDS = 2**24
 
 # What the published tokenizers of the GPT-2, Llama 3, Llama 2, Qwen, and T5 families call it.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>", "<eos>")
@@ -54,7 +56,10 @@ def load_vocabulary(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_buffer(path.read_bytes())
     except OSError as error:
         raise UserError("the tokenizer cannot be read", where=str(path), found=error.strerror) from error
-    except ValueError as error:
+    except BaseException as error:
+        # What its Rust panics with is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise UserError(
             "the tokenizer cannot be read",
             where=str(path),
@@ -63,12 +68,19 @@ def load_vocabulary(path: Path) -> Tokenizer:
         ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if not 0 < num_token_ids(tokenizer) <= _MOST_TOKEN_IDS:
+        raise UserError(
+            "the tokenizer's tokens have no numbers that a model could have",
+            where=str(path),
+            found=num_token_ids(tokenizer) - 1,
+            expected=f"numbers up to {_MOST_TOKEN_IDS - 1}",
+        )
     return tokenizer
 
 
 def num_token_ids(tokenizer: Tokenizer) -> int:
     """One more than the largest token: a published tokenizer may leave gaps."""
-    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def end_of_text_id(tokenizer: Tokenizer, where: str) -> int:

@@ -6,7 +6,12 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from annotated_types import Ge, MinLen
+
+from dist_trainer import typed_json
+from dist_trainer.typed_json import Count
 
 PLAN_FILE = "plan.json"
 
@@ -17,9 +22,9 @@ PhaseName = Literal["init", "forward", "backward", "step"]
 class Figure:
     """A predicted number of bytes, and the band in which the measured one is expected."""
 
-    num_bytes: int
-    low_bytes: int
-    high_bytes: int
+    num_bytes: Count
+    low_bytes: Count
+    high_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -27,8 +32,8 @@ class PhasePlan:
     """The peak within one phase and what it is made of then: part -> bytes, which add up to `allocated_bytes`."""
 
     phase: PhaseName
-    allocated_bytes: int
-    parts: dict[str, int]
+    allocated_bytes: Count
+    parts: dict[str, Count]
 
 
 @dataclass(frozen=True)
@@ -37,14 +42,14 @@ class RankPlan:
     `reserved`, at the peak, allocator slack and context included. `host_bytes` is what offload keeps in host memory.
     """
 
-    rank: int
+    rank: Count
     allocated: Figure
     reserved: Figure
     device_used: Figure | None
     peak_phase: PhaseName
-    parts: dict[str, int]
+    parts: dict[str, Count]
     phases: tuple[PhasePlan, ...]
-    host_bytes: int
+    host_bytes: Count
 
 
 @dataclass(frozen=True)
@@ -55,14 +60,14 @@ class Plan:
     deepspeed: str
     device: Literal["cpu", "cuda"]
     device_name: str | None
-    device_bytes: int | None
-    target_bytes: int | None
-    baseline_bytes: int | None
-    world_size: int
-    micro_batch: int
-    accumulation: int
-    sequence_length: int
-    ranks: tuple[RankPlan, ...]
+    device_bytes: Count | None
+    target_bytes: Count | None
+    baseline_bytes: Count | None
+    world_size: Annotated[Count, Ge(1)]
+    micro_batch: Count
+    accumulation: Count
+    sequence_length: Count
+    ranks: Annotated[tuple[RankPlan, ...], MinLen(1)]
     assumptions: tuple[str, ...]
     unmodelled: tuple[str, ...]
     upper_bounds: tuple[str, ...]
@@ -93,25 +98,6 @@ def dump_plan(plan: Plan) -> str:
 
 
 def read_plan(run_dir: Path) -> Plan | None:
-    """The plan in a run's folder; None where there is none."""
+    """The plan in a run's folder; None where there is none. Raises typed_json.DamagedError for one that is damaged."""
     path = run_dir / "resolved" / PLAN_FILE
-    if not path.exists():
-        return None
-    return _plan(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _plan(values: dict[str, Any]) -> Plan:
-    ranks = tuple(
-        RankPlan(
-            **{
-                **rank,
-                "allocated": Figure(**rank["allocated"]),
-                "reserved": Figure(**rank["reserved"]),
-                "device_used": Figure(**rank["device_used"]) if rank["device_used"] else None,
-                "phases": tuple(PhasePlan(**phase) for phase in rank["phases"]),
-            }
-        )
-        for rank in values["ranks"]
-    )
-    lists = {name: tuple(values[name]) for name in ("assumptions", "unmodelled", "upper_bounds")}
-    return Plan(**{**values, **lists, "ranks": ranks})
+    return typed_json.read(path, Plan) if path.exists() else None

@@ -6,6 +6,7 @@ import importlib.resources
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import jinja2
@@ -149,6 +150,7 @@ def _drawn(found: Sequence[Chart]) -> tuple[Drawn, ...]:
     return tuple(drawn for chart in found if (drawn := draw(chart)) is not None)
 
 
+@cache
 def _environment(*, finalize: Callable[[object], Markup] | None = None) -> jinja2.Environment:
     return jinja2.Environment(
         loader=jinja2.PackageLoader("dist_trainer.report"),

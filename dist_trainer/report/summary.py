@@ -30,7 +30,7 @@ MAX_NUM_ROWS = 8
 class Summary:
     """`unigram_entropy_nats`: the loss of a model that knows how often each token occurs and nothing else.
 
-    `verdict` is on the run as a whole, `verdicts` on each GPU.
+    `verdict` is on the run as a whole, `verdicts` on each GPU. `problems` are what could not be read of its folder.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Summary:
     train_s: float
     verdict: RunVerdict
     verdicts: tuple[Verdict, ...]
+    problems: tuple[str, ...] = ()
 
 
 def summarise(run_dir: Path, *, baseline: Baseline | None = None) -> Summary:
@@ -57,7 +58,7 @@ def summarise(run_dir: Path, *, baseline: Baseline | None = None) -> Summary:
 def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summary:
     asked, steps = findings.asked, findings.steps
     columns = steps.columns
-    evaluations = [event for event in findings.events if event.kind == "evaluation"]
+    evaluations = [event for event in findings.events if event.kind == "evaluation" and "loss" in event.facts]
     entropies = [event.facts.get("unigram_entropy_nats") for event in findings.events if event.kind == "start"]
     train_s = total(columns["step_s"])
     # The first step warms up; it counts where it is the only one.
@@ -88,6 +89,7 @@ def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summa
             notes=[*(baseline.notes if baseline else ()), *_length_notes(findings)],
         ),
         verdicts=tuple(verdicts),
+        problems=findings.problems,
     )
 
 
@@ -144,6 +146,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
         found.append(("memory, others", _others(shown)))
     found.append(("verdict", summary.verdict.sentence))
     found += [("to change", line) for line in summary.verdict.advice]
+    found += [("not readable", problem) for problem in summary.problems]
     return found
 
 

@@ -211,7 +211,7 @@ def run_table(findings: Findings, summary: Summary) -> Table:
         rows.append(("unigram entropy", f"{summary.unigram_entropy_nats:.4f} (the loss of token frequencies alone)"))
     if summary.data_wait_fraction is not None:
         rows.append(("waiting for data", f"{100 * summary.data_wait_fraction:.1f}% of the time"))
-    rows += [("not readable", problem) for problem in asked.problems]
+    rows += [("not readable", problem) for problem in findings.problems]
     return Table("What was run", ("", ""), tuple(rows))
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.commands import ask
 from dist_trainer.slurm.notation import Gpus, parse_gres, parse_time_s, records_of
-from dist_trainer.units import MIB
+from dist_trainer.units import MIB, whole_number
 
 _NOT_UP = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING", "MAINT", "NO_RESPOND", "UNKNOWN"}
 
@@ -74,11 +74,16 @@ def read_cluster(environ: Mapping[str, str]) -> Cluster:
 
 
 def parse_cluster(partitions: str, nodes: str) -> Cluster:
-    """From the text of `scontrol show partition --oneliner` and of `scontrol show node --oneliner`."""
-    return Cluster(
-        tuple(_partition(fields) for fields in records_of(partitions, "PartitionName")),
-        tuple(_node(fields) for fields in records_of(nodes, "NodeName")),
-    )
+    """From the text of `scontrol show --oneliner`, of partitions and of nodes. Raises UserError."""
+    try:
+        return Cluster(
+            tuple(_partition(fields) for fields in records_of(partitions, "PartitionName")),
+            tuple(_node(fields) for fields in records_of(nodes, "NodeName")),
+        )
+    except ValueError as error:
+        raise UserError(
+            "What SLURM says of the cluster is not understood.", where="scontrol", found=str(error)
+        ) from error
 
 
 def _partition(fields: Mapping[str, str]) -> Partition:
@@ -91,7 +96,7 @@ def _partition(fields: Mapping[str, str]) -> Partition:
         is_up=fields.get("State") == "UP",
         max_time_s=parse_time_s(fields.get("MaxTime", "UNLIMITED")),
         default_time_s=None if math.isinf(default) else default,
-        max_nodes=int(most) if most.isdigit() else None,
+        max_nodes=whole_number(most),
         limits_memory=any(limit != "UNLIMITED" for limit in limits),
     )
 
@@ -100,8 +105,16 @@ def _node(fields: Mapping[str, str]) -> Node:
     return Node(
         name=fields["NodeName"],
         partitions=tuple(name for name in fields.get("Partitions", "").split(",") if name),
-        num_cpus=int(fields.get("CPUEfctv") or fields.get("CPUTot", "0")),
-        memory_bytes=int(fields.get("RealMemory", "0")) * MIB,
+        num_cpus=_number(fields, "CPUEfctv") or _number(fields, "CPUTot"),
+        memory_bytes=_number(fields, "RealMemory") * MIB,
         gpus=parse_gres(fields.get("Gres", "")),
         state=fields.get("State", "UNKNOWN"),
     )
+
+
+def _number(fields: Mapping[str, str], name: str) -> int:
+    """Raises ValueError for what is none; 0 where SLURM does not say it."""
+    number = whole_number(fields.get(name) or "0")
+    if number is None:
+        raise ValueError(f"{name}={fields[name]} is not a number")
+    return number

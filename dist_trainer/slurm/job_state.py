@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.commands import ask, is_here
 from dist_trainer.slurm.notation import parse_array, parse_moment, records_of
+from dist_trainer.units import whole_number
 
 _UNKNOWN_JOB = "Invalid job id"
 _WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD")
 _RUNNING = ("RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "RESIZING", "SIGNALING", "STAGE_OUT")
 _ACCOUNTING_FIELDS = ("JobID", "State", "ExitCode", "Start", "End", "NodeList", "Reason")
-_EXIT_CODE = re.compile(r"(\d+):(\d+)")
+_EXIT_CODE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,18 @@ def parse_controller(text: str) -> dict[int | None, Job]:
         array_id = fields.get("ArrayJobId")
         tasks: tuple[int | None, ...] = (None,)
         if array_id is not None and "ArrayTaskId" in fields:
-            tasks = parse_array(fields["ArrayTaskId"])
+            try:
+                tasks = parse_array(fields["ArrayTaskId"])
+            except ValueError:
+                # Of very many that wait SLURM writes the first alone, and "...".
+                continue
         for task in tasks:
             found[task] = Job(
                 job_id=fields["JobId"] if task is None else f"{array_id}_{task}",
-                state=fields["JobState"],
+                state=fields.get("JobState", "UNKNOWN"),
                 reason=_said(fields.get("Reason")),
                 exit_status=_exit_status(fields.get("ExitCode")),
-                restarts=int(fields["Restarts"]) if fields.get("Restarts", "").isdigit() else None,
+                restarts=whole_number(fields.get("Restarts", "")),
                 nodes=_said(fields.get("NodeList")),
                 start_s=parse_moment(fields.get("StartTime", "")),
                 end_s=parse_moment(fields.get("EndTime", "")),
@@ -110,12 +115,13 @@ def parse_accounting(text: str) -> dict[int | None, Job]:
         if len(values) < len(_ACCOUNTING_FIELDS) or not values["State"]:
             continue
         _, underscore, task = values["JobID"].partition("_")
-        if underscore and not task.isdigit():
+        number = whole_number(task)
+        if underscore and number is None:
             continue
-        found[int(task) if underscore else None] = Job(
+        found[number] = Job(
             job_id=values["JobID"],
             # 'CANCELLED by 1000'
-            state=values["State"].split()[0],
+            state=values["State"].partition(" ")[0],
             reason=_said(values["Reason"]),
             exit_status=_exit_status(values["ExitCode"]),
             nodes=_said(values["NodeList"]),

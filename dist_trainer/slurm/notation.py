@@ -8,15 +8,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 
-from dist_trainer.units import GIB, MIB
+from dist_trainer.units import GIB, MIB, whole_number
 
 _ENDLESS = ("UNLIMITED", "INFINITE", "NONE", "NOT_SET", "N/A")
-_DAYS = re.compile(r"(\d+)-(\d+)(?::(\d+))?(?::(\d+))?")
-_CLOCK = re.compile(r"(?:(?:(\d+):)?(\d+):)?(\d+)")
+# Of more digits than these nothing is counted here.
+_N = "([0-9]{1,12})"
+_DAYS = re.compile(f"{_N}-{_N}(?::{_N})?(?::{_N})?")
+_CLOCK = re.compile(f"(?:(?:{_N}:)?{_N}:)?{_N}")
 _FIELD = re.compile(r"(?:^|\s)([A-Z][A-Za-z0-9_/:]*)=")
-_ARRAY_PART = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
+_ARRAY_PART = re.compile(f"{_N}(?:-{_N}(?::{_N})?)?")
 _MOST_TASKS = 100_000
-_MEMORY = re.compile(r"(\d+)([KMGT]?)")
+_MEMORY = re.compile(f"{_N}([KMGT]?)")
 _MEMORY_UNITS = {"K": 2**10, "": MIB, "M": MIB, "G": GIB, "T": 2**40}
 
 
@@ -105,13 +107,14 @@ def parse_gres(text: str) -> Gpus:
 
 
 def _kind_and_count(parts: list[str], text: str) -> tuple[str | None, int]:
-    if len(parts) == 1 and not parts[0].isdigit():
+    if len(parts) == 1 and whole_number(parts[0]) is None:
         # `gpu:a100` is one of that type.
         parts = [*parts, "1"]
     kind, count = (None, parts[0]) if len(parts) == 1 else (":".join(parts[:-1]), parts[-1])
-    if not (count.isascii() and count.isdigit()) or (kind is not None and not kind[:1].isalnum()):
+    number = whole_number(count)
+    if number is None or (kind is not None and not kind[:1].isalnum()):
         raise ValueError(f"{text!r} is not a number of GPUs: write it like 8 or a100:8")
-    return kind, int(count)
+    return kind, number
 
 
 def parse_array(text: str) -> tuple[int, ...]:
@@ -121,11 +124,12 @@ def parse_array(text: str) -> tuple[int, ...]:
     for part in listed.split(","):
         match = _ARRAY_PART.fullmatch(part)
         first, last, step = (int(piece) if piece else None for piece in match.groups()) if match else (None,) * 3
-        if first is None or step == 0 or (last is not None and last < first) or (percent and not limit.isdigit()):
+        if first is None or step == 0 or (last is not None and last < first) or (percent and not whole_number(limit)):
             raise ValueError(f"{text!r} is not an array: write it like 0-3, 1,3,5 or 0-15:4%2")
-        if (last or first) - first > _MOST_TASKS:
+        part_of_it = range(first, (first if last is None else last) + 1, step or 1)
+        if len(part_of_it) + len(numbers) > _MOST_TASKS:
             raise ValueError(f"{text!r} has more than {_MOST_TASKS} tasks")
-        numbers.extend(range(first, (first if last is None else last) + 1, step or 1))
+        numbers.extend(part_of_it)
     return tuple(dict.fromkeys(numbers))
 
 

@@ -21,7 +21,7 @@ from dist_trainer.units import format_count, format_duration
 
 Stage = Literal["queued", "running", "ended", "unknown"]
 
-_TASK_FOLDER = re.compile(r"task-(\d+)")
+_TASK_FOLDER = re.compile(r"task-([0-9]{1,9})")
 # SLURM's times are whole seconds.
 _ROUNDING_S = 1.0
 
@@ -53,7 +53,8 @@ class Status:
     """One job, or one task of an array. `state` is SLURM's word, None where it no longer knows the job.
 
     `why` says in words why it waits, or what ended it. Times are since the epoch; `start_s` of a job in the queue is
-    SLURM's estimate. `error` is the first error of the run's records since it was started.
+    SLURM's estimate. `error` is the first error of the run's records since it was started; `problems` are what of them
+    cannot be read.
     """
 
     job_id: str
@@ -71,6 +72,7 @@ class Status:
     memory: Memory | None
     error: str | None
     output: str
+    problems: tuple[str, ...] = ()
 
 
 def read_statuses(run_dir: Path, environ: Mapping[str, str], *, now_s: float | None = None) -> list[Status]:
@@ -162,6 +164,7 @@ def status_of(
         memory=_memory(findings),
         error=error,
         output=output,
+        problems=findings.problems if findings else (),
     )
 
 
@@ -253,6 +256,7 @@ def lines(status: Status) -> Iterator[str]:
         yield from (f"{'':<11}{line}" for line in others)
     if status.stage != "queued":
         yield f"output     {status.output}"
+    yield from (f"notice     {problem}" for problem in status.problems)
 
 
 def one_line(status: Status) -> str:

@@ -9,11 +9,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import MinLen
+
+from dist_trainer import typed_json
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.commands import ask
 from dist_trainer.slurm.job_request import JobRequest
+from dist_trainer.typed_json import Count, Seconds
 
 RECORD_FILE = "slurm.json"
 SCRIPT_FILE = "job.sbatch"
@@ -23,14 +27,14 @@ SCRIPT_FILE = "job.sbatch"
 class Submitted:
     """RUN_DIR/resolved/slurm.json: a job that SLURM took. `tasks` are the numbers of an array's tasks."""
 
-    job_id: str
+    job_id: Annotated[str, MinLen(1)]
     script: str
     output: str
-    tasks: tuple[int, ...]
-    num_ranks: int
-    asked: Mapping[str, Any]
+    tasks: tuple[Count, ...]
+    num_ranks: Count
+    asked: dict[str, Any]
     arguments: tuple[str, ...]
-    submit_time_s: float
+    submit_time_s: Seconds
 
 
 def record_path(run_dir: Path) -> Path:
@@ -41,16 +45,11 @@ def read_submitted(run_dir: Path) -> Submitted | None:
     """None where no job was submitted for this folder. Raises UserError for a file that cannot be read."""
     path = record_path(run_dir)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        names = [known.name for known in dataclasses.fields(Submitted)]
-        record = Submitted(**{name: values[name] for name in names})
-    except FileNotFoundError:
+        return typed_json.read(path, Submitted)
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            "This record of a job cannot be read.", where=str(path), found=f"{type(error).__name__}: {error}"
-        ) from error
-    return dataclasses.replace(record, tasks=tuple(record.tasks), arguments=tuple(record.arguments))
+    except (OSError, typed_json.DamagedError) as error:
+        raise UserError("This record of a job cannot be read.", where=str(path), found=str(error)) from error
 
 
 def submit(

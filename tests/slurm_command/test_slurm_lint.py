@@ -44,6 +44,7 @@ srun -K bash -c '
 # (rule, what is replaced in GOOD, by what, the line of the finding)
 BROKEN = [
     ("no-interpreter", "#!/bin/bash\n", "\n", 1),
+    ("carriage-return", "#SBATCH --requeue\n", "#SBATCH --requeue\r\n", 8),
     ("late-directive", "wait\n", "wait\n#SBATCH --exclusive\n", 16),
     ("blank-in-directive", "#SBATCH --requeue", "#SBATCH --requeue\n# SBATCH --exclusive", 9),
     ("tasks-and-gpus", "--ntasks-per-node=4", "--ntasks-per-node=2", 4),

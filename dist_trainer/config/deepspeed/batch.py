@@ -30,7 +30,8 @@ class Batch:
 
 
 def _divisors(value: int) -> set[int]:
-    small = {size for size in range(1, math.isqrt(value) + 1) if value % size == 0}
+    """Those up to its root, or up to a million, and what they go into it with."""
+    small = {size for size in range(1, min(math.isqrt(value), 10**6) + 1) if value % size == 0}
     return small | {value // size for size in small}
 
 

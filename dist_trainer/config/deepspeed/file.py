@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dist_trainer import strict_json
 from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake
 from dist_trainer.errors import UserError
 
@@ -57,11 +58,11 @@ def _syntax_error(error: json.JSONDecodeError, source: str) -> UserError:
 def parse(text: str, *, source: str) -> Any:
     """The value `text` stands for. Raises UserError for what is not JSON and for any key said twice."""
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = strict_json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         raise _syntax_error(error, source) from None
-    except RecursionError:
-        raise UserError("the JSON is nested too deeply to be read", where=source) from None
+    except strict_json.TooMuchError as error:
+        raise UserError(f"the JSON cannot be read: {error}", where=source) from None
     twice = list(_said_twice(value))
     if twice:
         mistakes = [Mistake(key, "a key said twice", hint="keep one of them") for key in twice]

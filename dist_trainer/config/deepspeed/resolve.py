@@ -7,6 +7,7 @@ Nothing here imports torch or deepspeed.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from dist_trainer.config.deepspeed import batch
@@ -16,6 +17,7 @@ from dist_trainer.config.deepspeed.keys import Facts, Rows, children, table
 from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake
 from dist_trainer.config.deepspeed.params import DEFAULT_OPTIMIZER, optimizer_params, scheduler_params
 from dist_trainer.config.deepspeed.rules import block, contradictions, offload_device, too_short, zero_stage
+from dist_trainer.errors import UserError
 
 __all__ = ["DeepSpeedFileError", "Facts", "Mistake", "check", "read", "resolve", "warnings"]
 
@@ -106,6 +108,15 @@ def resolve(raw: Mapping[str, Any], facts: Facts, *, source: str) -> dict[str, A
     mistakes = contradictions(config) or too_short(config, facts.total_steps)
     if mistakes:
         raise DeepSpeedFileError(mistakes, source)
+    return config
+
+
+def read_resolved(path: Path) -> dict[str, Any]:
+    """What `resolve` gave, from the file in a run's folder. Raises UserError for what is not that."""
+    config = _checked(read(path), str(path))
+    for key in _BATCH_KEYS:
+        if config.get(key) in (None, AUTO):
+            raise UserError("this is no resolved configuration", where=str(path), key=key, found=config.get(key))
     return config
 
 

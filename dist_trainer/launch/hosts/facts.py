@@ -12,6 +12,7 @@ from typing import Literal
 
 from dist_trainer.cluster.threads import count_own_cores
 from dist_trainer.launch.plan import HostFacts
+from dist_trainer.units import whole_number
 
 _VERSION_LIMIT_S = 20.0
 
@@ -50,7 +51,8 @@ def count_visible_gpus(num_gpus: int, visible: str | None) -> int:
     count = 0
     for entry in visible.split(","):
         device = entry.strip()
-        if not (device.startswith(("GPU-", "MIG-")) or (device.isdigit() and int(device) < num_gpus)):
+        index = whole_number(device)
+        if not (device.startswith(("GPU-", "MIG-")) or (index is not None and index < num_gpus)):
             break
         count += 1
     return count

@@ -11,6 +11,7 @@ from dist_trainer.cluster.slurm import allocated_topology
 from dist_trainer.cluster.topology import Host, Topology, is_own_name
 from dist_trainer.errors import UserError
 from dist_trainer.launch.plan import HostFacts, Rendezvous
+from dist_trainer.units import whole_number
 
 NUM_RANKS_WITHOUT_GPU = 2
 SLOTS_HINT = "let slots= say how many GPUs a host has, and take part of them with --include 'node1:0,1'"
@@ -35,11 +36,12 @@ def parse_ranks_per_host(text: str) -> int | None:
     """'4' -> 4, 'auto' -> None. Raises UserError for anything else."""
     if text == "auto":
         return None
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
+    count = whole_number(text)
+    if not count:
         raise UserError(
             "This is not a number of ranks.", where="--nproc-per-node", found=text, expected="auto, or 1 or more"
         )
-    return int(text)
+    return count
 
 
 def find_topology(launcher: str, choice: HostChoice, facts: HostFacts) -> tuple[Topology, bool]:
@@ -77,7 +79,7 @@ def read_rendezvous(num_hosts: int | None, endpoint: str | None, job_id: str, *,
             expected="--nnodes 2 --rdzv-endpoint node1:29500, the same on every host",
         )
     host, _, port = endpoint.rpartition(":")
-    if not (host and port.isascii() and port.isdigit() and 1 <= int(port) < LAST_PORT):
+    if not (host and 1 <= (whole_number(port) or 0) < LAST_PORT):
         raise UserError(
             "This is not a place to meet at.",
             where="--rdzv-endpoint",

@@ -8,26 +8,26 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import asdict
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
-from dist_trainer.cache import cache_dir, code_digest, write_whole
+from dist_trainer import cache
+from dist_trainer.cache import cache_dir, code_digest
 from dist_trainer.memory.trace.record import Trace, TracedParameter, TraceSpec
 
 
 def load(spec: TraceSpec) -> Trace | None:
     """The trace kept for `spec`, or None."""
-    try:
-        text = _path(spec).read_text(encoding="utf-8")
-        values = json.loads(text)
-        return Trace(
-            parameters=tuple(TracedParameter(*values_of) for values_of in values["parameters"]),
-            modules=tuple(tuple(owned) for owned in values["modules"]),
-            events=tuple(map(tuple, values["events"])),
-            saved_on_host_bytes=values["saved_on_host_bytes"],
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+    data = cache.kept(_path(spec))
+    if data is None:
         return None
+    values = json.loads(data)
+    return Trace(
+        parameters=tuple(TracedParameter(*values_of) for values_of in values["parameters"]),
+        modules=tuple(tuple(owned) for owned in values["modules"]),
+        events=tuple(map(tuple, values["events"])),
+        saved_on_host_bytes=values["saved_on_host_bytes"],
+    )
 
 
 def save(spec: TraceSpec, trace: Trace) -> None:
@@ -39,7 +39,7 @@ def save(spec: TraceSpec, trace: Trace) -> None:
         "saved_on_host_bytes": trace.saved_on_host_bytes,
     }
     with suppress(OSError):
-        write_whole(_path(spec), json.dumps(values, separators=(",", ":")))
+        cache.keep(_path(spec), json.dumps(values, separators=(",", ":")))
 
 
 def get(spec: TraceSpec) -> Trace:
@@ -59,9 +59,10 @@ def _path(spec: TraceSpec) -> Path:
     return cache_dir(os.environ) / "traces" / f"{key}.json"
 
 
-@cache
+@lru_cache
 def _versions() -> tuple[str, ...]:
     """What makes kept traces stale: another torch, or other code of the model or of the tracer."""
     package = Path(__file__).parents[2]
-    sources = [*sorted((package / "model").glob("*.py")), Path(__file__).with_name("tracer.py")]
+    own = [Path(__file__).with_name(name) for name in ("tracer.py", "kept.py")]
+    sources = [*sorted((package / "model").glob("*.py")), *own]
     return importlib.metadata.version("torch"), code_digest(sources)

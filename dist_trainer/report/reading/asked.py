@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from typing_extensions import TypedDict
+
+from dist_trainer import typed_json
 from dist_trainer.config import run as run_file
+from dist_trainer.config.deepspeed.resolve import read_resolved
 from dist_trainer.config.run import RunConfig, TargetConfig
 from dist_trainer.errors import UserError
-from dist_trainer.memory.plan import PLAN_FILE, Plan, read_plan
+from dist_trainer.memory.plan import PLAN_FILE, Plan
 from dist_trainer.records import Event
+from dist_trainer.typed_json import Count, DamagedError
+
+T = TypeVar("T")
 
 MONITOR = "monitor"
 
@@ -24,7 +31,7 @@ class Asked:
     run: RunConfig | None
     deepspeed: dict[str, Any] | None
     plan: Plan | None
-    launch: dict[str, Any] | None
+    launcher: str | None
     command: tuple[str, ...] | None
     world_size: int | None
     problems: tuple[str, ...] = ()
@@ -36,48 +43,52 @@ class Asked:
     @property
     def is_training(self) -> bool:
         """False for any other program that `monitor` watched."""
-        return self.launch is None or self.launch.get("launcher") != MONITOR
+        return self.launcher != MONITOR
+
+
+class LaunchRecord(TypedDict, total=False):
+    """What is read of launch.json, which `launch` and `monitor` write."""
+
+    launcher: str
+    argv: list[str]
+    num_ranks: Count | None
 
 
 def read_asked(run_dir: Path, events: list[Event]) -> Asked:
-    """Never fails for want of a file, or for one that another version of this program wrote."""
+    """Never fails for want of a file, or for one that is damaged or that another version of this program wrote."""
     folder = run_dir / "resolved"
     problems: list[str] = []
-    run = None
-    if (folder / "run.yaml").exists():
+
+    def sound(name: str, read: Callable[[Path], T]) -> T | None:
+        path = folder / name
+        if not path.exists():
+            return None
         try:
-            run = run_file.check(run_file.read(folder / "run.yaml"), source="run.yaml")
-        except UserError as error:
-            problems.append(f"resolved/run.yaml cannot be read: {error.problem}")
-    deepspeed = _read_json(folder / "ds_config.json", problems)
-    launch = _read_json(folder / "launch.json", problems)
-    try:
-        plan = read_plan(run_dir)
-    except (ValueError, KeyError, TypeError) as error:
-        plan = None
-        problems.append(f"resolved/{PLAN_FILE} cannot be read: {type(error).__name__}: {error}")
+            return read(path)
+        except (UserError, OSError, DamagedError) as error:
+            problems.append(f"resolved/{name} cannot be read: {_reason(error)}")
+            return None
+
+    run = sound("run.yaml", lambda path: run_file.check(run_file.read(path), source="run.yaml"))
+    deepspeed = sound("ds_config.json", read_resolved)
+    launch = sound("launch.json", lambda path: typed_json.read(path, LaunchRecord))
+    plan = sound(PLAN_FILE, lambda path: typed_json.read(path, Plan))
     start = next((event for event in reversed(events) if event.kind == "start"), None)
     facts = start.facts if start else {}
-    launched = (launch or {}).get("argv")
-    command = launched or facts.get("argv")
+    launch = launch or {}
     return Asked(
         name=run.name if run else run_dir.resolve().name,
         run=run,
         deepspeed=deepspeed,
         plan=plan,
-        launch=launch,
-        command=tuple(str(word) for word in command) if command else None,
-        world_size=facts.get("world_size") or (launch or {}).get("num_ranks") or (plan.world_size if plan else None),
+        launcher=launch.get("launcher"),
+        command=tuple(launch.get("argv") or facts.get("argv") or ()) or None,
+        world_size=facts.get("world_size") or launch.get("num_ranks") or (plan.world_size if plan else None),
         problems=tuple(problems),
     )
 
 
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        problems.append(f"resolved/{path.name} cannot be read: {error}")
-        return None
-    return values if isinstance(values, dict) else None
+def _reason(error: Exception) -> str:
+    if isinstance(error, UserError):
+        return f"{error.key}: {error.problem}" if error.key else error.problem
+    return str(error)

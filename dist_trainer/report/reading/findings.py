@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.errors import UserError
-from dist_trainer.records import EVENTS_FILE, Event, read_records, read_steps
+from dist_trainer.records import EVENTS_FILE, Event, LeftOut, read_records, read_steps
 from dist_trainer.report.reading.asked import Asked, read_asked
 from dist_trainer.report.reading.measured import History, Memory, read_memory
 from dist_trainer.report.reading.progress import Progress, progress
@@ -16,7 +16,10 @@ from dist_trainer.report.reading.steps import Steps, steps_of
 
 @dataclass(frozen=True)
 class Findings:
-    """`marks` are the moments at which training phases began, as (seconds since the epoch, name), in order."""
+    """`marks` are the moments at which training phases began, as (seconds since the epoch, name), in order.
+
+    `problems` are what could not be read, in words.
+    """
 
     run_dir: Path
     asked: Asked
@@ -25,6 +28,7 @@ class Findings:
     memory: Memory
     marks: tuple[tuple[float, str], ...]
     progress: Progress
+    problems: tuple[str, ...] = ()
 
     @property
     def histories(self) -> tuple[History, ...]:
@@ -39,17 +43,21 @@ class Findings:
 def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
     """Reads whatever there is; a run may still be going on. Raises UserError where there are no records at all."""
     records_dir = run_dir / "records"
-    events = sorted(read_records(records_dir / EVENTS_FILE, Event), key=lambda event: event.time_s)
-    steps = steps_of(read_steps(records_dir))
+    left_out: LeftOut = {}
+    events = sorted(read_records(records_dir / EVENTS_FILE, Event, left_out), key=lambda event: event.time_s)
+    steps = steps_of(read_steps(records_dir, left_out))
     marks = tuple(_marks(events))
     edges = [event for event in events if event.kind in ("start", "end")]
     ended_s = edges[-1].time_s if edges and edges[-1].kind == "end" else None
-    memory = read_memory(records_dir, events, marks_s=[time_s for time_s, _ in marks], ended_s=ended_s)
+    memory = read_memory(
+        records_dir, events, marks_s=[time_s for time_s, _ in marks], ended_s=ended_s, left_out=left_out
+    )
+    asked = read_asked(run_dir, events)
     lasts = [history.last_s for history in memory.histories if history.last_s is not None]
     lasts += steps.columns["time_s"][-1:]
     return Findings(
         run_dir=run_dir,
-        asked=read_asked(run_dir, events),
+        asked=asked,
         events=tuple(events),
         steps=steps,
         memory=memory,
@@ -61,6 +69,7 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
             last_record_s=max(lasts, default=None),
             now_s=now_s,
         ),
+        problems=(*asked.problems, *_left_out_lines(left_out)),
     )
 
 
@@ -75,6 +84,13 @@ def require_records(run_dir: Path, *, where: str) -> None:
         expected="a run's folder, with records/ in it",
         hint="name the folder that `train`, `launch` or `monitor` said",
     )
+
+
+def _left_out_lines(left_out: LeftOut) -> list[str]:
+    return [
+        f"records/{path.name}: {count} damaged line{' is' if count == 1 else 's are'} left out"
+        for path, count in sorted(left_out.items())
+    ]
 
 
 def _marks(events: list[Event]) -> list[tuple[float, str]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dist_trainer.memory.targets import CPU, Measured
-from dist_trainer.records import MONITOR_EVENT, SAMPLER_FAILED, Event
+from dist_trainer.records import MONITOR_EVENT, SAMPLER_FAILED, Event, LeftOut
 from dist_trainer.report.reading.envelope import Envelope
 from dist_trainer.report.reading.gathered import CURVE_WIDTH_S, Gathered
 from dist_trainer.report.reading.memory_files import FileGroup, find_files, first_time_s, gather, in_order
@@ -61,10 +61,15 @@ class Memory:
 
 
 def read_memory(
-    records_dir: Path, events: Sequence[Event], *, marks_s: Sequence[float] = (), ended_s: float | None = None
+    records_dir: Path,
+    events: Sequence[Event],
+    *,
+    marks_s: Sequence[float] = (),
+    ended_s: float | None = None,
+    left_out: LeftOut | None = None,
 ) -> Memory:
     """Every source with a file in the folder. `marks_s` are the moments at which phases begin, in order; `ended_s` is
-    when the run ended, None while it goes on.
+    when the run ended, None while it goes on. `left_out` gets how many lines of which file are damaged.
     """
     groups = find_files(records_dir)
     firsts = [event.time_s for event in events if event.kind == "start"][:1]
@@ -74,7 +79,7 @@ def read_memory(
     groups_of: dict[str, list[FileGroup]] = {}
     curves = _Curves(origin_s)
     for group in groups:
-        for source, part in gather(group, origin_s, marks_s).items():
+        for source, part in gather(group, origin_s, marks_s, left_out).items():
             groups_of.setdefault(source, []).append(group)
             curves.take(source, part)
             if source in found:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from dist_trainer.records import host_memory_file, memory_file, read_values, samples_file
+from dist_trainer.records import (
+    DeviceSample,
+    LeftOut,
+    MemoryRecord,
+    host_memory_file,
+    memory_file,
+    read_values,
+    samples_file,
+)
 from dist_trainer.report.reading.gathered import Gathered
+
+Take = Callable[[Gathered, Mapping[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -54,28 +65,44 @@ def first_time_s(groups: Iterable[FileGroup]) -> float | None:
     """When the first record of all was made."""
     firsts = []
     for group in groups:
-        for path in (group.samples, group.records):
-            first = next(read_values(path), None) if path is not None else None
+        for path, kind, _ in _files(group):
+            first = next(read_values(path, kind), None)
             if first is not None:
                 firsts.append(float(first["time_s"]))
     return min(firsts, default=None)
 
 
-def gather(group: FileGroup, origin_s: float, marks_s: Sequence[float]) -> dict[str, Gathered]:
-    """What the files hold, by source. `marks_s` are the moments at which phases begin, in order."""
-    files = ((group.samples, Gathered.take_sample), (group.records, Gathered.take_record))
+def gather(
+    group: FileGroup, origin_s: float, marks_s: Sequence[float], left_out: LeftOut | None = None
+) -> dict[str, Gathered]:
+    """What the files hold, by source. `marks_s` are the moments at which phases begin, in order; `left_out` gets how
+    many lines of which file are damaged.
+    """
     if group.source is not None:
         only = Gathered(group.rank, origin_s, marks_s)
-        for path, take in files:
-            for values in read_values(path) if path is not None else ():
+        for path, kind, take in _files(group):
+            for values in read_values(path, kind, left_out):
                 take(only, values)
         return {group.source: only}
     by_rank: dict[int, Gathered] = {}
-    for path, take in files:
-        for values in read_values(path) if path is not None else ():
+    for path, kind, take in _files(group):
+        num_nobodys = 0
+        for values in read_values(path, kind, left_out):
             rank = values["rank"]
+            if rank is None:
+                num_nobodys += 1
+                continue
             of_rank = by_rank.get(rank)
             if of_rank is None:
                 of_rank = by_rank[rank] = Gathered(rank, origin_s, marks_s)
             take(of_rank, values)
+        if left_out is not None and num_nobodys:
+            left_out[path] = left_out.get(path, 0) + num_nobodys
     return {f"rank-{rank}": of_rank for rank, of_rank in by_rank.items()}
+
+
+def _files(group: FileGroup) -> Iterator[tuple[Path, type[DeviceSample] | type[MemoryRecord], Take]]:
+    """Each file with what it holds, and what takes that in."""
+    yield group.samples, DeviceSample, Gathered.take_sample
+    if group.records is not None:
+        yield group.records, MemoryRecord, Gathered.take_record

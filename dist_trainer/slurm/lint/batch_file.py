@@ -76,10 +76,12 @@ class Line:
 @dataclass(frozen=True)
 class BatchFile:
     """`options` are those that sbatch reads, `late_options` those that stand too far down for it. Of a heterogeneous
-    job they are the first part's.
+    job they are the first part's. `dos_line` is the first line that ends in a carriage return, which `raw_lines` are
+    without.
     """
 
     raw_lines: tuple[str, ...]
+    dos_line: int | None
     options: tuple[Option, ...]
     late_options: tuple[Option, ...]
     lines: tuple[Line, ...]
@@ -92,7 +94,9 @@ class BatchFile:
 
 def parse(text: str) -> BatchFile:
     """Never fails: what cannot be read as a command is left out."""
-    raw_lines = tuple(text.splitlines())
+    # As bash has it: nothing but a line feed ends a line. What lines of DOS have before it is for a rule to find.
+    with_returns = text.removesuffix("\n").split("\n") if text else []
+    raw_lines = tuple(line.removesuffix("\r") for line in with_returns)
     first_command = next(
         (number for number, line in enumerate(raw_lines, 1) if line.strip() and not line.lstrip().startswith("#")),
         len(raw_lines) + 1,
@@ -109,7 +113,8 @@ def parse(text: str) -> BatchFile:
             (options if number < first_command else late).extend(read_options(words, number))
     lines = tuple(_logical_lines(raw_lines))
     commands = tuple(command for line in lines for command in _commands(line))
-    return BatchFile(raw_lines, tuple(options), tuple(late), lines, commands)
+    dos_line = next((number for number, line in enumerate(with_returns, 1) if line.endswith("\r")), None)
+    return BatchFile(raw_lines, dos_line, tuple(options), tuple(late), lines, commands)
 
 
 def read_options(words: Sequence[str], line: int) -> Iterator[Option]:

@@ -18,6 +18,15 @@ def no_interpreter(file: BatchFile) -> Iterator[Problem]:
         )
 
 
+def carriage_return(file: BatchFile) -> Iterator[Problem]:
+    if file.dos_line is not None:
+        yield Problem(
+            file.dos_line,
+            "the line ends as in DOS (\\r\\n), and sbatch refuses the script",
+            "convert it: sed -i 's/\\r$//' FILE",
+        )
+
+
 def late_directive(file: BatchFile) -> Iterator[Problem]:
     for option in file.late_options:
         yield Problem(

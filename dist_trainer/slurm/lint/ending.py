@@ -17,6 +17,7 @@ from dist_trainer.slurm.lint.batch_file import BatchFile, Command, Line, Option
 from dist_trainer.slurm.lint.problem import Problem
 from dist_trainer.slurm.lint.steps import is_ours, is_torchrun, launches, steps
 from dist_trainer.slurm.notation import parse_time_s
+from dist_trainer.units import whole_number
 
 _REQUEUE = re.compile(r"\bscontrol\s+requeue\b")
 # Of a --signal that says no time.
@@ -150,7 +151,7 @@ def _signal(file: BatchFile) -> _Signal | None:
     return _Signal(
         option,
         name.upper().removeprefix("SIG"),
-        int(seconds) if seconds.isdigit() else _SLURMS_SIGNAL_S,
+        _SLURMS_SIGNAL_S if (before_end_s := whole_number(seconds)) is None else before_end_s,
         "B" in target.upper(),
     )
 

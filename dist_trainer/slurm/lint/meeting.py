@@ -12,7 +12,7 @@ from dist_trainer.slurm.lint.steps import num_nodes
 _PLACE = r"(?:MASTER_ADDR=|--master[-_]addr[= ]|--rdzv[-_]endpoint[= ])"
 _LOOPBACK = re.compile(_PLACE + r"[\"']?(?:localhost|127\.0\.0\.1|::1|\[::1\])(?![\w.-])")
 _WHERE_SRUN_IS = re.compile(_PLACE + r"\S*SLURM_LAUNCH_NODE_IPADDR")
-_PORT = re.compile(r"(?:MASTER_PORT=|--master[-_]port[= ]|--rdzv[-_]endpoint[= ]\S*:)[\"']?(\d{2,5})(?![\d$])")
+_PORT = re.compile(r"(?:MASTER_PORT=|--master[-_]port[= ]|--rdzv[-_]endpoint[= ]\S*:)[\"']?([0-9]{2,5})(?![0-9$])")
 _FIRST_HOST = 'use $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
 
 

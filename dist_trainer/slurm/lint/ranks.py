@@ -10,7 +10,7 @@ from dist_trainer.slurm.lint.problem import Problem
 from dist_trainer.slurm.lint.steps import gpus_per_node, is_torchrun, launches, num_nodes, steps, tasks_per_node
 from dist_trainer.slurm.notation import parse_gpu_counts
 
-_NPROC = re.compile(r"--nproc[-_]per[-_]node[= ](\d+)\b")
+_NPROC = re.compile(r"--nproc[-_]per[-_]node[= ]([0-9]{1,12})\b")
 _VISIBLE = re.compile(r"(?<![\w$])CUDA_VISIBLE_DEVICES=(\S*)")
 _REACHES_OTHER_NODES = ("srun", "mpirun", "mpiexec", "prun", "deepspeed", "pdsh", "ssh")
 

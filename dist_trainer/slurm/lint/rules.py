@@ -12,6 +12,7 @@ from dist_trainer.slurm.lint.problem import Rule
 
 RULES: dict[str, Rule] = {
     "no-interpreter": directives.no_interpreter,
+    "carriage-return": directives.carriage_return,
     "late-directive": directives.late_directive,
     "blank-in-directive": directives.blank_in_directive,
     "tasks-and-gpus": ranks.tasks_and_gpus,
@@ -52,7 +53,8 @@ class Finding:
 def lint_file(path: Path) -> list[Finding]:
     """The findings in the order of their lines. Raises UserError when the file cannot be read."""
     try:
-        text = path.read_text(encoding="utf-8")
+        # Not read_text, which would make all line ends alike.
+        text = path.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError("This script cannot be read.", where="command line", found=f"{path}: {reason}") from error

@@ -9,6 +9,7 @@ from dist_trainer.cluster.nodelist import expand_nodelist
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.lint.batch_file import BatchFile, Command, Option
 from dist_trainer.slurm.notation import parse_gpu_counts, parse_gres
+from dist_trainer.units import whole_number
 
 _TORCHRUN = re.compile(
     r"(?<![\w-])"
@@ -48,7 +49,7 @@ def num_nodes(file: BatchFile) -> int | None:
     nodes = file.option("nodes")
     if nodes is not None:
         last = nodes.value.rpartition("-")[2]
-        return int(last) if last.isdigit() else None
+        return whole_number(last)
     nodelist = file.option("nodelist")
     if nodelist is not None:
         try:
@@ -77,15 +78,14 @@ def tasks_per_node(file: BatchFile, step: Command | None = None) -> int | None:
     """Of a step that srun starts, or of the job; None where nothing says it."""
     own = step.option("ntasks-per-node") if step else None
     if own is not None:
-        return int(own) if own.isdigit() else None
+        return whole_number(own)
     tasks = step.option("ntasks") if step else None
     if tasks is None:
         per_node = file.option("ntasks-per-node")
         if per_node is not None:
-            return int(per_node.value) if per_node.value.isdigit() else None
+            return whole_number(per_node.value)
         option = file.option("ntasks")
         tasks = option.value if option else None
     nodes = (step.option("nodes") if step else None) or str(num_nodes(file) or "")
-    if tasks is None or not tasks.isdigit() or not nodes.isdigit() or int(tasks) % int(nodes):
-        return None
-    return int(tasks) // int(nodes)
+    count, num = whole_number(tasks or ""), whole_number(nodes)
+    return None if count is None or not num or count % num else count // num

@@ -1,0 +1,59 @@
+"""JSON that somebody wrote: whatever the bytes, it is a value that what follows can work with, or one ValueError."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+MAX_DEPTH = 100
+# More is no number that a float could hold, and Python itself refuses to read or write thousands.
+MAX_DIGITS = 300
+
+
+class TooMuchError(ValueError):
+    """JSON by its grammar, but nested deeper, or with a longer number, than anything has a use for."""
+
+
+def loads(
+    text: str | bytes,
+    *,
+    object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+    max_depth: int | None = MAX_DEPTH,
+) -> Any:
+    """Raises json.JSONDecodeError for what is no JSON, and TooMuchError. `max_depth` None is as deep as can be read."""
+    try:
+        value = json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_whole, parse_float=_number)
+    except RecursionError:
+        raise TooMuchError("nested too deeply") from None
+    if max_depth is not None and _is_deeper(value, max_depth):
+        raise TooMuchError(f"nested more than {max_depth} deep")
+    return value
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise TooMuchError(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise TooMuchError(f"a number that is too large: {text[:40]}")
+    return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    layer = [value]
+    for _ in range(depth + 1):
+        layer = [
+            inner
+            for one in layer
+            if isinstance(one, (dict, list))
+            for inner in (one.values() if isinstance(one, dict) else one)
+        ]
+        if not layer:
+            return False
+    return True
