@@ -113,7 +113,7 @@ class KnownFacts(TypedDict, total=False):
 
     __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012
 
-    argv: list[str]
+    argv: list[Any]
     device: str
     diagnostic: str
     loss: Finite

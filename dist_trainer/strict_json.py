@@ -47,7 +47,7 @@ def _number(text: str) -> float:
 
 def _is_deeper(value: Any, depth: int) -> bool:
     layer = [value]
-    for _ in range(depth + 1):
+    for _ in range(depth):
         layer = [
             inner
             for one in layer
@@ -56,4 +56,4 @@ def _is_deeper(value: Any, depth: int) -> bool:
         ]
         if not layer:
             return False
-    return True
+    return any(isinstance(one, (dict, list)) for one in layer)

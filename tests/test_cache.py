@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.cache import cache_dir, code_digest, write_whole
+from dist_trainer.cache import cache_dir, code_digest, keep, kept, write_whole
 
 
 def test_the_cache_is_where_the_environment_says() -> None:
@@ -31,3 +31,14 @@ def test_where_it_cannot_be_written_nothing_is_left(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_whole(tmp_path / "taken", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_what_is_kept_is_found_again_to_the_byte_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "kept.json"
+    assert kept(path) is None
+    keep(path, '{"a": "é"}\n')
+    assert kept(path) == '{"a": "é"}\n'.encode()
+    whole = path.read_bytes()
+    for damaged in (whole[:-1], whole + b" ", whole.replace(b"a", b"b", 1), b"", b"\n", whole[1:]):
+        path.write_bytes(damaged)
+        assert kept(path) is None

@@ -31,3 +31,8 @@ def test_the_users_mistakes_end_with_2_and_a_failed_run_with_1() -> None:
     assert UserError("no").exit_status == 2
     assert RunError("no").exit_status == 1
     assert isinstance(RunError("no"), UserError)
+
+
+def test_a_message_is_not_as_long_as_what_was_found() -> None:
+    text = str(UserError("bad", where="w" * 5000, found="x" * 100_000, hint="cut it"))
+    assert len(text) < 2500 and "(100002 characters)" in text and text.endswith("cut it")

@@ -11,6 +11,7 @@ from dist_trainer.records import (
     EVENTS_FILE,
     STEPS_FILE,
     Event,
+    LeftOut,
     MemoryRecord,
     RecordWriter,
     StepRecord,
@@ -167,3 +168,33 @@ def test_a_name_that_is_no_utf8_is_read_by_any_reader_of_json(tmp_path: Path) ->
     facts = {"argv": ["x\\xe9", "🙂", 1], "\\ud800": None}
     assert list(read_records(path, Event)) == [dataclasses.replace(event, message="a\\xff/b", facts=facts), EVENT]
     assert path.read_bytes().isascii()
+
+
+@pytest.mark.parametrize(
+    ("kind", "whole", "old", "new"),
+    [
+        (StepRecord, STEP, '"step":', '"step":"7","x":'),
+        (StepRecord, STEP, '"loss":', '"loss":[1],"x":'),
+        (StepRecord, STEP, '"time_s":', '"x":'),
+        (StepRecord, STEP, '"time_s":', '"time_s":1e300,"x":'),
+        (MemoryRecord, MEMORY, '"rss_bytes":', '"rss_bytes":-1,"x":'),
+        (Event, EVENT, '"time_s":', '"x":'),
+        (Event, EVENT, '"kind":', '"kind":3,"x":'),
+        (Event, EVENT, '"facts":{', '"facts":{"loss":"low",'),
+        (Event, EVENT, '"facts":{', '"facts":{"unknown":7,'),
+        (Event, EVENT, '"facts":{', '"facts":[{'),
+    ],
+)
+def test_a_record_that_is_not_what_it_should_be_is_left_out_and_counted(
+    tmp_path: Path, kind: type[StepRecord], whole: StepRecord, old: str, new: str
+) -> None:
+    path = tmp_path / "some.jsonl"
+    write(path, whole, whole)
+    line = path.read_text().splitlines()[0]
+    assert old in line
+    damaged = line.replace(old, new, 1)
+    path.write_text(f"{line}\n{damaged}\n\n{damaged}\n{line}\n{damaged}")
+    left_out: LeftOut = {}
+    assert list(read_records(path, kind, left_out)) == [whole, whole]
+    # The last line may still be being written; an empty one holds nothing.
+    assert left_out == {path: 2}

@@ -2,7 +2,17 @@ from __future__ import annotations
 
 import pytest
 
-from dist_trainer.units import GB, GIB, format_bytes, format_count, format_duration, format_gb, format_gib, parse_bytes
+from dist_trainer.units import (
+    GB,
+    GIB,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_gb,
+    format_gib,
+    parse_bytes,
+    whole_number,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +93,15 @@ def test_a_count_that_rounds_up_to_the_next_letter_has_it(count: float, text: st
 )
 def test_durations_are_shown_in_two_units(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("007", 7), ("9" * 18, int("9" * 18)), ("", None), ("-1", None), ("1 ", None)]
+)
+def test_a_whole_number(text: str, number: int | None) -> None:
+    assert whole_number(text) == number
+
+
+@pytest.mark.parametrize("text", ["²", "٣", "9" * 19, "9" * 5000, "1.0", "0x1"])
+def test_what_is_no_whole_number(text: str) -> None:
+    assert whole_number(text) is None

@@ -22,7 +22,7 @@ from dist_trainer.data.info import (
 )
 from dist_trainer.data.progress import Advance, byte_progress
 from dist_trainer.data.sources import NUM_KEYS, Piece, SourceFile, find_sources, read_pieces
-from dist_trainer.data.vocabulary import end_of_text_id, load_vocabulary, num_token_ids, train_vocabulary
+from dist_trainer.data.vocabulary import encode, end_of_text_id, load_vocabulary, num_token_ids, train_vocabulary
 from dist_trainer.errors import UserError
 from dist_trainer.units import GIB, MIB
 
@@ -95,9 +95,9 @@ def prepare_sources(
             train = _TokenWriter(train_stream, dtype, num_ids, end_of_text)
             val = _TokenWriter(val_stream, dtype, num_ids, end_of_text)
             for batch in _batches(read_pieces(sources, piece_bytes)):
-                encodings = vocabulary.encode_batch_fast([piece.text for piece in batch], add_special_tokens=False)
-                for piece, encoding in zip(batch, encodings, strict=True):
-                    (val if piece.key < first_train_key else train).append(piece, encoding.ids)
+                tokens = encode(vocabulary, [piece.text for piece in batch], str(tokenizer))
+                for piece, ids in zip(batch, tokens, strict=True):
+                    (val if piece.key < first_train_key else train).append(piece, ids)
                     advance(piece.num_source_bytes)
             info = DatasetInfo(
                 format_version=FORMAT_VERSION,
@@ -157,7 +157,7 @@ class _TokenWriter:
         self._num_texts = 0
         self._last: Piece | None = None
 
-    def append(self, piece: Piece, ids: list[int]) -> None:
+    def append(self, piece: Piece, ids: Sequence[int]) -> None:
         if self._last is not None and not piece.follows(self._last):
             self._end_text()
         self._last = piece

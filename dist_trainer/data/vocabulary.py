@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,6 +76,16 @@ def load_vocabulary(path: Path) -> Tokenizer:
             expected=f"numbers up to {_MOST_TOKEN_IDS - 1}",
         )
     return tokenizer
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], where: str) -> list[Sequence[int]]:
+    """The tokens of each text. Raises UserError for a text that the tokenizer has no tokens for."""
+    try:
+        encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    except Exception as error:
+        # All that the library raises is of this kind.
+        raise UserError("the tokenizer has no tokens for a text", where=where, found=str(error)) from error
+    return [encoding.ids for encoding in encodings]
 
 
 def num_token_ids(tokenizer: Tokenizer) -> int:

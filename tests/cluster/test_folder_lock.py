@@ -201,7 +201,9 @@ def test_a_copy_of_a_folder_in_use_is_free(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "null", "[" * 100_000, '{"part": 1}', "9" * 5000, '{"pid": "x"}', "\0"]
+    "text",
+    ["", "{", "[]", "null", "[" * 100_000, '{"part": 1}', "9" * 5000, '{"pid": "x"}', "\0"],
+    ids=lambda value: repr(value)[:20],
 )
 def test_what_cannot_be_understood_holds_nothing(tmp_path: Path, text: str) -> None:
     FolderLock(tmp_path, "ranks").release()

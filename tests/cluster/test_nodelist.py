@@ -157,3 +157,17 @@ def test_tasks_per_node() -> None:
 def test_what_is_no_number_per_node_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="numbers per node"):
         expand_tasks_per_node(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["a[0-65535][0-65535]", "a[0-9]" + "[0-9]" * 12, "a[0-60000],b[0-60000]", "a[0-60000,0-60000]"]
+)
+def test_a_list_that_would_fill_the_memory_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="not a SLURM node list"):
+        expand_nodelist(text)
+
+
+@pytest.mark.parametrize("text", ["1(x99999)", ",".join(["1(x60000)"] * 2)])
+def test_so_are_numbers_of_so_many_nodes(text: str) -> None:
+    with pytest.raises(UserError, match="numbers per node"):
+        expand_tasks_per_node(text)

@@ -225,3 +225,22 @@ def test_describe_names_all_eight() -> None:
 )
 def test_describe_says_whose_optimizer_it_is(optimizer: dict[str, Any], said: str) -> None:
     assert described({"optimizer": optimizer})["fused optimizer"] == said
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("optimizer.params.lr", "9" * 5000),
+        ("optimizer.params.lr", "1e999"),
+        ("optimizer.params.betas", "[" * 300 + "]" * 300),
+        ("optimizer.params.betas", "[" * 200_000),
+        ("a" + ".a" * 5000, "1"),
+        ("phases.²", "1"),
+        ("phases." + "9" * 5000, "1"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_setting_that_no_value_comes_of_is_refused(path: str, text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        set_path({"phases": [1]}, path, text)
+    assert str(caught.value.where).startswith("--set")

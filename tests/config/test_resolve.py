@@ -341,3 +341,10 @@ def test_what_the_device_cannot_run_is_refused_by_file_and_key(files: Files) -> 
 
 def test_the_same_request_gives_the_same_answer(files: Files) -> None:
     assert files.resolve() == files.resolve()
+
+
+@pytest.mark.parametrize("setting", ["name=\udcff", "\udcff=1", "data.source=/data/\udce9", "optimizer.type=\udcff"])
+def test_a_setting_of_bytes_that_are_no_utf_8_is_refused(setting: str) -> None:
+    with pytest.raises(UserError, match="not UTF-8") as caught:
+        resolve(Request(settings=(setting,)), world_size=1, device=ANY_DEVICE)
+    str(caught.value).encode()

@@ -124,3 +124,16 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     path = tmp_path / "marked.txt"
     path.write_bytes("\ufeffhello".encode())
     assert [piece.text for piece in pieces_of(path)] == ["hello"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["[" * 200_000, '{"text": "a", "n": ' + "9" * 5000 + "}", '{"a":' * 200_000],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_line_that_no_reader_can_take_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"text": "sound"}\n' + line + "\n")
+    with pytest.raises(UserError, match="a line is not JSON") as caught:
+        list(read_pieces(find_sources([path]), 1024))
+    assert caught.value.where == f"{path}:2"

@@ -7,6 +7,7 @@ import pytest
 
 from dist_trainer.data.vocabulary import (
     END_OF_TEXT,
+    encode,
     end_of_text_id,
     load_vocabulary,
     num_token_ids,
@@ -81,3 +82,24 @@ def test_a_tokenizer_must_have_a_token_that_ends_a_text(tmp_path: Path) -> None:
         else:
             with pytest.raises(UserError, match="no token that ends a text"):
                 end_of_text_id(vocabulary, "here")
+
+
+@pytest.mark.parametrize("change", [{"</s>": 4_000_000_000}, {}])
+def test_a_tokenizer_whose_numbers_no_model_could_have_is_refused(tmp_path: Path, change: dict[str, int]) -> None:
+    model = {"type": "WordLevel", "vocab": change, "unk_token": "a"}
+    names = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model, **dict.fromkeys(names)}))
+    with pytest.raises(UserError, match="no numbers that a model could have"):
+        load_vocabulary(path)
+
+
+def test_a_text_that_a_tokenizer_has_no_tokens_for_is_told(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"</s>": 0, "a": 1}, "unk_token": "no such"}
+    names = ("normalizer", "pre_tokenizer", "post_processor", "decoder", "truncation", "padding")
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model, **dict.fromkeys(names)}))
+    vocabulary = load_vocabulary(path)
+    assert [list(ids) for ids in encode(vocabulary, ["a"], "here")] == [[1]]
+    with pytest.raises(UserError, match="no tokens for a text"):
+        encode(vocabulary, ["b"], "here")

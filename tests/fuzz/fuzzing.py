@@ -39,11 +39,11 @@ class Hang(BaseException):
 
 @dataclass
 class Outcome:
-    """How the cases of one parser went. `failures` are (number, what was wrong)."""
+    """How the cases of one parser went. `failures` are (number, what was wrong), `slowest` is (seconds, number)."""
 
     num_accepted: int = 0
     num_refused: int = 0
-    slowest_s: float = 0.0
+    slowest: tuple[float, int] = (0.0, 0)
     failures: list[tuple[int, str]] = field(default_factory=list)
 
 
@@ -71,7 +71,7 @@ def fuzz(parser: Parser, *, seed: int, cases: range, max_failures: int = 5) -> O
             before = _listing(Path(name))
             begun_s = time.process_time()
             problem = _problem(parser, use, outcome)
-            outcome.slowest_s = max(outcome.slowest_s, time.process_time() - begun_s)
+            outcome.slowest = max(outcome.slowest, (time.process_time() - begun_s, number))
             if problem is None and (path.read_bytes() != data or _listing(Path(name)) != before):
                 problem = "a file was changed"
             if problem is not None:
@@ -129,7 +129,8 @@ def main() -> int:
         has_failed = has_failed or bool(outcome.failures)
         print(
             f"{parser.name:<40}{outcome.num_accepted:>7} accepted {outcome.num_refused:>7} refused "
-            f"{len(outcome.failures):>3} failed; slowest {outcome.slowest_s:.2f} s; {time.monotonic() - begun_s:.0f} s",
+            f"{len(outcome.failures):>3} failed; {time.monotonic() - begun_s:.0f} s; "
+            f"slowest {outcome.slowest[0]:.2f} s, case {outcome.slowest[1]}",
             flush=True,
         )
         for number, problem in outcome.failures:

@@ -7,8 +7,7 @@ import dataclasses
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -311,7 +310,7 @@ def token_file(folder: Path) -> tuple[Path, list[bytes], Parse]:
 
 
 def tokenizer_json(folder: Path) -> tuple[Path, list[bytes], Parse]:
-    from dist_trainer.data.vocabulary import end_of_text_id, load_vocabulary, num_token_ids, train_vocabulary
+    from dist_trainer.data.vocabulary import encode, end_of_text_id, load_vocabulary, num_token_ids, train_vocabulary
 
     path = folder / "tokenizer.json"
     made = train_vocabulary(["the cat sat on the mat, the cat"] * 3, 262).to_str(pretty=False).encode()
@@ -332,12 +331,8 @@ def tokenizer_json(folder: Path) -> tuple[Path, list[bytes], Parse]:
         vocabulary = load_vocabulary(path)
         num_ids = num_token_ids(vocabulary)
         end = end_of_text_id(vocabulary, str(path))
-        ids = [
-            token
-            for one in vocabulary.encode_batch_fast(["the cat", "a b \U0001f600"], add_special_tokens=False)
-            for token in one.ids
-        ]
-        assert max([end, *ids]) < num_ids < 2**24
+        for ids in encode(vocabulary, ["the cat", "a b \U0001f600"], str(path)):
+            assert max([end, *ids]) < num_ids <= 2**24
 
     return path, [made, json.dumps(word_level).encode()], use
 
@@ -483,11 +478,6 @@ def lock(folder: Path) -> tuple[Path, list[bytes], Parse]:
             path.write_bytes(data)
 
     return path, [json.dumps(values, indent=2).encode()], use
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 PARSERS: tuple[Parser, ...] = (

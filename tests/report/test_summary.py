@@ -23,7 +23,7 @@ from run_folders import (
 
 from dist_trainer.memory.targets import Baseline
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
-from dist_trainer.report.summary import Summary, show, summarise, write
+from dist_trainer.report.summary import Summary, rows, show, summarise, write
 from dist_trainer.report.verdict import describe, strict_problem
 
 
@@ -270,3 +270,31 @@ def test_what_is_recorded_now_is_running_and_what_is_long_silent_is_said_to_be(t
     silent = read_findings(run_dir, now_s=START_S + 3624).progress
     assert silent.state == "silent"
     assert silent.text.startswith("no end is recorded at step 12, and nothing for 1h 00m")
+
+
+def test_what_is_damaged_is_counted_and_told_and_not_fatal(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path)
+    whole = summarise(run_dir)
+    assert whole.problems == ()
+    records = run_dir / "records"
+    append(records / "events.jsonl", '{"kind":"notice","message":"no time","rank":0}\n')
+    append(records / "steps.jsonl", '{"step":"x"}\n[[[\n')
+    append(records / "memory-rank-0.jsonl", json.dumps(memory(3, 0, 5) | {"rss_bytes": "much"}) + "\n")
+    append(records / "memory-samples-rank-1.jsonl", json.dumps(sample(3, 5) | {"used_bytes": [1]}) + "\n")
+    (run_dir / "resolved" / "launch.json").write_text('{"argv": 3}')
+    (run_dir / "resolved" / "ds_config.json").write_text('{"train_batch_size": 1}')
+    (run_dir / "resolved" / "plan.json").write_text('{"ranks": []}')
+    (run_dir / "resolved" / "run.yaml").write_text("s: {[]}")
+    damaged = summarise(run_dir)
+    assert [problem.partition(":")[0] for problem in damaged.problems] == [
+        *("resolved/run.yaml cannot be read", "resolved/ds_config.json cannot be read"),
+        *("resolved/launch.json cannot be read", "resolved/plan.json cannot be read"),
+        *("records/events.jsonl", "records/memory-rank-0.jsonl"),
+        *("records/memory-samples-rank-1.jsonl", "records/steps.jsonl"),
+    ]
+    assert damaged.problems[-1] == "records/steps.jsonl: 2 damaged lines are left out"
+    assert [row for row in rows(damaged) if row[0] == "not readable"] == [
+        ("not readable", problem) for problem in damaged.problems
+    ]
+    assert (damaged.num_steps, damaged.last_loss) == (whole.num_steps, whole.last_loss)
+    assert [one.peak_bytes for one in damaged.verdicts] == [one.peak_bytes for one in whole.verdicts]

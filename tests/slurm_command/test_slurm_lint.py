@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from dist_trainer.cli import main
-from dist_trainer.slurm.lint import RULES, lint
+from dist_trainer.errors import UserError
+from dist_trainer.slurm.lint import RULES, lint, lint_file
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,3 +191,20 @@ def test_what_cannot_be_read_is_the_users_mistake(
 )
 def test_what_is_no_script_is_no_crash(text: str) -> None:
     lint(text, "job.sbatch")
+
+
+def test_a_script_with_the_line_ends_of_dos_is_read_all_the_same(tmp_path: Path) -> None:
+    script = tmp_path / "job.sbatch"
+    script.write_bytes(GOOD.replace("\n", "\r\n").encode())
+    assert [(finding.rule, finding.line) for finding in lint_file(script)] == [("carriage-return", 1)]
+
+
+def test_a_time_of_hundreds_of_digits_is_a_finding() -> None:
+    assert rules(GOOD.replace("12:00:00", "9" * 320)) == [("time-and-checkpoints", 6)]
+
+
+def test_a_script_that_no_person_wrote_is_refused(tmp_path: Path) -> None:
+    script = tmp_path / "job.sbatch"
+    script.write_text(GOOD + "x" * 300_000)
+    with pytest.raises(UserError, match="too long"):
+        lint_file(script)

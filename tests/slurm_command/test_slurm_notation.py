@@ -129,3 +129,15 @@ def test_a_moment_is_on_this_hosts_clock() -> None:
     assert later is not None and sooner is not None
     assert later - sooner == 30
     assert parse_moment("Unknown") is None
+
+
+@pytest.mark.parametrize("text", ["9" * 320, "1-" + "9" * 5000, "²", "٣:00:00", "1:" + "9" * 320])
+def test_a_time_that_no_clock_has_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a time as SLURM writes it"):
+        parse_time_s(text)
+
+
+@pytest.mark.parametrize("text", ["0-90000,0-90000", "0-3%²", "²", "9" * 5000])
+def test_an_array_that_no_cluster_has_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"array|tasks"):
+        parse_array(text)

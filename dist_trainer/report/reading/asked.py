@@ -50,7 +50,7 @@ class LaunchRecord(TypedDict, total=False):
     """What is read of launch.json, which `launch` and `monitor` write."""
 
     launcher: str
-    argv: list[str]
+    argv: list[Any]
     num_ranks: Count | None
 
 
@@ -82,7 +82,7 @@ def read_asked(run_dir: Path, events: list[Event]) -> Asked:
         deepspeed=deepspeed,
         plan=plan,
         launcher=launch.get("launcher"),
-        command=tuple(launch.get("argv") or facts.get("argv") or ()) or None,
+        command=tuple(str(word) for word in launch.get("argv") or facts.get("argv") or ()) or None,
         world_size=facts.get("world_size") or launch.get("num_ranks") or (plan.world_size if plan else None),
         problems=tuple(problems),
     )

@@ -29,6 +29,7 @@ _ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
 _BEFORE_A_COMMAND = {"exec", "if", "then", "else", "elif", "while", "until", "do", "time", "!", "{", "command", "env"}
 _PRINTS = {"echo", "printf"}
 _COMMENT = re.compile(r"(^|\s)#.*")
+_QUOTES = set("'\"\\")
 _PUNCTUATION = set(";&|()<>")
 _SUBSTITUTION = re.compile(r"\$\(\([^()]*\)\)|\$\([^()]*\)|`[^`]*`")
 # What stands for the value of a substitution.
@@ -148,10 +149,15 @@ def _logical_lines(raw_lines: Sequence[str]) -> Iterator[Line]:
         index += 1
         if text.lstrip().startswith("#"):
             continue
-        while index < len(raw_lines) and (text.endswith("\\") or _is_open(text)):
-            text = text[:-1] + " " if text.endswith("\\") else text + "\n"
-            text += raw_lines[index]
+        parts, is_open = [text], _is_open(text)
+        while index < len(raw_lines) and (parts[-1].endswith("\\") or is_open):
+            parts[-1:] = [parts[-1][:-1], " "] if parts[-1].endswith("\\") else [parts[-1], "\n"]
+            parts.append(raw_lines[index])
             index += 1
+            if not is_open or set(parts[-1]) & _QUOTES:
+                # Else it goes on; to look at all of it again for every line takes minutes.
+                is_open = _is_open("".join(parts))
+        text = "".join(parts)
         heredoc = _HEREDOC.search(text)
         if heredoc is not None:
             while index < len(raw_lines) and raw_lines[index].strip() != heredoc.group(2):

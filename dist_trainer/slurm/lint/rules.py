@@ -10,6 +10,9 @@ from dist_trainer.slurm.lint import directives, ending, meeting, ranks
 from dist_trainer.slurm.lint.batch_file import parse
 from dist_trainer.slurm.lint.problem import Rule
 
+# shlex takes seconds for a word of as many bytes, and minutes for one of more.
+_MOST_BYTES = 2**18
+
 RULES: dict[str, Rule] = {
     "no-interpreter": directives.no_interpreter,
     "carriage-return": directives.carriage_return,
@@ -53,11 +56,17 @@ class Finding:
 def lint_file(path: Path) -> list[Finding]:
     """The findings in the order of their lines. Raises UserError when the file cannot be read."""
     try:
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
         # Not read_text, which would make all line ends alike.
-        text = path.read_bytes().decode()
+        text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
         raise UserError("This script cannot be read.", where="command line", found=f"{path}: {reason}") from error
+    if len(data) > _MOST_BYTES:
+        raise UserError(
+            "This script is too long to be read.", where=str(path), expected=f"at most {_MOST_BYTES // 2**10} KiB"
+        )
     return lint(text, str(path))
 
 
