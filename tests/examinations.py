@@ -54,7 +54,6 @@ NEEDS = Needs(
     checkpoint_bytes=10 * GIB,
     num_checkpoints=3,
     num_workers=2,
-    loader_bytes_a_worker=2**20,
     offloads_to_nvme=False,
 )
 ASKER = Asker(

@@ -12,7 +12,7 @@ from dist_trainer.units import format_count
 
 
 def build_parser() -> Parser:
-    parser = Parser("data prepare", "Make memory-mapped token files from .txt, .md, .py and .jsonl files.")
+    parser = Parser("data prepare", "Make token files from .txt, .md, .py and .jsonl files.")
     parser.add_argument("--input", nargs="+", required=True, type=Path, metavar="PATH", help="files and folders")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="a folder that does not exist yet")
     vocabulary = parser.add_mutually_exclusive_group(required=True)

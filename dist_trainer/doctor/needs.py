@@ -27,17 +27,13 @@ _MODULE = "dist_trainer.doctor.planning"
 
 @dataclass(frozen=True)
 class Needs:
-    """`num_workers`: loader workers a rank, None where the number follows from the host's cores.
-
-    `loader_bytes`: what the loader's workers of one rank hold in /dev/shm at most, for each worker.
-    """
+    """`num_workers`: loader workers a rank, None where the number follows from the host's cores."""
 
     name: str
     deepspeed: str
     checkpoint_bytes: int
     num_checkpoints: int
     num_workers: int | None
-    loader_bytes_a_worker: int
     offloads_to_nvme: bool
     plan: Plan | None = None
     plan_problem: str | None = None
@@ -47,7 +43,6 @@ def needs_of(resolved: ResolvedRun, *, world_size: int) -> Needs:
     """All but the plan."""
     run = resolved.run
     settings = read_settings(resolved.deepspeed, cuda=True)
-    length = max(phase.sequence_length for phase in resolved.phases)
     return Needs(
         name=run.name,
         deepspeed=resolved.deepspeed_source,
@@ -58,8 +53,6 @@ def needs_of(resolved: ResolvedRun, *, world_size: int) -> Needs:
             at_end=run.checkpoints.at_end,
         ),
         num_workers=run.data.num_workers,
-        # Two int64 tensors of [micro batch, sequence length] for each batch that is read ahead.
-        loader_bytes_a_worker=run.data.prefetch_factor * 2 * 8 * resolved.micro_batch * length,
         offloads_to_nvme=any(offload_device(resolved.deepspeed, what) == "nvme" for what in ("optimizer", "param")),
     )
 

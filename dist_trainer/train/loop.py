@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,7 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
     sample = 0 if place is None else order.sample_at(place)
     steps_left = phase.steps - run.position.progress(phase.name).steps
     loader = _loader(run, data.train, order, first_sample=sample, num_steps=steps_left)
-    with closing(loader):
+    with loader:
         batches = iter(loader)
         while run.position.progress(phase.name).steps < phase.steps and run.steps_left:
             step = run.position.step + 1
@@ -169,7 +168,7 @@ def _evaluate_phase(run: Run, phase: Phase, validation: TokenFile) -> None:
     num_batches = run.resolved.run.evaluation.num_batches
     order = _order(run, phase, validation)
     loader = _loader(run, validation, order, first_sample=0, num_steps=num_batches, accumulation=1)
-    with closing(loader):
+    with loader:
         loss = evaluate(run.engine, iter(loader))
     run.recorder.event("evaluation", f"validation loss {loss:.4f}", phase=phase.name, step=run.position.step, loss=loss)
     run.display.note(f"phase {phase.number} ({phase.name}): validation loss {loss:.4f}")

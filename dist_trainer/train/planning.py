@@ -37,11 +37,16 @@ def keep(made: Preflight, run_dir: Path) -> list[str]:
     """Writes the plan into the run's folder; returns what is to be said of it, nothing where `launch` said it."""
     if made.plan is None:
         return [f"notice     {notice}" for notice in made.notices]
-    is_said = (run_dir / "resolved" / "launch.json").exists() and _figures(_kept(run_dir)) == _figures(made.plan)
+    is_said = is_launched(run_dir) and _figures(_kept(run_dir)) == _figures(made.plan)
     write_plan(made.plan, run_dir)
     if is_said:
         return []
     return [f"memory     {made.line}", *(f"notice     {notice}" for notice in made.notices)]
+
+
+def is_launched(run_dir: Path | None) -> bool:
+    """Whether `launch` started the ranks: it names a folder, and says there what it has started."""
+    return run_dir is not None and (run_dir / "resolved" / "launch.json").exists()
 
 
 def _device(rank: RankInfo, facts: DeviceFacts) -> PlannedDevice:

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import sys
-import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal, NoReturn
@@ -19,10 +18,7 @@ from dist_trainer.cluster.threads import threads_here
 from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
-from dist_trainer.train import op_builds
-
-_MEETING_WAIT_S = 30.0
-_SHORTEST_WAIT_S = 0.01
+from dist_trainer.train import meeting, op_builds
 
 
 def set_threads(rank: RankInfo) -> int:
@@ -93,9 +89,10 @@ def device_index(rank: RankInfo, device: DeviceFacts) -> int:
     return rank.local_rank
 
 
-def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
+def join_process_group(rank: RankInfo, device: DeviceFacts, *, is_launched: bool = False) -> None:
     """Joins all ranks in torch's process group, which DeepSpeed then takes over.
 
+    `is_launched`: `launch` started the ranks, and says itself for which hosts it waits.
     Raises UserError when the meeting place (MASTER_ADDR, MASTER_PORT) cannot be used.
     """
     import deepspeed
@@ -117,10 +114,10 @@ def join_process_group(rank: RankInfo, device: DeviceFacts) -> None:
             store = dist.HashStore()  # type: ignore[attr-defined]
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
-            assert rank.master_port is not None, "find_rank refuses several ranks without one"
-            if rank.rank > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-                await_first_rank(rank.master_addr, rank.master_port)
-            dist.init_process_group(backend, timeout=timedelta(minutes=30))
+            store = meeting.meet(rank, is_launched=is_launched)
+            dist.init_process_group(
+                backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timedelta(minutes=30)
+            )
     except (dist.DistNetworkError, dist.DistStoreError) as error:
         raise UserError(
             "the ranks could not meet",
@@ -146,24 +143,6 @@ def _check_meeting_place(rank: RankInfo) -> None:
             found=f"{rank.master_addr} ({error.strerror})",
             hint="set MASTER_ADDR to a name or an address of rank 0's host that every host knows",
         ) from error
-
-
-def await_first_rank(host: str, port: int) -> None:
-    """Returns as soon as rank 0 listens, where torch would look again only half a second later.
-
-    Each wait is an eighth of all that has passed, so that thousands of ranks do not ask too often. Leaves it to torch
-    to wait longer than _MEETING_WAIT_S, and to say what is wrong.
-    """
-    began_s = time.monotonic()
-    while (waited_s := time.monotonic() - began_s) < _MEETING_WAIT_S:
-        try:
-            socket.create_connection((host, port), timeout=_MEETING_WAIT_S).close()
-        except ConnectionRefusedError:
-            time.sleep(max(_SHORTEST_WAIT_S, waited_s / 8))
-            continue
-        except OSError:
-            pass
-        return
 
 
 def agree_on(value: str | None) -> str:

@@ -74,7 +74,7 @@ def start(job: Job) -> NoReturn:
         )
         baseline = read_baseline(job, asked)
         choose_cuda_allocator(asked.run.memory)
-        from dist_trainer.train import process
+        from dist_trainer.train import planning, process
 
         with quiet_deepspeed():
             device = process.device_facts()
@@ -88,7 +88,7 @@ def start(job: Job) -> NoReturn:
             made_by = describe_run(resolved, job.rank, data)
             if resume.found is not None:
                 refuse_another_kind(resume.found, made_by)
-            process.join_process_group(job.rank, device)
+            process.join_process_group(job.rank, device, is_launched=planning.is_launched(job.run_dir))
         run_dir, lock = _agreed_run_dir(job)
     except BaseException as error:  # noqa: BLE001 - whatever stops a rank is reported, and ends the process
         fail_before_meeting(error, rank=rank, debug=job.debug)

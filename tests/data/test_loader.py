@@ -1,19 +1,25 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import shutil
+import signal
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 import torch
+from small_disks import in_own_mounts
 
+from dist_trainer.data import loader as loader_module
 from dist_trainer.data.info import DatasetInfo
-from dist_trainer.data.loader import BatchLoader, build_loader
+from dist_trainer.data.loader import Batch, BatchLoader, _Rows, build_loader
 from dist_trainer.data.sampler import BatchPlan, Order, num_windows
 from dist_trainer.data.tokens import TokenFile, open_tokens
-from dist_trainer.errors import UserError
+from dist_trainer.errors import RunError, UserError
 
 LENGTH = 16
 
@@ -145,3 +151,103 @@ def test_the_loader_draws_nothing_from_the_generator_that_the_model_uses(tokens:
     before = torch.get_rng_state()
     inputs_of(loader_of(tokens, num_workers=1, num_steps=2))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_file_that_shrinks_under_the_run_is_named(
+    tmp_path: Path, prepared: tuple[Path, DatasetInfo], num_workers: int
+) -> None:
+    """A memory map would have killed the rank, or its worker, with SIGBUS."""
+    folder = tmp_path / "copy"
+    shutil.copytree(prepared[0], folder)
+    tokens = open_tokens(folder, "train", 300)
+    with (
+        pytest.raises(RunError, match="become shorter") as raised,
+        loader_of(tokens, num_workers=num_workers) as loader,
+    ):
+        for number, _ in enumerate(loader):
+            if number == 3:
+                os.truncate(tokens.path, 100)
+    assert (raised.value.where, raised.value.found) == (str(tokens.path), "100 bytes")
+    assert multiprocessing.active_children() == []
+
+
+def test_what_workers_hand_over_is_never_in_shared_memory(tokens: TokenFile) -> None:
+    batches = list(loader_of(tokens, num_workers=2))
+    assert not any(batch.inputs.is_shared() or batch.targets.is_shared() for batch in batches)
+
+
+def test_the_pinning_thread_is_given_what_it_can_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor + 100)
+    batch = pin_memory(_Rows(np.array([[1, 2, 3]], dtype="<u2")))
+    assert isinstance(batch, Batch)
+    assert (batch.inputs.tolist(), batch.targets.tolist()) == ([[101, 102]], [[102, 103]])
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGBUS])
+def test_a_worker_that_is_killed_is_said_wherever_the_rank_just_is(tokens: TokenFile, number: signal.Signals) -> None:
+    with pytest.raises(RunError, match="has died") as raised, loader_of(tokens, num_workers=2, num_steps=999) as loader:
+        next(iter(loader))
+        os.kill(multiprocessing.active_children()[0].pid or 0, number)
+        for _ in range(600):
+            time.sleep(0.1)
+    error = raised.value
+    assert (error.where, error.key) == (str(tokens.path), "data.num_workers")
+    assert number.name in str(error.found)
+    assert multiprocessing.active_children() == []
+
+
+def test_workers_that_are_stuck_are_named_and_do_not_keep_the_rank(
+    tokens: TokenFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "_LOOK_EVERY_S", 1)
+    monkeypatch.setattr(loader_module, "_STUCK_AFTER_S", 2)
+    with pytest.raises(RunError, match="nothing for 2 s") as raised, loader_of(tokens, num_workers=1) as loader:
+        batches = iter(loader)
+        next(batches)
+        worker = multiprocessing.active_children()[0]
+        os.kill(worker.pid or 0, signal.SIGSTOP)
+        for _ in batches:
+            pass
+    error = raised.value
+    assert (error.where, error.key) == (str(tokens.path), "data.num_workers")
+    assert error.found == f"process {worker.pid}: stopped"
+    assert multiprocessing.active_children() == []
+
+
+IN_SMALL_SHARED_MEMORY = """
+import sys, multiprocessing
+from pathlib import Path
+from dist_trainer.data.loader import build_loader
+from dist_trainer.data.sampler import BatchPlan, Order
+from dist_trainer.data.tokens import open_tokens
+from dist_trainer.errors import UserError
+
+tokens = open_tokens(Path(sys.argv[1]), "train", 300)
+plan = BatchPlan(Order(tokens.num_tokens, 128, 128, 5), 64, 1, 1, 0)
+try:
+    with build_loader(
+        tokens, plan, rank=0, num_steps=40, num_workers=2, prefetch_factor=8, pin_memory=False
+    ) as loader:
+        print(sum(1 for batch in loader), "batches")
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(("free_bytes", "reads"), [(64 * 2**10, True), (0, False)])
+def test_workers_need_next_to_no_shared_memory_and_say_so_where_there_is_none(
+    prepared: tuple[Path, DatasetInfo], free_bytes: int, reads: bool
+) -> None:
+    """40 batches of 64 x 128 tokens, 16 of them ahead: in torch's shared memory 2 MB at a time."""
+    full = 2**20 - free_bytes
+    script = f'mount -t tmpfs -o size=1m tmpfs /dev/shm && head -c {full} /dev/zero > /dev/shm/full && exec "$@"'
+    ended = in_own_mounts(script, [sys.executable, "-c", IN_SMALL_SHARED_MEMORY, str(prepared[0])])
+    if reads:
+        assert ended.output == "40 batches\n"
+    else:
+        assert "/dev/shm has 0.0 MB free of 1.0 MB" in ended.output
+        assert "data.num_workers=0" in ended.output
+        assert "Traceback" not in ended.output and "Exception" not in ended.output

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import psutil
 import pytest
 
 from dist_trainer.data import tokens as tokens_module
 from dist_trainer.data.info import INFO_FILE, DatasetInfo
-from dist_trainer.data.tokens import open_tokens
-from dist_trainer.errors import UserError
+from dist_trainer.data.tokens import TokenFile, open_tokens
+from dist_trainer.errors import RunError, UserError
 
 
 def write_raw(path: Path, values: list[int]) -> Path:
@@ -26,16 +31,20 @@ def write_llm_c(path: Path, values: list[int], magic: int, version: int, dtype: 
     return path
 
 
+def everything(tokens: TokenFile) -> npt.NDArray[Any]:
+    return tokens.read(0, tokens.num_tokens)
+
+
 def test_a_prepared_folder_opens_with_what_is_known_of_it(prepared: tuple[Path, DatasetInfo]) -> None:
     folder, info = prepared
     for split in ("train", "val"):
         tokens = open_tokens(folder, split, 300)
         assert tokens.path == folder / f"{split}.bin"
-        assert (tokens.tokens == np.fromfile(tokens.path, dtype="<u2")).all()
-        assert tokens.num_tokens == len(tokens.tokens) == info.split(split).num_tokens
+        assert (everything(tokens) == np.fromfile(tokens.path, dtype="<u2")).all()
+        assert tokens.num_tokens == info.split(split).num_tokens
         assert (tokens.vocab_size, tokens.info) == (300, info)
         assert tokens.unigram_entropy_nats == info.unigram_entropy_nats
-        assert not tokens.tokens.flags.writeable
+        assert not everything(tokens).flags.writeable
 
 
 def test_nanogpt_files_open_as_a_folder_or_a_file(tmp_path: Path) -> None:
@@ -43,8 +52,8 @@ def test_nanogpt_files_open_as_a_folder_or_a_file(tmp_path: Path) -> None:
     write_raw(tmp_path / "val.bin", [3, 4])
     for path in (tmp_path, tmp_path / "train.bin"):
         train, val = open_tokens(path, "train", 50257), open_tokens(path, "val", 50257)
-        assert train.tokens.tolist() == [1, 2, 50256]
-        assert val.tokens.tolist() == [3, 4]
+        assert everything(train).tolist() == [1, 2, 50256]
+        assert everything(val).tolist() == [3, 4]
         assert train.vocab_size is None
         assert train.info is None
         assert train.unigram_entropy_nats is None
@@ -58,8 +67,8 @@ def test_llm_c_files_open_by_their_header(tmp_path: Path, magic: int, version: i
     write_llm_c(tmp_path / "tiny_train.bin", [5, largest, 7], magic, version, dtype)
     write_llm_c(tmp_path / "tiny_val.bin", [8], magic, version, dtype)
     for path in (tmp_path, tmp_path / "tiny_train.bin"):
-        assert open_tokens(path, "train", largest + 1).tokens.tolist() == [5, largest, 7]
-        assert open_tokens(path, "val", largest + 1).tokens.tolist() == [8]
+        assert everything(open_tokens(path, "train", largest + 1)).tolist() == [5, largest, 7]
+        assert everything(open_tokens(path, "val", largest + 1)).tolist() == [8]
     with pytest.raises(UserError, match="beyond the model's vocabulary") as raised:
         open_tokens(tmp_path, "train", largest)
     assert raised.value.where == f"{tmp_path / 'tiny_train.bin'}, token 1"
@@ -156,18 +165,69 @@ def test_a_prepared_folder_is_checked_against_its_description(
 
 def test_it_pickles_as_its_description(prepared: tuple[Path, DatasetInfo]) -> None:
     tokens = open_tokens(prepared[0], "train", 300)
-    before = tokens.tokens[:100].tolist()
+    before = tokens.read(0, 100).tolist()
     data = pickle.dumps(tokens)
     assert len(data) < tokens.num_tokens // 4
     copy = pickle.loads(data)
     assert copy == tokens
-    assert copy.tokens[:100].tolist() == before
+    assert copy.read(0, 100).tolist() == before
 
 
-def test_a_file_that_shrinks_before_it_is_mapped_is_named(tmp_path: Path, prepared: tuple[Path, DatasetInfo]) -> None:
+@pytest.mark.parametrize("cut", [0, 1, 1000])
+def test_a_file_that_shrinks_under_its_reader_is_named_with_the_bytes_it_has_and_had(tmp_path: Path, cut: int) -> None:
+    path = write_raw(tmp_path / "train.bin", list(range(2000)))
+    tokens = open_tokens(path, "train", 2000)
+    with path.open("r+b") as file:
+        file.truncate(cut)
+    with pytest.raises(RunError, match="become shorter") as raised:
+        tokens.read(499, 2)
+    error = raised.value
+    assert (error.where, error.found, error.expected) == (str(path), f"{cut} bytes", "4000 bytes")
+
+
+def test_a_file_that_is_removed_or_replaced_is_read_on_as_it_was(
+    tmp_path: Path, prepared: tuple[Path, DatasetInfo]
+) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(prepared[0], folder)
     tokens = open_tokens(folder, "train", 300)
-    (folder / "train.bin").write_bytes(b"x")
-    with pytest.raises(UserError, match="cannot be mapped"):
-        _ = tokens.tokens
+    write_raw(folder / "other.bin", [1] * tokens.num_tokens).replace(tokens.path)
+    assert (everything(tokens) == np.fromfile(prepared[0] / "train.bin", dtype="<u2")).all()
+    shutil.rmtree(folder)
+    assert (everything(tokens) == np.fromfile(prepared[0] / "train.bin", dtype="<u2")).all()
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO])
+def test_what_the_file_system_refuses_is_said_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    tokens = open_tokens(write_raw(tmp_path / "train.bin", [1, 2, 3]), "train", 100)
+
+    def refuse(*_: int) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "pread", refuse)
+    with pytest.raises(RunError, match="no longer be read") as raised:
+        tokens.read(0, 1)
+    assert (raised.value.where, raised.value.found) == (str(tmp_path / "train.bin"), os.strerror(number))
+
+
+def test_a_file_that_nobody_may_read_is_named_when_it_is_opened(
+    tmp_path: Path, prepared: tuple[Path, DatasetInfo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "open", refuse)
+    for path in (prepared[0], write_raw(tmp_path / "train.bin", [1, 2])):
+        with pytest.raises(UserError, match="a token file cannot be read") as raised:
+            open_tokens(path, "train", 300)
+        assert raised.value.found == "Permission denied"
+        assert str(raised.value.where).endswith("train.bin")
+
+
+def test_a_reader_that_is_dropped_leaves_no_file_open(tmp_path: Path) -> None:
+    tokens = open_tokens(write_raw(tmp_path / "train.bin", [1, 2, 3]), "train", 100)
+    num_open = len(psutil.Process().open_files())
+    del tokens
+    assert len(psutil.Process().open_files()) == num_open - 1

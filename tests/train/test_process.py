@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
-import threading
-import time
 
 import pytest
 
@@ -45,28 +42,3 @@ def test_a_meeting_place_whose_name_nobody_knows_is_an_error_at_once() -> None:
     with pytest.raises(UserError, match="cannot be resolved") as caught:
         process.join_process_group(rank, process.device_facts())
     assert caught.value.key == "MASTER_ADDR"
-
-
-def test_a_rank_that_is_first_at_the_meeting_place_goes_on_as_soon_as_rank_0_is_there() -> None:
-    """torch's store would look again half a second later."""
-    with socket.create_server(("127.0.0.1", 0)) as place:
-        port = place.getsockname()[1]
-    opened_s: list[float] = []
-
-    def open_late() -> None:
-        time.sleep(0.2)
-        with socket.create_server(("127.0.0.1", port)) as server:
-            opened_s.append(time.monotonic())
-            server.accept()[0].close()
-
-    late = threading.Thread(target=open_late)
-    late.start()
-    process.await_first_rank("127.0.0.1", port)
-    assert opened_s, "it came back before anybody listened"
-    late.join()
-
-
-def test_a_meeting_place_that_cannot_be_reached_is_left_to_torch_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "_MEETING_WAIT_S", 0.1)
-    process.await_first_rank("127.0.0.1", 1)
-    process.await_first_rank("no-such-host.invalid", 1)

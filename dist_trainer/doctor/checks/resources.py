@@ -40,8 +40,7 @@ def _shared_memory(hosts: Known, exam: Examination) -> Iterator[Finding]:
         shm = facts.shared_memory
         if shm is None:
             continue
-        workers = _workers_a_rank(exam.needs, facts.cpus, host.num_slots)
-        wanted = host.num_slots * (a_rank + workers * exam.needs.loader_bytes_a_worker)
+        wanted = host.num_slots * a_rank
         least = min(least, shm.free_bytes)
         if not shm.is_writable:
             blocked[host.name] = "it cannot be written to"
