@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 import torch
+from checkpoint_folders import made as made_by
+from checkpoint_folders import position
 from ranks import mini_config, run_ranks, train
 
-from dist_trainer.checkpoints.card import CARD_FILE, read
+from dist_trainer.checkpoints.card import DamageError, read
 from dist_trainer.config import run as run_file
 from dist_trainer.data.corpus import standard_library_dataset
 from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import open_tokens
 from dist_trainer.model.gpt import GPT
 from dist_trainer.records import EVENTS_FILE, Event, read_records, read_steps
+from dist_trainer.train import checkpoint
 
 pytestmark = pytest.mark.integration
 
@@ -160,13 +163,31 @@ def test_a_file_of_the_right_size_with_another_content_is_told_with_an_older_che
     assert "Traceback" not in ended.output
 
 
-def test_a_save_over_a_checkpoint_is_not_whole_before_it_is_done(made: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    shutil.copytree(made, run_dir)
-    card = run_dir / "checkpoints" / "step-2" / CARD_FILE
-    before = card.stat().st_mtime_ns
-    resume = str(run_dir / "checkpoints" / "step-1")
-    every = ("--set", "checkpoints.every_steps=1")
-    train(tmp_path, "run", "--max-steps", "2", "--resume", resume, *every, world_size=1)
-    assert card.stat().st_mtime_ns > before
-    assert read(card.parent).position.step == 2
+class CutOff(Exception):
+    pass
+
+
+class Engine:
+    """One whose files are cut off, or not."""
+
+    def __init__(self, *, is_cut_off: bool) -> None:
+        self.is_cut_off = is_cut_off
+
+    def save_checkpoint(self, checkpoints_dir: str, *, tag: str, save_latest: bool) -> None:
+        assert not save_latest
+        (Path(checkpoints_dir) / tag / CONTENT_FILE).write_bytes(b"half")
+        if self.is_cut_off:
+            raise CutOff
+
+
+def test_a_save_that_is_cut_off_leaves_no_checkpoint_that_says_it_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
+    folder = checkpoint.save(Engine(is_cut_off=False), tmp_path, position(8), made_by())
+    assert read(folder).position == position(8)
+    with pytest.raises(CutOff):
+        checkpoint.save(Engine(is_cut_off=True), tmp_path, position(8), made_by())
+    with pytest.raises(DamageError, match="is missing"):
+        read(folder)
