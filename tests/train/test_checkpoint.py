@@ -163,7 +163,7 @@ def test_a_file_of_the_right_size_with_another_content_is_told_with_an_older_che
     assert "Traceback" not in ended.output
 
 
-class CutOff(Exception):
+class CutOffError(Exception):
     pass
 
 
@@ -177,7 +177,7 @@ class Engine:
         assert not save_latest
         (Path(checkpoints_dir) / tag / CONTENT_FILE).write_bytes(b"half")
         if self.is_cut_off:
-            raise CutOff
+            raise CutOffError
 
 
 def test_a_save_that_is_cut_off_leaves_no_checkpoint_that_says_it_is_whole(
@@ -187,7 +187,7 @@ def test_a_save_that_is_cut_off_leaves_no_checkpoint_that_says_it_is_whole(
     monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
     folder = checkpoint.save(Engine(is_cut_off=False), tmp_path, position(8), made_by())
     assert read(folder).position == position(8)
-    with pytest.raises(CutOff):
+    with pytest.raises(CutOffError):
         checkpoint.save(Engine(is_cut_off=True), tmp_path, position(8), made_by())
     with pytest.raises(DamageError, match="is missing"):
         read(folder)
