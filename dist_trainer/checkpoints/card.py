@@ -66,7 +66,11 @@ def write(folder: Path, position: Position, made_by: Made) -> None:
     """Describes the checkpoint whose other files lie in `folder`, all of them written."""
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     files.pop(CARD_FILE, None)
-    content = dataclasses.asdict(Card(position, made_by, files))
+    # A path that is not UTF-8 is for people here, and JSON does not take it.
+    plain = json.dumps(dataclasses.asdict(Card(position, made_by, files)), ensure_ascii=False).encode(
+        "utf-8", "replace"
+    )
+    content = from_json(plain)
     text = json.dumps({"content": content, "sha256": _digest(content)}, indent=2) + "\n"
     replace_file(folder / CARD_FILE, text)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_folders import checkpoint, made, position
+from checkpoint_folders import DATA, checkpoint, made, position
 
 from dist_trainer.checkpoints import card
-from dist_trainer.checkpoints.card import CARD_FILE, Card, DamageError
+from dist_trainer.checkpoints.card import CARD_FILE, Card, DamageError, DataFacts
 
 
 def rewritten(folder: Path, path: str, value: Any) -> None:
@@ -30,6 +30,12 @@ def test_it_is_read_as_it_was_written(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path, 8)
     assert card.read(folder) == Card(position(8), made(), {"mp_rank_00_model_states.pt": 7, "random-rank-0.pt": 5})
     assert [file.name for file in folder.iterdir() if file.name.startswith(".")] == []
+
+
+def test_names_that_are_not_utf8_do_not_keep_it_from_being_read(tmp_path: Path) -> None:
+    data = {"short": DataFacts("b\udcff.bin", 5, "b00", None), "\u9577\u3044": DATA}
+    folder = checkpoint(tmp_path, 8, made_by=made(data=data))
+    assert card.read(folder).made_by.data == {**data, "short": DataFacts("b?.bin", 5, "b00", None)}
 
 
 @pytest.mark.parametrize(
