@@ -175,7 +175,7 @@ def test_no_mutation_of_the_card_or_of_latest_is_resumed_from(run_dir: Path) -> 
         for _ in range(120):
             bad = bytearray(good)
             for _ in range(chance.randint(1, 3)):
-                start = chance.randrange(len(bad))
+                start = chance.randint(0, len(bad))
                 bad[start : start + chance.randint(0, 4)] = chance.randbytes(chance.randint(0, 4))
             file.write_bytes(bad)
             if bytes(bad) == good or (name == LATEST_FILE and bytes(bad).removesuffix(b"\n") in (b"step-4", b"step-8")):
