@@ -110,10 +110,6 @@ def _run_config(request: Request) -> tuple[Path, RunConfig, list[tuple[str, str]
     for_json = []
     for setting in request.settings:
         key, equals, text = setting.partition("=")
-        try:
-            setting.encode()
-        except UnicodeEncodeError:
-            raise UserError("a setting is not UTF-8 text", where="--set", found=setting) from None
         if not equals or not key:
             raise UserError("cannot read this setting", where="--set", found=setting, expected="dotted.path=value")
         if key.split(".")[0] in RunConfig.model_fields:

@@ -18,10 +18,20 @@ from dist_trainer.units import parse_bytes
 _MOST = 2**63 - 1
 
 
-def _plain(text: str) -> str:
-    """A name or a path, which may come to stand in a file's name, in a file of UTF-8, and on a terminal."""
+def _printable(text: str) -> str:
     if not text.isprintable():
-        raise ValueError(f"a text with characters that cannot be printed: {text[:80]!r}")
+        raise ValueError(f"a name with characters that cannot be printed: {text[:80]!r}")
+    return text
+
+
+def _of_a_file(text: str) -> str:
+    """Any bytes but NUL may be a file's name: those that are no text stand in a str as Python has them."""
+    try:
+        is_name = "\0" not in text and bool(text.encode(errors="surrogateescape"))
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        raise ValueError(f"not a name that a file could have: {text[:80]!r}")
     return text
 
 
@@ -32,7 +42,8 @@ Bytes = Annotated[
 ]
 Positive = Annotated[int, Field(gt=0, le=_MOST)]
 NotNegative = Annotated[int, Field(ge=0, le=_MOST)]
-Text = Annotated[str, Field(min_length=1), AfterValidator(_plain)]
+Name = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
+FileName = Annotated[str, AfterValidator(_of_a_file)]
 MIN_SAMPLE_EVERY_S = 0.01
 
 
@@ -64,7 +75,7 @@ class DataConfig(_Section):
     `num_workers: null` takes the number from the cores there are.
     """
 
-    source: Text = "stdlib"
+    source: FileName = "stdlib"
     num_workers: NotNegative | None = None
     prefetch_factor: Positive = 2
 
@@ -72,11 +83,11 @@ class DataConfig(_Section):
 class PhaseConfig(_Section):
     """One stretch of training: `steps` optimizer steps, or as many as it takes to see `tokens` tokens."""
 
-    name: Text
+    name: Name
     sequence_length: Positive
     steps: Positive | None = None
     tokens: Positive | None = None
-    data: Text | None = None
+    data: FileName | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> PhaseConfig:
@@ -127,8 +138,8 @@ class EvaluationConfig(_Section):
 class RunConfig(_Section):
     """A whole run file. `deepspeed` names the JSON that is used when no `--ds` is given."""
 
-    name: Text
-    deepspeed: Text
+    name: Name
+    deepspeed: FileName
     seed: NotNegative = 1337
     model: ModelConfig
     data: DataConfig = DataConfig()

@@ -91,7 +91,10 @@ def settings(folder: Path) -> tuple[Path, list[bytes], Parse]:
         # As a shell passes it on: no NUL, and bytes that are no UTF-8 as surrogates.
         words = os.fsdecode(path.read_bytes().replace(b"\0", b"")).split("\n")
         resolved = resolve(Request(settings=tuple(words)), world_size=2, device=ANY_DEVICE)
-        run.dump(resolved.run).encode()
+        path_of_run = folder / "run.yaml"
+        path_of_run.write_text(run.dump(resolved.run), encoding="utf-8")
+        assert run.check(run.read(path_of_run), source="run.yaml") == resolved.run
+        path_of_run.unlink()
         json.dumps(resolved.deepspeed, allow_nan=False)
 
     return (
