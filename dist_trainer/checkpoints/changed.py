@@ -13,6 +13,7 @@ from dist_trainer.checkpoints.card import CARD_FILE, DataFacts, Made
 from dist_trainer.checkpoints.find import Found
 from dist_trainer.config.deepspeed.rules import block, offload_device, precision, zero_stage
 from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import UserError
 
 _SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
@@ -30,8 +31,9 @@ _NOT_SET = "not set"
 
 def made_by(resolved: ResolvedRun, *, world_size: int, data: Mapping[str, DataFacts]) -> Made:
     """What makes the checkpoints of this run. `data` is by the phases' names; none where it is not opened yet."""
-    run = resolved.run.model_dump(mode="json")
-    return Made(world_size=world_size, run=run, deepspeed=resolved.deepspeed, data=dict(data))
+    # It will be compared with what was read from a file, which is UTF-8 whatever the names in it are.
+    run, deepspeed = all_as_utf8(resolved.run.model_dump(mode="json")), all_as_utf8(resolved.deepspeed)
+    return Made(world_size=world_size, run=run, deepspeed=deepspeed, data=dict(data))
 
 
 def refuse_another_kind(found: Found, now: Made, *, is_device_known: bool = True) -> None:

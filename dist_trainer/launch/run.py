@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from dist_trainer.cluster.topology import is_own_name, render_include
+from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.guards.coordinator import Coordinator, Job, new_token
 from dist_trainer.launch.guards.job import guarded, job_for, membership_for
@@ -261,4 +262,4 @@ def write_launch_record(launcher: str, request: LaunchRequest, job: Job, run_dir
     }
     path = run_dir / "resolved" / "launch.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(all_as_utf8(record), indent=2) + "\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 
 from dist_trainer import typed_json
+from dist_trainer.encoding import all_as_utf8
 from dist_trainer.typed_json import Count
 
 PLAN_FILE = "plan.json"
@@ -94,7 +95,7 @@ def write_plan(plan: Plan, run_dir: Path) -> None:
 
 
 def dump_plan(plan: Plan) -> str:
-    return json.dumps(dataclasses.asdict(plan), indent=2) + "\n"
+    return json.dumps(all_as_utf8(dataclasses.asdict(plan)), indent=2) + "\n"
 
 
 def read_plan(run_dir: Path) -> Plan | None:

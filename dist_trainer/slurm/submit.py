@@ -14,6 +14,7 @@ from typing import Annotated, Any
 from annotated_types import MinLen
 
 from dist_trainer import typed_json
+from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.commands import ask
 from dist_trainer.slurm.job_request import JobRequest
@@ -100,7 +101,9 @@ def submit(
         arguments=arguments,
         submit_time_s=time.time(),
     )
-    record_path(run_dir).write_text(json.dumps(dataclasses.asdict(record), indent=2) + "\n", encoding="utf-8")
+    record_path(run_dir).write_text(
+        json.dumps(all_as_utf8(dataclasses.asdict(record)), indent=2) + "\n", encoding="utf-8"
+    )
     return record
 
 

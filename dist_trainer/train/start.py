@@ -29,7 +29,7 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import MemoryConfig
-from dist_trainer.encoding import printable
+from dist_trainer.encoding import as_utf8, printable
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
@@ -180,7 +180,7 @@ def describe_run(resolved: ResolvedRun, rank: RankInfo, data: list[PhaseData]) -
     """What makes this run's checkpoints."""
     facts = {
         phase.name: DataFacts(
-            path=str(files.train.path),
+            path=as_utf8(str(files.train.path)),
             num_tokens=files.train.num_tokens,
             fingerprint=files.train.fingerprint,
             tokenizer=files.train.info.tokenizer_sha256 if files.train.info else None,
