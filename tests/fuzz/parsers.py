@@ -205,6 +205,29 @@ MORE_EVENTS = "".join(
 )
 
 
+def checkpoint_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
+    """Resuming where one file of the checkpoints is mutated."""
+
+    def open_folder(folder: Path) -> tuple[Path, list[bytes], Parse]:
+        import checkpoint_folders
+
+        from dist_trainer.checkpoints.find import find
+
+        run_dir = folder / "run"
+        for step in (4, 8):
+            checkpoint_folders.checkpoint(run_dir / "checkpoints", step)
+        path = run_dir / "checkpoints" / name
+
+        def use() -> None:
+            for resume in ("auto", str(run_dir), str(run_dir / "checkpoints" / "step-8")):
+                found = find(resume, run_dir).found
+                assert found is not None and found.card.position in map(checkpoint_folders.position, (4, 8))
+
+        return path, [path.read_bytes()], use
+
+    return open_folder
+
+
 def slurm_json(folder: Path) -> tuple[Path, list[bytes], Parse]:
     from dist_trainer.slurm.status import read_statuses
     from dist_trainer.slurm.submit import read_submitted, record_path
@@ -503,6 +526,8 @@ PARSERS: tuple[Parser, ...] = (
             ("resolved/plan.json", "json"),
         )
     ),
+    Parser("checkpoint.json", "json", checkpoint_of("step-8/checkpoint.json")),
+    Parser("latest", "text", checkpoint_of("latest")),
     Parser("slurm.json", "json", slurm_json),
     Parser("trace-cache", "json", trace_cache, is_fatal=False),
     Parser("measurement-cache", "json", measurement_cache, is_fatal=False),
