@@ -38,6 +38,7 @@ def main(argv: list[str]) -> int:
         tokenizer=args.tokenizer,
         vocab_size=args.vocab_size,
         progress=sys.stderr.isatty(),
+        tell=lambda notice: print(f"notice     {notice}", flush=True),
     )
     print(
         f"{args.output}: {format_count(info.train.num_tokens)} training and {format_count(info.val.num_tokens)} "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from dist_trainer.data.info import (
     tokens_file,
     write_info,
 )
+from dist_trainer.data.pieces import NUM_KEYS, Piece, read_pieces
 from dist_trainer.data.progress import Advance, byte_progress
-from dist_trainer.data.sources import NUM_KEYS, Piece, SourceFile, find_sources, read_pieces
+from dist_trainer.data.sources import SourceFile, find_sources
 from dist_trainer.data.vocabulary import encode, end_of_text_id, load_vocabulary, num_token_ids, train_vocabulary
 from dist_trainer.errors import UserError
 from dist_trainer.units import GIB, MIB
@@ -40,16 +41,23 @@ _MAX_HELD_OUT_SHARE = 0.1
 
 
 def prepare(
-    inputs: Sequence[Path], output: Path, *, tokenizer: Path | None, vocab_size: int | None, progress: bool
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    tokenizer: Path | None,
+    vocab_size: int | None,
+    progress: bool,
+    tell: Callable[[str], None] = lambda notice: None,
 ) -> DatasetInfo:
     """Writes train.bin, val.bin, tokenizer.json and dataset.json into the folder `output`; the same inputs give the
     same bytes.
 
     Inputs are .txt, .md, .py (a document a file) and .jsonl (a document a line, in "text") files, or folders of
-    them. With `tokenizer` (a tokenizer.json), `vocab_size` is the most that it may have; without, a byte-level BPE of
-    `vocab_size` tokens is trained. An end-of-text token stands after each text, and a literal `<|endoftext|>` in the
-    input is that token. About 1% is held out for validation, chosen by a hash of each document's place; a document
-    longer than 64 KiB (than 1/256 of a small input) is held out by stretches. Raises UserError.
+    them; `tell` gets what is left out of them, before they are read. With `tokenizer` (a tokenizer.json),
+    `vocab_size` is the most that it may have; without, a byte-level BPE of `vocab_size` tokens is trained. An
+    end-of-text token stands after each text, and a literal `<|endoftext|>` in the input is that token. About 1% is
+    held out for validation, chosen by a hash of each document's place; a document longer than 64 KiB (than 1/256 of
+    a small input) is held out by stretches. Raises UserError.
     """
     if tokenizer is None and vocab_size is None:
         raise UserError(
@@ -57,8 +65,10 @@ def prepare(
             expected="a vocabulary size, or a tokenizer.json",
             hint="give --vocab-size N or --tokenizer FILE",
         )
-    sources = find_sources(inputs)
-    return prepare_sources(sources, output, tokenizer=tokenizer, vocab_size=vocab_size, progress=progress)
+    found = find_sources(inputs)
+    for notice in found.notices:
+        tell(notice)
+    return prepare_sources(found.sources, output, tokenizer=tokenizer, vocab_size=vocab_size, progress=progress)
 
 
 def prepare_sources(
@@ -218,5 +228,5 @@ def _check_fits(vocabulary: Tokenizer, vocab_size: int | None, path: Path) -> No
 def _summary(sources: Sequence[SourceFile]) -> tuple[SourceInfo, ...]:
     by_suffix: dict[str, list[int]] = {}
     for source in sources:
-        by_suffix.setdefault(source.path.suffix, []).append(source.num_bytes)
+        by_suffix.setdefault(source.path.suffix.lower(), []).append(source.num_bytes)
     return tuple(SourceInfo(suffix, len(sizes), sum(sizes)) for suffix, sizes in sorted(by_suffix.items()))

@@ -1,18 +1,28 @@
-"""Which files there are to read, and their text in pieces small enough to hold many at once."""
+"""Which files there are to read, and what of the inputs is left out."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import stat
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_trainer import strict_json
 from dist_trainer.errors import UserError
 
 SUFFIXES = (".jsonl", ".md", ".py", ".txt")
-NUM_KEYS = 2**16
+
+_PACKED = frozenset({".bz2", ".gz", ".lz4", ".tar", ".tgz", ".xz", ".zip", ".zst"})
+_NUM_ENDINGS = 5
+# What a person is told of what was found.
+_HIDDEN = "left out, for they are hidden"
+_OTHER = f"left out, for they end with none of {', '.join(SUFFIXES)}"
+_NO_FILE = "left out, for they are pipes, sockets or devices"
+_LEADS_NOWHERE = "left out, for they are links that lead nowhere"
+_LINKED = "read through links to folders"
+_AGAIN = "read once, for they are there under another name"
+_EMPTY = "without text, for they are empty"
 
 
 @dataclass(frozen=True)
@@ -25,169 +35,151 @@ class SourceFile:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A stretch of one document: the whole of it, when it's short.
+class Found:
+    """The files to read, each once; and what a person has to know of what was left out."""
 
-    `document` and `index` number the documents, and the pieces in one, from 0. `key` is drawn evenly from
-    [0, NUM_KEYS) by a hash of the piece's place: the same inputs give the same keys.
-    """
-
-    text: str
-    document: int
-    index: int
-    key: int
-    num_source_bytes: int
-
-    def follows(self, other: Piece | None) -> bool:
-        return other is not None and self.document == other.document and self.index == other.index + 1
+    sources: tuple[SourceFile, ...]
+    notices: tuple[str, ...]
 
 
 def source_file(path: Path, name: str) -> SourceFile:
-    try:
-        return SourceFile(path, name, path.stat().st_size)
-    except OSError as error:
-        raise UserError("an input cannot be read", where=str(path), found=error.strerror) from error
+    return SourceFile(path, name, _status(path).st_size)
 
 
-def find_sources(inputs: Sequence[Path]) -> list[SourceFile]:
-    """The files to read, in order: files as given, folders walked in sorted order without hidden entries.
+def find_sources(inputs: Sequence[Path]) -> Found:
+    """Files as given, and folders walked in sorted order, through links too, without hidden entries.
 
-    Raises UserError when an input is missing or of another kind, or when there is no file at all.
+    Raises UserError when an input is missing or of another kind, when a folder cannot be read, or when there is no file
+    at all.
     """
-    sources: list[SourceFile] = []
+    search = _Search()
     for path in inputs:
-        if path.is_dir():
-            sources += [source_file(file, f"{path.name}/{file.relative_to(path).as_posix()}") for file in _walk(path)]
-        elif path.exists() and path.suffix not in SUFFIXES:
+        search.look(path)
+    if not search.sources:
+        raise UserError(
+            "no inputs were found",
+            where=", ".join(str(path) for path in inputs) or None,
+            found="; ".join(search.notices()) or None,
+            expected=f"files that end with one of {', '.join(SUFFIXES)}, or folders that hold some",
+        )
+    return Found(tuple(search.sources), tuple(search.notices()))
+
+
+class _Search:
+    """Goes through the inputs; knows what it has seen by its inode, whatever it is called."""
+
+    def __init__(self) -> None:
+        self.sources: list[SourceFile] = []
+        self._first_names: dict[tuple[int, int], Path] = {}
+        self._examples: dict[str, str] = {}
+        self._counts: Counter[str] = Counter()
+        self._endings: Counter[str] = Counter()
+
+    def look(self, path: Path) -> None:
+        status = _status(path)
+        if stat.S_ISDIR(status.st_mode):
+            self._walk(path)
+        elif not stat.S_ISREG(status.st_mode):
+            raise UserError(
+                "an input is no file, and can be read no second time",
+                where=str(path),
+                expected="a folder, or a file: write what comes from a pipe into one",
+            )
+        elif not _has_known_ending(path.name):
             raise UserError(
                 "an input is of a kind that cannot be read",
                 where=str(path),
                 found=path.suffix,
                 expected=f"a folder, or a file that ends with one of {', '.join(SUFFIXES)}",
+                hint="unpack it first" if path.suffix.lower() in _PACKED else None,
             )
         else:
-            sources.append(source_file(path, path.name))
-    if not sources:
-        raise UserError(
-            "no inputs were found",
-            where=", ".join(str(path) for path in inputs) or None,
-            expected=f"files that end with one of {', '.join(SUFFIXES)}, or folders that hold some",
-        )
-    return sources
+            self._add(path, path.name, status)
+
+    def notices(self) -> list[str]:
+        told = [
+            f"{reason}: {self._counts[reason]} (such as {example})"
+            for reason, example in self._examples.items()
+            if reason != _OTHER
+        ]
+        if self._endings:
+            endings = [
+                f"{count} {ending or 'without one'}" for ending, count in self._endings.most_common(_NUM_ENDINGS)
+            ]
+            more = ["others"] if len(self._endings) > _NUM_ENDINGS else []
+            packed = "; unpack them first" if _PACKED.intersection(self._endings) else ""
+            told.append(f"{_OTHER}: {', '.join(endings + more)} (such as {self._examples[_OTHER]}){packed}")
+        return told
+
+    def _walk(self, top: Path) -> None:
+        folders = [top]
+        while folders:
+            folder = folders.pop()
+            if not self._is_new(folder, _status(folder)):
+                continue
+            if folder != top and folder.is_symlink():
+                self._tell(_LINKED, f"{folder} to {folder.resolve()}")
+            inner = []
+            for entry in _entries(folder):
+                path = folder / entry.name
+                if entry.name.startswith("."):
+                    self._tell(_HIDDEN, path)
+                    continue
+                try:
+                    status = entry.stat()
+                except OSError as error:
+                    if not entry.is_symlink() or _has_known_ending(entry.name):
+                        raise unreadable(path, error) from error
+                    self._tell(_LEADS_NOWHERE, path)
+                    continue
+                if stat.S_ISDIR(status.st_mode):
+                    inner.append(path)
+                elif not _has_known_ending(entry.name):
+                    self._endings[path.suffix.lower()] += 1
+                    self._tell(_OTHER, path)
+                elif not stat.S_ISREG(status.st_mode):
+                    self._tell(_NO_FILE, path)
+                else:
+                    self._add(path, f"{top.name}/{path.relative_to(top).as_posix()}", status)
+            folders += reversed(inner)
+
+    def _add(self, path: Path, name: str, status: os.stat_result) -> None:
+        if self._is_new(path, status):
+            self.sources.append(SourceFile(path, name, status.st_size))
+            if not status.st_size:
+                self._tell(_EMPTY, path)
+
+    def _is_new(self, path: Path, status: os.stat_result) -> bool:
+        inode = (status.st_dev, status.st_ino)
+        if inode in self._first_names:
+            self._tell(_AGAIN, f"{path}, which is {self._first_names[inode]}")
+            return False
+        self._first_names[inode] = path
+        return True
+
+    def _tell(self, reason: str, example: object) -> None:
+        self._counts[reason] += 1
+        self._examples.setdefault(reason, str(example))
 
 
-def read_pieces(sources: Iterable[SourceFile], piece_bytes: int) -> Iterator[Piece]:
-    """Yields every document that isn't empty, in pieces of at most `piece_bytes` (at least 4) cut at line ends.
-
-    A .jsonl file holds one document a line, any other file is one document. Raises UserError where a file cannot
-    be read, isn't UTF-8 (names the byte offset), or has a bad line (names the line).
-    """
-    document = 0
-    for ordinal, source in enumerate(sources):
-        try:
-            for number, stretches in enumerate(_documents(source, piece_bytes)):
-                is_empty = True
-                for index, (text, num_source_bytes) in enumerate(stretches):
-                    if text:
-                        is_empty = False
-                        yield Piece(text, document, index, _key(ordinal, source.name, number, index), num_source_bytes)
-                document += not is_empty
-        except OSError as error:
-            raise UserError("an input cannot be read", where=str(source.path), found=error.strerror) from error
+def _has_known_ending(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and name.endswith(SUFFIXES):
-                yield Path(root, name)
-
-
-def _key(*place: object) -> int:
-    digest = hashlib.blake2b("\0".join(str(part) for part in place).encode(errors="surrogateescape"), digest_size=8)
-    return int.from_bytes(digest.digest(), "big") % NUM_KEYS
-
-
-def _documents(source: SourceFile, piece_bytes: int) -> Iterable[Iterator[tuple[str, int]]]:
-    """For each document its stretches: text, and the bytes of the file which it accounts for."""
-    return _json_lines(source, piece_bytes) if source.path.suffix == ".jsonl" else [_text(source, piece_bytes)]
-
-
-def _text(source: SourceFile, piece_bytes: int) -> Iterator[tuple[str, int]]:
-    with source.path.open("rb") as stream:
-        rest, offset = b"", 0
-        while block := stream.read(piece_bytes - len(rest)):
-            data = rest + block
-            cut = _cut(data) if len(data) == piece_bytes else len(data)
-            yield _decode(data[:cut], source.path, offset), cut
-            rest, offset = data[cut:], offset + cut
-        if rest:
-            yield _decode(rest, source.path, offset), len(rest)
-
-
-def _decode(data: bytes, path: Path, offset: int) -> str:
+def _status(path: Path) -> os.stat_result:
     try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(
-            "an input is not UTF-8 text",
-            where=str(path),
-            found=f"the byte 0x{data[error.start]:02x} at offset {offset + error.start}",
-            expected="UTF-8",
-            hint=f"convert it first: iconv -f ENCODING -t UTF-8 {path.name}",
-        ) from error
-    return text.removeprefix("\ufeff") if offset == 0 else text
+        return path.stat()
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
-def _json_lines(source: SourceFile, piece_bytes: int) -> Iterator[Iterator[tuple[str, int]]]:
-    with source.path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield _stretches(_text_field(line, f"{source.path}:{number}"), len(line), piece_bytes)
-
-
-def _text_field(line: bytes, where: str) -> bytes:
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
     try:
-        value = strict_json.loads(line, max_depth=None)
-    except ValueError as error:
-        raise UserError("a line is not JSON", where=where, found=str(error)) from error
-    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
-        raise UserError(
-            "a line has no text",
-            where=where,
-            key="text",
-            found=sorted(value) if isinstance(value, dict) and "text" not in value else type(value).__name__,
-            expected='an object whose "text" is a string',
-        )
-    try:
-        return str(value["text"]).encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            "a line's text is not valid Unicode",
-            where=where,
-            key="text",
-            found=f"a lone surrogate at character {error.start}",
-        ) from error
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise unreadable(folder, error) from error
 
 
-def _stretches(data: bytes, num_line_bytes: int, piece_bytes: int) -> Iterator[tuple[str, int]]:
-    start = 0
-    while start < len(data):
-        window = data[start : start + piece_bytes]
-        cut = _cut(window) if start + piece_bytes < len(data) else len(window)
-        yield window[:cut].decode(), 0 if start else num_line_bytes
-        start += cut
-
-
-def _cut(data: bytes) -> int:
-    """Where to end a piece: after the last line end, else before the last space, else between two characters."""
-    cut = data.rfind(b"\n") + 1 or max(data.rfind(b" "), 0)
-    if cut:
-        return cut
-    for num_tail in range(1, min(4, len(data))):
-        byte = data[-num_tail]
-        if byte >= 0xC0:
-            is_cut_short = num_tail < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4)
-            return len(data) - num_tail if is_cut_short else len(data)
-    return len(data)
+def unreadable(path: Path, error: OSError) -> UserError:
+    return UserError("an input cannot be read", where=str(path), found=error.strerror)

@@ -175,3 +175,26 @@ def _byte_tokenizer(tmp_path: Path, prose: Prose) -> Path:
     (tmp_path / "seed.txt").write_text(prose(100, 0), encoding="utf-8")
     prepare([tmp_path / "seed.txt"], tmp_path / "seed", tokenizer=None, vocab_size=257, progress=False)
     return tmp_path / "seed" / "tokenizer.json"
+
+
+def test_what_is_left_out_is_told_before_anything_is_read(tmp_path: Path, text_folder: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "bad.txt").write_bytes(b"\xff")
+    (tmp_path / "old.gz").write_bytes(b"")
+    with pytest.raises(UserError, match="not UTF-8"):
+        prepare(
+            [tmp_path, text_folder, text_folder],
+            tmp_path / "out",
+            tokenizer=None,
+            vocab_size=300,
+            progress=False,
+            tell=told.append,
+        )
+    assert "1 .gz" in "".join(told) and "read once" in "".join(told)
+
+
+def test_an_input_named_twice_gives_the_same_bytes_as_once(
+    tmp_path: Path, prepared: tuple[Path, DatasetInfo], text_folder: Path
+) -> None:
+    info = prepare([text_folder, text_folder], tmp_path / "out", tokenizer=None, vocab_size=300, progress=False)
+    assert info == prepared[1]
