@@ -133,8 +133,9 @@ def lines_of(fd: int) -> Iterator[bytes]:
 
 def main(argv: list[str]) -> None:
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):
-        # By an exception, so that what was made is taken away.
-        signal.signal(number, lambda *_: sys.exit(1))
+        # By an exception, so that what was made is taken away. What nohup has ignored stays so.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: sys.exit(1))
     signal.alarm(LIFETIME_S)
     # Under srun each task finds its name in its environment, for all of them have one command line.
     name = argv[0] if argv else os.environ.get("SLURMD_NODENAME") or socket.gethostname()

@@ -25,6 +25,8 @@ main(["here"])
 print(sorted({"torch", "deepspeed", "pydantic", "rich"} & set(sys.modules)), file=sys.stderr)
 """
 
+AS_HERE = "from dist_trainer.doctor.host import main; main(['here'])"
+
 
 @contextmanager
 def respondent(*code: str, environ: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
@@ -86,6 +88,13 @@ def test_what_it_wrote_is_taken_away_when_it_ends(ending: str | signal.Signals, 
             process.stdin.close()
         process.wait(LIMIT_S)
         assert left_in(tmp_path) == []
+
+
+def test_under_nohup_a_hang_up_does_not_end_it() -> None:
+    with respondent("-c", f"import signal; signal.signal(1, signal.SIG_IGN)\n{AS_HERE}") as process:
+        assert "time_s" in ask(process, "clock")["answer"]
+        process.send_signal(signal.SIGHUP)
+        assert "time_s" in ask(process, "clock")["answer"]
 
 
 def test_hosts_see_each_others_files_in_a_folder_that_they_share(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ _BYE_LIMIT_S = 2.0
 # Where the job is not there by then, the launching process still reads the files.
 _JOB_IS_READY_S = 0.01
 _TOLD_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
 _PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 _NUM_LAST_LINES = 20
 _BLOCK_BYTES = 1 << 16
@@ -53,7 +54,9 @@ class Guard:
             end.setblocking(False)
         signal.set_wakeup_fd(signals_w.fileno(), warn_on_full_buffer=False)
         for number in (*_TOLD_TO_END, *_PASSED_ON, signal.SIGCHLD):
-            signal.signal(number, lambda *_: None)
+            # What nohup and a shell's `&` have ignored stays so, for the rank too.
+            if number not in _MAY_BE_IGNORED or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda *_: None)
         self._signals_w = signals_w
         self._socket = _connect(address)
         self._reader = LineReader()

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import signal
 import sys
 
 from dist_trainer.launch.processes import signal_name
+
+# Those of torchrun, where nobody says others.
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 
 
 def main(argv: list[str]) -> int:
@@ -24,8 +28,13 @@ def main(argv: list[str]) -> int:
     gc.enable()
     # What happened is said by the rank itself or, below, in one line.
     logging.disable(logging.CRITICAL)
+    args = parse_args(argv)  # type: ignore[no-untyped-call]
+    # Newer torch says which signals end a run: what nohup and a shell's `&` have ignored stays so.
+    args.signals_to_handle = ",".join(
+        name for name in _SIGNALS if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN
+    )
     try:
-        run(parse_args(argv))  # type: ignore[no-untyped-call]
+        run(args)  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:

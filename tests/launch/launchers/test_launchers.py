@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ LAUNCHERS = (
 )
 
 
-def start(launcher: str, out_dir: Path, behaviour: str, *words: str) -> subprocess.Popen[str]:
+def start(
+    launcher: str, out_dir: Path, behaviour: str, *words: str, ignored: Sequence[signal.Signals] = ()
+) -> subprocess.Popen[str]:
     out_dir.mkdir()
     environ = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI", "PMIX"))}
     search_path = os.pathsep.join([str(ROOT), str(HERE)])
@@ -52,6 +55,7 @@ def start(launcher: str, out_dir: Path, behaviour: str, *words: str) -> subproce
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in ignored],
     )
 
 
@@ -131,6 +135,26 @@ def test_a_signal_ends_every_rank(launcher: str, number: signal.Signals, tmp_pat
     text, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 128 + number, text
     assert "Traceback" not in text
+    assert_gone(out_dir)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_under_nohup_a_hang_up_ends_nothing(launcher: str, tmp_path: Path) -> None:
+    """nohup has SIGHUP ignored, and `&` in a script SIGINT. mpirun's daemons give their processes all signals back."""
+    out_dir = tmp_path / "out"
+    process = start(launcher, out_dir, "wait", ignored=(signal.SIGHUP, signal.SIGINT))
+    ranks = [record["pid"] for record in await_ranks(process, out_dir)]
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGHUP)
+    if launcher in ("torchrun", "deepspeed"):
+        for pid in (*ranks, *map(_parent_of, ranks)):
+            os.kill(pid, signal.SIGHUP)
+    time.sleep(1.0)
+    assert process.poll() is None
+    assert all(Path("/proc", str(pid)).exists() for pid in ranks)
+    process.send_signal(signal.SIGTERM)
+    text, _ = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, text) == (128 + signal.SIGTERM, "")
     assert_gone(out_dir)
 
 
