@@ -55,7 +55,7 @@ def run(command: Sequence[str], *, cwd: Path, environ: Mapping[str, str] | None 
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        text=True,
+        errors="backslashreplace",
         timeout=TIME_LIMIT_S,
         check=False,
     )

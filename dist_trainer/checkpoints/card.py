@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from dist_trainer.checkpoints.position import Position
+from dist_trainer.encoding import all_as_utf8
 
 CARD_FILE = "checkpoint.json"
 _MAX_BYTES = 64 * 2**20
@@ -66,11 +67,7 @@ def write(folder: Path, position: Position, made_by: Made) -> None:
     """Describes the checkpoint whose other files lie in `folder`, all of them written."""
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     files.pop(CARD_FILE, None)
-    # A path that is not UTF-8 is for people here, and JSON does not take it.
-    plain = json.dumps(dataclasses.asdict(Card(position, made_by, files)), ensure_ascii=False).encode(
-        "utf-8", "replace"
-    )
-    content = from_json(plain)
+    content = all_as_utf8(dataclasses.asdict(Card(position, made_by, files)))
     text = json.dumps({"content": content, "sha256": _digest(content)}, indent=2) + "\n"
     replace_file(folder / CARD_FILE, text)
 

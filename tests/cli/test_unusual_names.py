@@ -16,6 +16,7 @@ from plans import make_plan
 from ranks import BRISK, losses, mini_config
 from run_folders import make_gpu_run
 
+import slurm
 from dist_trainer.records import EVENTS_FILE, Event, read_records
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,11 @@ def start(folder: Path, *words: str, terminal: Mapping[str, str], status: int = 
     )
     assert (done.returncode, b"Traceback" in done.stderr) == (status, False), done.stderr.decode(errors="replace")
     return done.stdout, done.stderr
+
+
+def prepare(folder: Path) -> None:
+    words = ("--input", f"text{NAME}", "--output", f"out{NAME}", "--vocab-size", "300")
+    start(folder, "data", "prepare", *words, terminal=ASCII)
 
 
 @TERMINALS
@@ -120,43 +126,28 @@ def test_the_doctor_looks(folder: Path, terminal: Mapping[str, str]) -> None:
     assert json.loads(out)["examination"]
 
 
-def test_a_job_is_submitted(folder: Path, slurm_environ: Mapping[str, str]) -> None:
-    words = (
-        "--run-dir",
-        f"new{NAME}",
-        "--ntasks",
-        "1",
-        "--time",
-        "1",
-        "--max-steps",
-        "1",
-        "--set",
-        f"data.source=no{NAME}",
-    )
+@pytest.mark.cluster
+@pytest.mark.integration
+def test_a_job_runs_to_its_end(folder: Path, slurm_environ: dict[str, str]) -> None:
+    run = ("--config", str(mini_config(folder)), "--max-steps", "1", "--set", f"data.source=out{NAME}")
+    prepare(folder)
     terminal = {**slurm_environ, **ASCII}
+    words = ("--run-dir", f"new{NAME}", "--ntasks", "1", "--time", "2", *run)
     out, _ = start(folder, "slurm", "submit", *words, terminal=terminal)
     assert b"new\xe9t\xff" in out
-    assert os.fsencode(f"no{NAME}") in (folder / f"new{NAME}" / "resolved" / "job.sbatch").read_bytes()
     out, _ = start(folder, "slurm", "status", f"new{NAME}", "--json", terminal=terminal)
-    (found,) = json.loads(out)
-    subprocess.run(["scancel", found["job_id"]], env={**os.environ, **slurm_environ}, check=True)
+    job_id = json.loads(out)[0]["job_id"]
+    slurm.wait_for_job(slurm_environ, job_id)
+    out, _ = start(folder, "slurm", "status", f"new{NAME}", terminal=terminal)
+    assert b"the run came to its end" in out
+    # What a rank printed, through its guard.
+    assert b"\nrun        new\xe9t\xff" in (folder / f"new{NAME}" / "logs" / f"slurm-{job_id}.out").read_bytes()
 
 
 @pytest.mark.integration
 def test_a_run_trains_and_goes_on_in_such_a_folder(folder: Path) -> None:
     words = ("--nproc-per-node", "2", "--config", str(mini_config(folder)), "--run-dir", f"new{NAME}", *BRISK)
-    start(
-        folder,
-        "data",
-        "prepare",
-        "--input",
-        f"text{NAME}",
-        "--output",
-        f"out{NAME}",
-        "--vocab-size",
-        "300",
-        terminal=ASCII,
-    )
+    prepare(folder)
     words = (*words, "--set", f"data.source=out{NAME}", "--set", "checkpoints.at_end=true")
     out, _ = start(folder, "launch", "--launcher", "torchrun", *words, "--max-steps", "3", terminal=ASCII)
     assert b"new\xe9t\xff" in out

@@ -204,7 +204,8 @@ class Guard:
             if self._log is not None:
                 with contextlib.suppress(OSError):
                     self._log.write(data)
-            text = data.decode(errors="replace")
+            # Whatever bytes they are, those are printed.
+            text = data.decode(errors="surrogateescape")
             if self.place.rank == 0:
                 self._send(encode("output", text=text, is_error=is_error))
             else:
