@@ -2,7 +2,7 @@
 # The front door: finds or makes the environment, then hands over to `python -m dist_trainer`.
 set -euo pipefail
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
+root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")
 venv=$root/.venv
 stamp=$venv/dist_trainer.stamp
 
@@ -60,6 +60,8 @@ set_up() {
     rm -f -- "$stamp"
     if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
         python=$(find_python)
+        "$python" -c 'import sys; sys.argv[1].encode()' "$root" 2>/dev/null ||
+            mistake "no environment can be made in a folder whose name is not UTF-8: $root"
         say "making $venv with $python"
         "$python" -m venv --clear "$venv"
     fi
@@ -91,6 +93,7 @@ case "${1-}" in
     is_current "${1-}" || set_up "${1-}"
     exit 0
     ;;
+--setup=*) mistake "an extra stands apart: --setup ${1#*=}" ;;
 -h | --help)
     usage
     # Nobody who asks for help waits some minutes for it.

@@ -45,7 +45,12 @@ def clone(tmp_path: Path) -> Path:
 def launch(clone: Path, *words: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     environ = {"PATH": f"{clone.parent / 'bin'}:/usr/bin:/bin", "HOME": str(clone.parent)} | variables
     return subprocess.run(
-        [str(clone / "launch.sh"), *words], cwd=cwd or clone, env=environ, capture_output=True, text=True, check=False
+        [str(clone / "launch.sh"), *words],
+        cwd=cwd or clone,
+        env=environ,
+        capture_output=True,
+        errors="replace",
+        check=False,
     )
 
 
@@ -61,6 +66,14 @@ def test_it_installs_once_and_keeps_the_users_folder_and_words(clone: Path, tmp_
         assert answer.stdout == f"{tmp_path}|-m|dist_trainer|launch|--config|a b|$HOME|"
     assert len(installs(clone)) == 2
     assert installs(clone)[0] == "venv"
+
+
+def test_it_may_be_started_through_a_link(clone: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "launch.sh").symlink_to(clone / "launch.sh")
+    answer = launch(tmp_path / "elsewhere", cwd=tmp_path)
+    assert (answer.returncode, answer.stdout) == (0, f"{tmp_path}|-m|dist_trainer|launch|")
+    assert (clone / ".venv").exists()
 
 
 def test_a_changed_dependency_list_and_an_extra_install_again(clone: Path) -> None:
@@ -94,6 +107,16 @@ def test_without_a_python_it_says_so(clone: Path, tmp_path: Path) -> None:
     answer = launch(clone)
     assert answer.returncode == 2
     assert "no Python 3.10 or newer" in answer.stderr
+
+
+def test_a_folder_in_which_python_makes_no_environment_is_named(clone: Path, tmp_path: Path) -> None:
+    moved = tmp_path / os.fsdecode(b"caf\xe9")
+    clone.rename(moved)
+    answer = launch(moved, "--setup")
+    assert (answer.returncode, installs(moved)) == (2, [])
+    assert "whose name is not UTF-8" in answer.stderr
+    clone = moved.rename(tmp_path / "größe 数")
+    assert launch(clone, "--setup").returncode == 0
 
 
 def test_an_active_environment_that_has_it_comes_first(clone: Path) -> None:
