@@ -24,6 +24,8 @@ LITERAL = (
     "*",
     "--",
     "é\\n",
+    # No UTF-8, as a file may be named.
+    "caf\udce9",
     "-x",
     string.printable,
     *string.punctuation,
