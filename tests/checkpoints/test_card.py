@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoint_folders import DATA, checkpoint, made, position
+from checkpoint_folders import checkpoint, made, position
 
 from dist_trainer.checkpoints import card
-from dist_trainer.checkpoints.card import CARD_FILE, Card, DamageError, DataFacts
+from dist_trainer.checkpoints.card import CARD_FILE, Card, DamageError
 
 
 def rewritten(folder: Path, path: str, value: Any) -> None:
