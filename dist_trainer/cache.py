@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from dist_trainer.disk import write_text, writing
+
 
 def cache_dir(environ: Mapping[str, str]) -> Path:
     """$XDG_CACHE_HOME/dist_trainer, or ~/.cache/dist_trainer."""
@@ -36,11 +38,11 @@ def kept(path: Path) -> bytes | None:
 
 def write_whole(path: Path, text: str) -> None:
     """Writes beside the file and renames, so that a reader never sees half of it. Raises OSError, leaving nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(path)
+        write_text(aside, text)
+        with writing(path):
+            aside.replace(path)
     except OSError:
         with suppress(OSError):
             aside.unlink(missing_ok=True)

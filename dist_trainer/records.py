@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar
 
 from typing_extensions import TypedDict
 
+from dist_trainer.disk import writing
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.typed_json import Count, Finite, ReadAs, Seconds, validator
 
@@ -144,15 +145,19 @@ Record = TypeVar("Record", StepRecord, MemoryRecord, DeviceSample, Event)
 
 
 class RecordWriter:
-    """Appends records to one file; each line reaches the file in a single write."""
+    """Appends records to one file; each line reaches the file in a single write. Raises WriteError, an OSError, where
+    the disk refuses.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        size = os.fstat(self._descriptor).st_size
-        if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-            # A writer before this one was cut off in the middle of a line: ours begins a new one.
-            os.write(self._descriptor, b"\n")
+        self._path = path
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            size = os.fstat(self._descriptor).st_size
+            if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
+                # A writer before this one was cut off in the middle of a line: ours begins a new one.
+                os.write(self._descriptor, b"\n")
 
     def write(self, record: StepRecord | MemoryRecord | DeviceSample | Event) -> None:
         # The records are flat; asdict would copy them in depth, which costs more than the writing.
@@ -160,7 +165,12 @@ class RecordWriter:
         if _SURROGATE in line:
             # Of a file's name, or half of a character: readers of JSON refuse it.
             line = _json(all_as_utf8(vars(record)))
-        os.write(self._descriptor, line.encode() + b"\n")
+        data = line.encode() + b"\n"
+        with writing(self._path, len(data)):
+            num_written = os.write(self._descriptor, data)
+            if num_written < len(data):
+                # A disk that is nearly full takes a part of the line; what keeps it from the rest is an error.
+                os.write(self._descriptor, data[num_written:])
 
     def close(self) -> None:
         os.close(self._descriptor)

@@ -9,6 +9,7 @@ import traceback
 
 from dist_trainer import __version__
 from dist_trainer.cli.commands import require_command
+from dist_trainer.disk import explained
 from dist_trainer.encoding import printable, set_up_streams
 from dist_trainer.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 
@@ -55,6 +56,12 @@ def main(argv: list[str] | None = None) -> int:
             return error.exit_status
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+        except OSError as error:
+            told = explained(error)
+            if told is None or "--debug" in arguments:
+                raise
+            print(printable(f"dist_trainer: error: {told}"), file=sys.stderr)
+            return told.exit_status
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

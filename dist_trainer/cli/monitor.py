@@ -18,6 +18,7 @@ from dist_trainer.cli.parser import Parser
 from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.config.run import MIN_SAMPLE_EVERY_S
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir
+from dist_trainer.disk import write_text
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, RecordWriter
@@ -174,6 +175,4 @@ def _write_command(command: list[str], run_dir: Path, *, interval_s: float, star
         "cwd": str(Path.cwd()),
         "interval_s": interval_s,
     }
-    path = run_dir / "resolved" / "launch.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(all_as_utf8(record), indent=2) + "\n", encoding="utf-8")
+    write_text(run_dir / "resolved" / "launch.json", json.dumps(all_as_utf8(record), indent=2) + "\n")

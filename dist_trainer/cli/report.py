@@ -8,7 +8,8 @@ from pathlib import Path
 
 from dist_trainer.cli.parser import Parser
 from dist_trainer.cli.train import BASELINE, STRICT
-from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
+from dist_trainer.disk import cannot_write
+from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED
 
 
 def build_parser() -> Parser:
@@ -63,9 +64,7 @@ def main(argv: list[str]) -> int:
             write(summary, args.run_dir)
         paths = write_page(page, args.run_dir)
     except OSError as error:
-        raise UserError(
-            "cannot write the report", where=str(args.run_dir), found=error.strerror or str(error)
-        ) from error
+        raise cannot_write("cannot write the report", error, args.run_dir) from error
     show(summary, args.run_dir, Console(highlight=False, width=max(100, shutil.get_terminal_size().columns)))
     print("\n".join(str(path) for path in paths))
     problem = strict_problem(summary.verdict) if args.strict else None

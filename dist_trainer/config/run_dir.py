@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+from dist_trainer.disk import cannot_write
 from dist_trainer.errors import UserError
 
 RUNS_DIR = Path("runs")
@@ -44,6 +45,4 @@ def _make(path: Path) -> None:
 
 
 def _cannot_make(path: Path, error: OSError) -> UserError:
-    return UserError(
-        "The run's folder cannot be made.", where=str(path), found=error.strerror, hint="name another with --run-dir"
-    )
+    return cannot_write("The run's folder cannot be made", error, path)

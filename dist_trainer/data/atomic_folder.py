@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dist_trainer.disk import cannot_write
 from dist_trainer.errors import UserError
 
 
@@ -28,7 +29,7 @@ def atomic_folder(output: Path) -> Iterator[Path]:
         partial.rename(output)
     except OSError as error:
         _check_vacant(output)
-        raise UserError("the output cannot be written", where=str(output), found=error.strerror) from error
+        raise cannot_write("the output cannot be written", error, output) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 

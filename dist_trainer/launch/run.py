@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO
 
 from dist_trainer.cluster.topology import is_own_name, render_include
+from dist_trainer.disk import write_text, writing
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.guards.coordinator import Coordinator, Job, new_token
@@ -174,8 +175,10 @@ def _open_log(path: Path | None) -> Iterator[IO[bytes] | None]:
     if path is None:
         yield None
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    with file:
         yield file
 
 
@@ -260,6 +263,4 @@ def write_launch_record(launcher: str, request: LaunchRequest, job: Job, run_dir
         "host": request.facts.hostname,
         "start_time_s": start_time_s,
     }
-    path = run_dir / "resolved" / "launch.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(all_as_utf8(record), indent=2) + "\n", encoding="utf-8")
+    write_text(run_dir / "resolved" / "launch.json", json.dumps(all_as_utf8(record), indent=2) + "\n")

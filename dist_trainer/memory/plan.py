@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 
 from dist_trainer import typed_json
+from dist_trainer.disk import write_text
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.typed_json import Count
 
@@ -89,9 +90,7 @@ def needed(rank: RankPlan) -> Figure:
 
 
 def write_plan(plan: Plan, run_dir: Path) -> None:
-    path = run_dir / "resolved" / PLAN_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(dump_plan(plan), encoding="utf-8")
+    write_text(run_dir / "resolved" / PLAN_FILE, dump_plan(plan))
 
 
 def dump_plan(plan: Plan) -> str:

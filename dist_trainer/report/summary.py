@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dist_trainer.disk import write_text
 from dist_trainer.encoding import printable
 from dist_trainer.memory.targets import Baseline, Verdict, judge
 from dist_trainer.report.reading.findings import Findings, read_findings
@@ -117,7 +118,7 @@ def mean_of_last(losses: list[float]) -> float | None:
 
 def write(summary: Summary, run_dir: Path) -> Path:
     path = run_dir / SUMMARY_FILE
-    path.write_text(json.dumps(dataclasses.asdict(summary), indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
     return path
 
 

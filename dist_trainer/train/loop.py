@@ -18,11 +18,16 @@ from dist_trainer.config.resolve import Phase, ResolvedRun
 from dist_trainer.data.loader import BatchLoader, build_loader
 from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import TokenFile
+from dist_trainer.disk import check_room
+from dist_trainer.memory.checkpoint_size import checkpoint_bytes
+from dist_trainer.memory.engines.settings import read_settings
+from dist_trainer.model.size import num_parameters
 from dist_trainer.monitor.allocator import AllocatorWatch
 from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord
 from dist_trainer.train import checkpoint, hygiene
 from dist_trainer.train.display import Display
+from dist_trainer.train.shortage import writing_tensors
 from dist_trainer.train.step import StepResult, evaluate, train_step
 
 
@@ -217,11 +222,19 @@ def _rank_zero_says(answer: bool, device: torch.device) -> bool:
     return bool(flag.item())
 
 
+def _checkpoint_bytes(run: Run) -> int:
+    settings = read_settings(run.resolved.deepspeed, cuda=run.engine.device.type == "cuda")
+    return checkpoint_bytes(settings, num_parameters(run.resolved.run.model), run.rank.world_size)
+
+
 def _save_checkpoint(run: Run) -> None:
     if run.position.step == run.saved_step:
         return
     started_s = time.perf_counter()
-    folder = checkpoint.save(run.engine, run.run_dir / "checkpoints", run.position, run.made_by)
+    checkpoints_dir, num_bytes = run.run_dir / "checkpoints", _checkpoint_bytes(run)
+    check_room(checkpoints_dir, num_bytes, f"the checkpoint of step {run.position.step}")
+    with writing_tensors(checkpoints_dir, num_bytes):
+        folder = checkpoint.save(run.engine, checkpoints_dir, run.position, run.made_by)
     run.saved_step = run.position.step
     run.last_checkpoint_s = time.monotonic()
     run.recorder.event(

@@ -29,6 +29,7 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import MemoryConfig
+from dist_trainer.disk import write_text
 from dist_trainer.encoding import as_utf8, printable
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import quiet_deepspeed
@@ -96,8 +97,11 @@ def start(job: Job) -> NoReturn:
     started_s = time.time()
     stderr_fd = os.dup(2)
     try:
-        process.open_logs(run_dir, job.rank)
-        with open_monitor(job.rank, resolved, run_dir, device) as monitor:
+        from dist_trainer.train.shortage import said_plainly
+
+        with said_plainly(run_dir):
+            process.open_logs(run_dir, job.rank)
+        with said_plainly(run_dir), open_monitor(job.rank, resolved, run_dir, device) as monitor:
             result = train(
                 job,
                 resolved,
@@ -376,10 +380,8 @@ def _write_resolved(resolved: ResolvedRun, run_dir: Path) -> None:
     from dist_trainer.config import run as run_file
 
     folder = run_dir / "resolved"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.yaml").write_text(run_file.dump(resolved.run), encoding="utf-8")
-    text = json.dumps(resolved.deepspeed, indent=2) + "\n"
-    (folder / "ds_config.json").write_text(text, encoding="utf-8")
+    write_text(folder / "run.yaml", run_file.dump(resolved.run))
+    write_text(folder / "ds_config.json", json.dumps(resolved.deepspeed, indent=2) + "\n")
 
 
 def _opening(resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: DeviceFacts, num_threads: int) -> list[str]:

@@ -24,6 +24,7 @@ from typing import Any
 
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.disk import cannot_write, write_text
 from dist_trainer.errors import UserError
 from dist_trainer.memory import gpus
 from dist_trainer.memory.engines.settings import unmodelled
@@ -178,6 +179,6 @@ def _num_that_may_fit(planner: Planner, choice: Choice, sizes: Sequence[int]) ->
 def write_config(candidate: Candidate, path: Path) -> None:
     """The candidate as a complete DeepSpeed JSON. Raises UserError when the file cannot be written."""
     try:
-        path.write_text(json.dumps(candidate.config, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(candidate.config, indent=2) + "\n")
     except OSError as error:
-        raise UserError("cannot write the DeepSpeed JSON", where=str(path), found=error.strerror) from error
+        raise cannot_write("cannot write the DeepSpeed JSON", error, path) from error
