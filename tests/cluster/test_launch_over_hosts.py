@@ -21,7 +21,7 @@ from literal import any_words
 from nvml_stub import Script
 from ranks import BRISK, losses, mini_config
 
-from dist_trainer.cluster.threads import threads_per_rank
+from dist_trainer.cluster.threads import count_host_cores, count_own_cores, threads_per_rank
 from dist_trainer.errors import EXIT_HOST_LOST
 
 pytestmark = pytest.mark.integration
@@ -76,7 +76,7 @@ def start(lab: Lab, slurm_lab: dict[str, str], request: pytest.FixtureRequest) -
 
 @any_words(num_drawn=2)
 def test_every_rank_knows_its_place_and_gets_its_arguments_literally(start: Start, words: list[str]) -> None:
-    cores = os.cpu_count() or 1
+    host_cores, own_cores = count_host_cores(), count_own_cores()
     for launcher, launched in start("end", *words).items():
         assert launched.status() == 0, launched.output()
         for rank, record in enumerate(launched.ranks()):
@@ -85,7 +85,7 @@ def test_every_rank_knows_its_place_and_gets_its_arguments_literally(start: Star
             assert place == {"rank": rank, "world_size": 4, "local_rank": rank % 2, "local_world_size": 2}, launcher
             assert record["rank"]["master_addr"] == "node1", launcher
             # Its own host's, whatever the host has on which `launch` was typed.
-            threads = threads_per_rank({}, host_cores=cores, own_cores=cores, local_world_size=2)
+            threads = threads_per_rank({}, host_cores=host_cores, own_cores=own_cores, local_world_size=2)
             assert record["env"] == {"OMP_NUM_THREADS": str(threads), "DS_ACCELERATOR": None}, launcher
         assert launched.output() == "", launcher
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import platform
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ from typing import Any
 import pytest
 import ranks
 import torch
+from deepspeed.accelerator import get_accelerator
 from one_rank import one_rank
 
 from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.deepspeed.rules import precision
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
+from dist_trainer.records import EVENTS_FILE, Event, read_records, read_steps
 from dist_trainer.train import hygiene, process
 from dist_trainer.train.engine import build_engine
 from dist_trainer.train.step import train_step
@@ -105,19 +109,59 @@ def test_bf16_holds_weights_and_gradients_in_16_bit_and_a_master_copy_in_fp32(
     assert {master.dtype for master in masters} == {torch.float32}
 
 
-def test_fp16_on_a_cpu_says_that_bf16_runs_instead(resolved: Callable[..., ResolvedRun]) -> None:
-    instead = resolved("fp16")
-    assert instead.deepspeed["bf16"]["enabled"] and not instead.deepspeed.get("fp16", {}).get("enabled")
-    assert len([notice for notice in instead.notices if "fp16" in notice and "bf16" in notice]) == 1
+@pytest.fixture
+def takes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes the accelerator one that takes these 16-bit forms, whatever the CPU below it is."""
+
+    def turn(*, bf16: bool, fp16: bool) -> None:
+        accelerator = type(get_accelerator())
+        monkeypatch.setattr(accelerator, "is_bf16_supported", lambda self: bf16)
+        monkeypatch.setattr(accelerator, "is_fp16_supported", lambda self: fp16)
+
+    return turn
+
+
+@pytest.mark.parametrize("ds", ["fp16", "bf16"])
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("fp16", [True, False])
+def test_the_precision_in_force_is_one_that_the_device_has_and_a_notice_says_so_where_it_is_another(
+    ds: str, bf16: bool, fp16: bool, resolved: Callable[..., ResolvedRun], takes: Callable[..., None]
+) -> None:
+    takes(bf16=bf16, fp16=fp16)
+    found = resolved(ds)
+    other = {"fp16": "bf16", "bf16": "fp16"}[ds]
+    has = {"bf16": bf16, "fp16": fp16}
+    expected = ds if has[ds] else other if has[other] else "fp32"
+    assert precision(found.deepspeed) == expected
+    said = [notice for notice in found.notices if notice.startswith(f"{ds} is not supported by")]
+    assert [notice.rpartition(": ")[2] for notice in said] == ([] if has[ds] else [f"{expected} runs instead"])
+
+
+@pytest.mark.parametrize("with_fp16", [True, False])
+def test_ranks_on_a_cpu_with_and_without_fp16(with_fp16: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN, which knows what the CPU has, can be told to do with less than there is."""
+    if with_fp16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        pytest.skip("this CPU has no fp16 arithmetic")
+    if not with_fp16:
+        if platform.machine() != "x86_64":
+            pytest.skip("only an x86-64's arithmetic can be limited")
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    config, records = ranks.mini_config(tmp_path), tmp_path / "run" / "records"
+    words = ["--config", str(config), "--ds", "fp16", "--run-dir", str(records.parent), "--max-steps", "3"]
+    ended = ranks.run_ranks(["-m", "dist_trainer", "train", *words], cwd=tmp_path, world_size=1)
+    assert ended.status == 0, ended.output
+    steps = read_steps(records)
+    notices = [event.message for event in read_records(records / EVENTS_FILE, Event) if event.kind == "notice"]
+    instead = "fp16 is not supported by DeepSpeed on the CPU: bf16 runs instead"
+    assert (instead in notices) == (not with_fp16)
+    assert len(steps) == 3 and all((step.loss_scale is not None) == with_fp16 for step in steps)
+    assert all(math.isfinite(step.loss) for step in steps)
 
 
 def test_fp16_scales_the_loss_up_while_it_can_and_down_on_overflow(
-    engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    engine: Callable[..., Any], takes: Callable[..., None]
 ) -> None:
-    """DeepSpeed refuses fp16 on a CPU, though its arithmetic works there: only the refusal is taken away."""
-    from deepspeed.accelerator import get_accelerator
-
-    monkeypatch.setattr(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    takes(bf16=True, fp16=True)
     block = ("fp16.initial_scale_power=4", "fp16.loss_scale_window=2", "zero_optimization.stage=2")
     running = engine("fp16", *block)
     assert {parameter.dtype for parameter in running.module.parameters()} == {torch.float16}

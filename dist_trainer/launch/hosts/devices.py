@@ -53,8 +53,11 @@ def host_memory_bytes() -> int:
 
 
 def assumed_facts(kind: Literal["cpu", "cuda"]) -> DeviceFacts:
-    """What a device of this kind is taken to be able to do. fp16 takes the bytes of bf16, which every CPU can do."""
+    """What a device of this kind is taken to be able to do; the ranks ask, and say what theirs cannot.
+
+    Only some CPUs have fp16, which takes the bytes of the bf16 that the others run instead.
+    """
     if kind == "cuda":
         return ANY_DEVICE
     has_compiler = any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++"))
-    return DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=False, has_compiler=has_compiler, name="CPU")
+    return DeviceFacts(kind="cpu", supports_bf16=True, supports_fp16=True, has_compiler=has_compiler, name="CPU")
