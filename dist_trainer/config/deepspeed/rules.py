@@ -31,6 +31,14 @@ _NOT_WITH_OFFLOAD = {
     "adagrad": ("lr_decay", "initial_accumulator_value", "foreach", "fused", "maximize", "differentiable"),
 }
 _ONLY_WITH_OFFLOAD = {"lion": ("fp32_optimizer_states",), "adagrad": ("amsgrad", "fp32_optimizer_states")}
+# Optimizers that cannot train this program's model, with why.
+_OPTIMIZERS_REFUSED = {
+    "lbfgs": "it asks for the loss several times a step, which DeepSpeed does not do",
+    "sparseadam": "it takes sparse gradients alone, and this model's are dense",
+    **dict.fromkeys(("muadam", "muadamw", "musgd"), "it is for models made with mup, which this program's are not"),
+}
+# Optimizers that see a matrix as a whole, which ZeRO cuts into flat pieces.
+_OF_WHOLE_MATRICES = ("adafactor", "lamb")
 
 
 def block(config: Config, name: str) -> Mapping[str, Any]:
@@ -149,6 +157,8 @@ def _zero(config: Config) -> Iterator[Mistake]:
 
 def _optimizer_type(kind: str) -> Mistake | None:
     lowered = kind.lower()
+    if lowered in _OPTIMIZERS_REFUSED:
+        return Mistake("optimizer.type", _OPTIMIZERS_REFUSED[lowered], found=kind, hint='write "AdamW"')
     if lowered in params.DEEPSPEED_OPTIMIZERS or kind in params.TORCH_OPTIMIZERS:
         return None
     if lowered in params.REMOVED_OPTIMIZERS:
@@ -158,7 +168,8 @@ def _optimizer_type(kind: str) -> Mistake | None:
             found=kind,
             hint="write one of Adam, AdamW, Lamb, Lion, Adagrad, Muon; DeepSpeed picks the fused or CPU form",
         )
-    known = ["Adam", "AdamW", "Lamb", "Lion", "MuAdam", "MuAdamW", "MuSGD", *params.TORCH_OPTIMIZERS]
+    known = ["Adam", "AdamW", "Lamb", "Lion", *params.TORCH_OPTIMIZERS]
+    known = [name for name in known if name.lower() not in _OPTIMIZERS_REFUSED]
     close = difflib.get_close_matches(lowered, [name.lower() for name in known], n=1, cutoff=0.6)
     nearest = next((name for name in known if close and name.lower() == close[0]), None)
     return Mistake(
@@ -188,10 +199,42 @@ def _optimizer(config: Config) -> Iterator[Mistake]:
             f"DeepSpeed runs ZeRO with {kind} only when this is true",
             hint='add "zero_allow_untested_optimizer": true',
         )
+    yield from _optimizer_and_stage(kind, config)
     given = block(optimizer, "params")
     if params.is_adam(config):
         yield from _adam(given, offloaded=offload_device(config, "optimizer") != "none")
     yield from _offload_params(kind.lower(), given, config)
+
+
+def _optimizer_and_stage(kind: str, config: Config) -> Iterator[Mistake]:
+    """Where DeepSpeed 0.19.8 would train otherwise than the optimizer does, or break off."""
+    lowered, stage = kind.lower(), zero_stage(config)
+    offloaded = offload_device(config, "optimizer") != "none"
+    if stage > 0 and lowered in _OF_WHOLE_MATRICES:
+        yield Mistake(
+            "optimizer.type",
+            f"ZeRO hands the optimizer flat pieces of matrices, on which {kind} is another optimizer",
+            found=kind,
+            hint="set zero_optimization.stage to 0, or use AdamW",
+        )
+    if lowered == "adagrad" and not offloaded and (stage > 0 or precision(config) != "fp32"):
+        yield Mistake(
+            "optimizer.type",
+            "DeepSpeed loses Adagrad's sums under ZeRO and in 16-bit, without optimizer offload",
+            found=kind,
+            hint='add "offload_optimizer": {"device": "cpu"}, or use ZeRO stage 0 in fp32, or AdamW',
+        )
+    if lowered == "muon" and stage == 3 and block(config, "zero_optimization").get("reduce_scatter", True) is not False:
+        yield Mistake(
+            "zero_optimization.reduce_scatter", "Muon at stage 3 needs whole gradients", hint="set it to false"
+        )
+    if lowered == "muon" and stage > 0 and config.get("gradient_clipping", 0) not in (0, "auto"):
+        yield Mistake(
+            "gradient_clipping",
+            "under ZeRO DeepSpeed clips Muon's finished update, not the gradient: its steps would be far too small",
+            found=config["gradient_clipping"],
+            hint="set it to 0: Muon's update does not grow with the gradient",
+        )
 
 
 def _adam(given: Mapping[str, Any], *, offloaded: bool) -> Iterator[Mistake]:

@@ -156,6 +156,11 @@ def adamw(**params: Any) -> dict[str, Any]:
     return {"optimizer": {"type": "AdamW", "params": params}}
 
 
+def under_zero(optimizer: str, *, stage: int = 1, **zero: Any) -> dict[str, Any]:
+    allowed = {"zero_allow_untested_optimizer": True}
+    return {"optimizer": {"type": optimizer}, "zero_optimization": {"stage": stage, **zero}, **allowed}
+
+
 def offloaded(raw: dict[str, Any]) -> dict[str, Any]:
     return {**raw, "zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}
 
@@ -189,6 +194,15 @@ def offloaded(raw: dict[str, Any]) -> dict[str, Any]:
         ),
         ({"zero_optimization": {"stage": 3}, "gradient_allreduce_op": "sum"}, "gradient_allreduce_op"),
         ({"zero_optimization": {"stage": 1}, "optimizer": {"type": "SGD"}}, "zero_allow_untested_optimizer"),
+        ({"optimizer": {"type": "LBFGS"}}, "optimizer.type"),
+        ({"optimizer": {"type": "SparseAdam"}}, "optimizer.type"),
+        ({"optimizer": {"type": "MuAdamW"}}, "optimizer.type"),
+        (under_zero("Lamb"), "optimizer.type"),
+        (under_zero("Adafactor"), "optimizer.type"),
+        (under_zero("Adagrad"), "optimizer.type"),
+        ({"optimizer": {"type": "Adagrad"}, "bf16": {"enabled": True}}, "optimizer.type"),
+        (under_zero("Muon", stage=3), "zero_optimization.reduce_scatter"),
+        ({**under_zero("Muon"), "gradient_clipping": 1.0}, "gradient_clipping"),
         (adamw(fused=True), "optimizer.params.fused"),
         (adamw(torch_adam=True, fused=True, foreach=True), "optimizer.params.foreach"),
         (adamw(torch_adam=True, bias_correction=True), "optimizer.params.bias_correction"),
@@ -229,6 +243,12 @@ def test_keys_that_contradict_each_other(raw: dict[str, Any], key: str) -> None:
         offloaded(adamw(amsgrad=True, fp32_optimizer_states=False)),
         {"zero_optimization": {"stage": 1}, "optimizer": {"type": "SGD"}, "zero_allow_untested_optimizer": True},
         {"fp16": {"enabled": True, "loss_scale": 128, "loss_scale_window": 0}},
+        {"optimizer": {"type": "Adafactor"}, "bf16": {"enabled": True}},
+        {"optimizer": {"type": "Lamb"}, "fp16": {"enabled": True}},
+        {"optimizer": {"type": "Adagrad"}},
+        {"optimizer": {"type": "Muon"}, "gradient_clipping": 1.0},
+        offloaded({"optimizer": {"type": "Adagrad"}, "bf16": {"enabled": True}}),
+        under_zero("Muon", stage=3, reduce_scatter=False),
         {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}},
     ],
 )
