@@ -16,7 +16,7 @@ from dist_trainer.records import read_steps
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 TIME_LIMIT_S = 240
 # A warm-up short enough for the weights to move in a mini run.
-BRISK = ("--set", "scheduler.params.warmup_num_steps=4", "--set", "scheduler.params.warmup_max_lr=0.002")
+BRISK = ("--set", "scheduler.params.warmup_num_steps=4", "--learning-rate", "0.002")
 
 MINI = """\
 name: mini

@@ -114,6 +114,7 @@ def _plan(args: argparse.Namespace) -> int:
         host=case.host,
         is_pinned=settings.pin_memory,
         notices=notices,
+        filled=[str(one) for one in resolved.filled],
         advice=[*_inversion(case, resolved, plan), *_advice(case, resolved, plan)],
     )
     sys.stdout.write(text)

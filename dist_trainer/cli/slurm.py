@@ -225,6 +225,7 @@ def _prepare(args: argparse.Namespace, arguments: list[str], parser: Parser) -> 
             *unknown,
             *checked.notices,
             *cadence.notices(checkpoints, time_s=checked.time_s, signal_s=signal_s),
+            *runs[0].notices,
         ),
     )
 

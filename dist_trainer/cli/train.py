@@ -6,7 +6,7 @@ import argparse
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
-from dist_trainer.cli.parser import Parser, not_negative, positive
+from dist_trainer.cli.parser import Parser, not_negative, positive, positive_number
 from dist_trainer.config.request import DEFAULT_CONFIG, Request, Switches
 from dist_trainer.errors import EXIT_TARGET_MISSED
 
@@ -77,6 +77,13 @@ def add_single_optimisations(parser: argparse.ArgumentParser) -> None:
     single.add_argument("--checkpointing", action=BooleanOptionalAction, help="activation checkpointing")
     single.add_argument("--fused", action=BooleanOptionalAction, help="fused AdamW")
     single.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile")
+    single.add_argument(
+        "--learning-rate",
+        "--lr",
+        type=positive_number,
+        metavar="RATE",
+        help="the peak of the schedule, wherever optimizer and scheduler say it",
+    )
     single.add_argument("--no-optimize", action="store_true", help="ds_configs/baseline.json: fp32, nothing on")
 
 
@@ -92,6 +99,7 @@ def request_from(args: argparse.Namespace) -> Request:
             checkpointing=args.checkpointing,
             fused=args.fused,
             compile=args.compile,
+            learning_rate=args.learning_rate,
         ),
         settings=tuple(args.settings),
         seed=args.seed,

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from dist_trainer import strict_json
-from dist_trainer.config.deepspeed import batch
+from dist_trainer.config.deepspeed import batch, rates
 from dist_trainer.config.deepspeed.file import parse
 from dist_trainer.config.deepspeed.mistakes import json_text
-from dist_trainer.config.deepspeed.params import DEFAULT_OPTIMIZER, is_adam
+from dist_trainer.config.deepspeed.params import DEFAULT_OPTIMIZER, MUON_RATES, is_adam
 from dist_trainer.config.deepspeed.rules import block, dtype_family, offload_device, precision, zero_stage
 from dist_trainer.config.request import Precision, Switches
 from dist_trainer.errors import UserError
@@ -27,7 +27,8 @@ def apply(raw: Mapping[str, Any], switches: Switches) -> dict[str, Any]:
 
     A micro batch drops the file's `train_batch_size`, and so does an accumulation beside a micro batch: the two say
     what a batch is, and the total follows from the world size. A precision drops the file's other one and
-    `torch_autocast`; a checkpointing or compile switch adds or removes the block, whose presence means on.
+    `torch_autocast`; a checkpointing or compile switch adds or removes the block, whose presence means on. A learning
+    rate is the schedule's peak, whoever says that in the file.
     """
     config = copy.deepcopy(dict(raw))
     _set_batch(config, switches)
@@ -38,6 +39,8 @@ def apply(raw: Mapping[str, Any], switches: Switches) -> dict[str, Any]:
     _set_present(config, "compile", switches.compile, {"deepcompile": False})
     if switches.fused is not None:
         _set_fused(config, switches.fused)
+    if switches.learning_rate is not None:
+        _set_learning_rate(config, switches.learning_rate)
     return config
 
 
@@ -80,23 +83,60 @@ def _set_present(config: dict[str, Any], name: str, wanted: bool | None, content
         config.pop(name, None)
 
 
-def _set_fused(config: dict[str, Any], fused: bool) -> None:
-    """torch's AdamW takes `fused` when `torch_adam` is set. With optimizer offload, DeepSpeed's own CPU Adam is the
-    fused one: there `fused` takes torch's away."""
+def _optimizer_params(config: dict[str, Any]) -> dict[str, Any] | None:
+    """The optimizer's params, to be changed in place: the default's where the file has no optimizer. None where they
+    are no object: check() says what is wrong with them."""
     if config.get("optimizer") is None:
         config["optimizer"] = copy.deepcopy(dict(DEFAULT_OPTIMIZER))
     optimizer = config["optimizer"]
-    if not isinstance(optimizer, dict) or not isinstance(optimizer.setdefault("params", {}), dict):
-        return  # check() says what is wrong with it
+    params = optimizer.setdefault("params", {}) if isinstance(optimizer, dict) else None
+    return params if isinstance(params, dict) else None
+
+
+def _set_learning_rate(config: dict[str, Any], rate: float) -> None:
+    """The optimizer's `lr` is the rate, and so is the peak that the scheduler says in figures. Rates that were said
+    beside it (where a schedule rises from, one for each group, Muon's two) keep their proportion to it; those that are
+    "auto" or not said follow by themselves."""
+    params = _optimizer_params(config)
+    if params is None:
+        return
+    own = rates.own_rate(config)
+    schedule = config["scheduler"].setdefault("params", {}) if own is not None else {}
+    if not isinstance(schedule, dict):
+        return
+    if own is not None and own.unsaid is not None:
+        schedule.setdefault(own.peak, rate)
+    of_schedule = [] if own is None else [own.peak, *filter(None, [own.lowest])]
+    said = [schedule.get(name) for name in of_schedule[:1]] + [params.get(name) for name in ("lr", *MUON_RATES)]
+    before = next((rates.highest(value) for value in said if rates.is_rate(value) and rates.highest(value) > 0), rate)
+    for place, names in ((schedule, of_schedule), (params, MUON_RATES)):
+        for name in names:
+            if rates.is_rate(place.get(name)):
+                place[name] = _scaled(place[name], rate / before)
+    params["lr"] = rate
+
+
+def _scaled(value: Any, factor: float) -> Any:
+    if isinstance(value, list):
+        return [_scaled(item, factor) for item in value]
+    # 6e-5 at half the rate is 3e-05, and not 3.0000000000000004e-05.
+    return float(f"{value * factor:.12g}")
+
+
+def _set_fused(config: dict[str, Any], fused: bool) -> None:
+    """torch's AdamW takes `fused` when `torch_adam` is set. With optimizer offload, DeepSpeed's own CPU Adam is the
+    fused one: there `fused` takes torch's away."""
+    params = _optimizer_params(config)
+    if params is None:
+        return
     if not is_adam(config):
         raise UserError(
             "only Adam and AdamW have a fused and an unfused form to choose",
             where="--fused" if fused else "--no-fused",
             key="optimizer.type",
-            found=optimizer.get("type"),
+            found=config["optimizer"].get("type"),
             hint="leave the switch out, or use an AdamW in the JSON",
         )
-    params = optimizer["params"]
     if fused and offload_device(config, "optimizer") != "none":
         for name in ("torch_adam", "fused", "foreach"):
             params.pop(name, None)
@@ -171,6 +211,7 @@ def describe(resolved: Mapping[str, Any]) -> dict[str, str]:
         "checkpointing": _checkpointing(resolved),
         "fused optimizer": _fused(resolved),
         "compile": _compile(resolved),
+        "learning rate": _learning_rate(resolved),
         "scheduler": _scheduler(resolved),
         "zero stage": str(zero_stage(resolved)),
         "offload": _offload(resolved),
@@ -215,6 +256,11 @@ def _compile(resolved: Mapping[str, Any]) -> str:
     if "compile" not in resolved:
         return "off"
     return "DeepCompile" if block(resolved, "compile").get("deepcompile") else "torch.compile"
+
+
+def _learning_rate(resolved: Mapping[str, Any]) -> str:
+    rate = rates.peak_rate(resolved)
+    return "the optimizer's own" if rate is None else f"{rate:g}"
 
 
 def _scheduler(resolved: Mapping[str, Any]) -> str:

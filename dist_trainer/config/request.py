@@ -19,6 +19,7 @@ class Switches:
     checkpointing: bool | None = None
     fused: bool | None = None
     compile: bool | None = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.config import optimisations, run
+from dist_trainer.config import optimisations, overrides, run
 from dist_trainer.config.adapt import DeviceFacts, adapt
 from dist_trainer.config.deepspeed import resolve as deepspeed
+from dist_trainer.config.deepspeed.resolve import Filled
 from dist_trainer.config.files import find_file
 from dist_trainer.config.progress import Progress
 from dist_trainer.config.request import Request
-from dist_trainer.config.run import RunConfig
+from dist_trainer.config.run import DataConfig, MemoryConfig, RunConfig
 from dist_trainer.errors import UserError
 
 BASELINE = "baseline"
@@ -38,7 +39,8 @@ class ResolvedRun:
     """The one result that planner, engine and report read.
 
     `phases` are those this run trains; `total_steps` counts those of the whole run file, which the learning-rate
-    schedule follows. `notices` are lines for a person: what does not apply here, and what runs instead.
+    schedule follows. `notices` are lines for a person: what does nothing, and what runs instead. `filled` is what the
+    JSON left open.
     """
 
     run: RunConfig
@@ -48,6 +50,7 @@ class ResolvedRun:
     run_source: str
     deepspeed_source: str
     notices: tuple[str, ...]
+    filled: tuple[Filled, ...] = ()
 
     @property
     def micro_batch(self) -> int:
@@ -74,13 +77,20 @@ def resolve(
     ds_path = find_file(_deepspeed_name(request, config), kind="ds_configs", suffixes=(".json",), switch="--ds")
     source = str(ds_path)
     raw = deepspeed.read(ds_path)
-    raw = optimisations.apply(raw, request.switches)
+    of_file, switched = raw, optimisations.apply(raw, request.switches)
+    raw = switched
     for path, text in settings:
         raw = optimisations.set_path(raw, path, text)
     deepspeed.check(raw, source=source)
 
     phases, facts, resolved = _fill(raw, config, source=source, world_size=world_size, device=device, done=done or {})
-    notices = deepspeed.warnings(resolved, facts)
+    notices = [
+        *overrides.dropped_by_switches(of_file, switched, request.switches),
+        *overrides.switches_set_again(request.switches, switched, raw),
+        *overrides.settings_said_again(request.settings),
+        *_idle_in_run_file(config, request, resolved),
+        *deepspeed.warnings(raw, resolved, facts),
+    ]
     try:
         adapted, instead = adapt(resolved, device)
     except UserError as error:
@@ -94,7 +104,24 @@ def resolve(
         run_source=str(run_path),
         deepspeed_source=source,
         notices=(*notices, *instead),
+        filled=tuple(deepspeed.filled(raw, resolved)),
     )
+
+
+def _idle_in_run_file(config: RunConfig, request: Request, resolved: Mapping[str, Any]) -> list[str]:
+    """A line for each key of the run file that was said and does nothing beside the others."""
+    data, memory = config.data, config.memory
+    reasons = {}
+    # A default that somebody wrote out asks for nothing more.
+    if data.num_workers == 0 and data.prefetch_factor != DataConfig().prefetch_factor:
+        reasons["data.prefetch_factor"] = "data.num_workers is 0"
+    if all(phase.data is not None for phase in config.phases) and data.source != DataConfig().source:
+        reasons["data.source"] = "every phase names its own data"
+    if not resolved.get("disable_python_gc") and memory.gc_every_steps != MemoryConfig().gc_every_steps:
+        reasons["memory.gc_every_steps"] = "Python collects by itself, for disable_python_gc is not on in the JSON"
+    if request.seed is not None and any(setting.startswith("seed=") for setting in request.settings):
+        reasons["--set seed"] = f"--seed {request.seed} comes after it"
+    return [f"{key} does nothing: {why}" for key, why in reasons.items()]
 
 
 def names(request: Request) -> tuple[str, str]:

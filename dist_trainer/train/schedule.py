@@ -10,6 +10,7 @@ import torch
 
 from dist_trainer.config.deepspeed.params import DEEPSPEED_SCHEDULERS
 from dist_trainer.errors import UserError
+from dist_trainer.train import warmup
 
 
 def scheduler_of(deepspeed_config: dict[str, Any], *, source: str) -> Callable[[Any], Any] | None:
@@ -28,11 +29,13 @@ def scheduler_of(deepspeed_config: dict[str, Any], *, source: str) -> Callable[[
 
         module = lr_schedules if kind in DEEPSPEED_SCHEDULERS else torch.optim.lr_scheduler
         try:
-            return getattr(module, kind)(optimizer, **params)
+            scheduler = getattr(module, kind)(optimizer, **params)
         except (ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             raise UserError(
                 f"{kind} does not take these parameters", where=source, key="scheduler.params", found=str(error)
             ) from error
+        warmup.begin(scheduler)
+        return scheduler
 
     return make
 

@@ -401,5 +401,6 @@ def _opening(resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: Devic
         f"{resolved.accumulation} accumulation x {ranks}",
         f"deepspeed  {resolved.deepspeed_source}: "
         + ", ".join(f"{key} {value}" for key, value in describe(resolved.deepspeed).items()),
+        *(f"filled     {one}" for one in resolved.filled),
         f"run        {run_dir}",
     ]

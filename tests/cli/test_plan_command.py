@@ -154,6 +154,23 @@ def test_a_json_from_elsewhere_is_planned_as_it_is(
     assert text.startswith("tiny with theirs.json\n4 ranks")
 
 
+def test_what_an_auto_became_and_what_does_nothing_are_listed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = folder / "web.json"
+    file.write_text(json.dumps(FOUND_ON_THE_WEB["hf_zero2"]))
+    override = "scheduler.params.warmup_max_lr=0.002"
+    status, text = plan(
+        *(capsys, "--nproc-per-node", "2", "--gpu", "a100-40g", "--ds", str(file), "--set", override),
+        *("--set", "optimizer.params.lr=0.01", "--learning-rate", "0.003"),
+    )
+    assert status == 0
+    filled = text.split('\nfilled for "auto"\n')[1].split("\n\n")[0].splitlines()
+    assert "  optimizer.params.betas = [0.9, 0.95] (the default)" in filled
+    assert "  scheduler.params.warmup_num_steps = 3 (a hundredth of all steps, at least 1)" in filled
+    notices = text.split("\nnotices\n")[1].splitlines()
+    assert "  optimizer.params.lr does nothing: scheduler.params.warmup_max_lr says the rate, 0.002" in notices
+    assert "  --learning-rate 0.003 does nothing: --set scheduler.params.warmup_max_lr comes after it" in notices
+
+
 def test_a_key_that_moves_memory_and_is_not_counted_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {
         "train_batch_size": 4,

@@ -125,9 +125,64 @@ def test_fused_is_for_adam() -> None:
     assert (caught.value.where, caught.value.key) == ("--fused", "optimizer.type")
 
 
+def rates(raw: dict[str, Any], rate: float) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What the optimizer and the scheduler say with the switch in force."""
+    result = switched({"train_batch_size": 1, **raw}, learning_rate=rate)
+    return result["optimizer"]["params"], result.get("scheduler", {}).get("params", {})
+
+
+def with_rates(kind: str, schedule: dict[str, Any], **given: Any) -> dict[str, Any]:
+    return {
+        "optimizer": {"type": "AdamW", "params": given},
+        "scheduler": {"type": kind, "params": {"total_num_steps": 9, **schedule} if "Cycle" not in kind else schedule},
+    }
+
+
+def test_the_learning_rate_is_set_wherever_the_file_says_it() -> None:
+    assert rates({}, 2e-3)[0]["lr"] == 2e-3
+    assert rates({"optimizer": {"type": "SGD"}}, 2e-3)[0] == {"lr": 2e-3}
+    warmup = with_rates("WarmupDecayLR", {"warmup_min_lr": 6e-6, "warmup_max_lr": 6e-4}, lr=6e-4)
+    assert rates(warmup, 3e-4) == (
+        {"lr": 3e-4},
+        {"total_num_steps": 9, "warmup_min_lr": 3e-6, "warmup_max_lr": 3e-4},
+    )
+    cycle = with_rates("OneCycle", {"cycle_min_lr": 6e-5, "cycle_max_lr": 6e-4})
+    assert rates(cycle, 3e-4) == ({"lr": 3e-4}, {"cycle_min_lr": 3e-5, "cycle_max_lr": 3e-4})
+    groups = with_rates("OneCycle", {"cycle_min_lr": [1e-5, 2e-5], "cycle_max_lr": [1e-3, 2e-3]}, lr=7.0)
+    assert rates(groups, 4e-3) == ({"lr": 4e-3}, {"cycle_min_lr": [2e-5, 4e-5], "cycle_max_lr": [2e-3, 4e-3]})
+
+
+def test_a_rate_that_follows_the_optimizers_is_left_to_follow() -> None:
+    follows = with_rates("WarmupDecayLR", {"warmup_max_lr": "auto", "warmup_min_lr": "auto"}, lr="auto")
+    assert rates(follows, 3e-4)[1] == {"total_num_steps": 9, "warmup_max_lr": "auto", "warmup_min_lr": "auto"}
+    cosine = with_rates("WarmupCosineLR", {"warmup_min_ratio": 0.01}, lr=6e-4)
+    assert rates(cosine, 3e-4) == ({"lr": 3e-4}, {"total_num_steps": 9, "warmup_min_ratio": 0.01})
+
+
+def test_a_peak_that_deepspeed_takes_from_nowhere_is_set_too() -> None:
+    assert rates(with_rates("WarmupDecayLR", {}, lr=6e-4), 3e-4)[1] == {"total_num_steps": 9, "warmup_max_lr": 3e-4}
+    test = {"scheduler": {"type": "LRRangeTest"}}
+    assert rates(test, 3e-4)[1] == {"lr_range_test_min_lr": 3e-4}
+
+
+def test_muons_rates_keep_their_proportion() -> None:
+    muon = {"optimizer": {"type": "Muon", "params": {"muon_lr": 0.02, "adam_lr": 3e-4}}}
+    assert rates(muon, 0.01)[0] == {"lr": 0.01, "muon_lr": 0.01, "adam_lr": 1.5e-4}
+    muon["optimizer"]["params"]["lr"] = 1e-3
+    assert rates(muon, 2e-3)[0] == {"lr": 2e-3, "muon_lr": 0.04, "adam_lr": 6e-4}
+
+
 def test_a_broken_file_is_left_for_check_to_complain_of() -> None:
-    for broken in ({"optimizer": 3}, {"optimizer": {"type": "Adam", "params": 3}}, {"zero_optimization": 3}):
-        result = apply(broken, Switches(fused=True, micro_batch=1, precision="bf16", compile=True))
+    adam = {"type": "Adam", "params": {}}
+    for broken in (
+        {"optimizer": 3},
+        {"optimizer": {"type": "Adam", "params": 3}},
+        {"zero_optimization": 3},
+        {"optimizer": adam, "scheduler": 3},
+        {"optimizer": adam, "scheduler": {"type": "WarmupLR", "params": 3}},
+        {"optimizer": adam, "scheduler": {"type": "WarmupDecayLR", "params": None}},
+    ):
+        result = apply(broken, Switches(fused=True, micro_batch=1, precision="bf16", compile=True, learning_rate=1e-3))
         with pytest.raises(UserError):
             check(result, source="ds.json")
 
@@ -183,12 +238,13 @@ def described(raw: dict[str, Any]) -> dict[str, str]:
 
 
 def test_describe_names_all_eight() -> None:
-    assert described({"optimizer": {"type": "AdamW", "params": {"torch_adam": True}}}) == {
+    assert described({"optimizer": {"type": "AdamW", "params": {"torch_adam": True, "lr": 6e-4}}}) == {
         "accumulation": "1",
         "precision": "fp32",
         "checkpointing": "off",
         "fused optimizer": "no (torch's AdamW)",
         "compile": "off",
+        "learning rate": "0.0006",
         "scheduler": "none (constant rate)",
         "zero stage": "0",
         "offload": "none",
@@ -198,7 +254,7 @@ def test_describe_names_all_eight() -> None:
         "fp16": {"enabled": True},
         "activation_checkpointing": {},
         "compile": {},
-        "scheduler": {"type": "WarmupLR"},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 2e-3}},
         "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}, "offload_param": {"device": "cpu"}},
     }
     assert described(everything) == {
@@ -207,6 +263,7 @@ def test_describe_names_all_eight() -> None:
         "checkpointing": "on",
         "fused optimizer": "yes (DeepSpeed's CPUAdam)",
         "compile": "torch.compile",
+        "learning rate": "0.002",
         "scheduler": "WarmupLR",
         "zero stage": "3",
         "offload": "optimizer to cpu and parameters to cpu",

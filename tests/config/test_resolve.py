@@ -13,6 +13,7 @@ import yaml
 from dist_trainer.config import run
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.deepspeed import keys as deepspeed_keys
+from dist_trainer.config.deepspeed.rates import peak_rate
 from dist_trainer.config.progress import Progress
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
@@ -258,7 +259,7 @@ def test_the_steps_of_all_phases_fill_the_schedules_auto(
     resolved = files.resolve(world_size=2)
     assert resolved.total_steps == 12
     assert resolved.deepspeed["scheduler"]["params"][key] == 12
-    assert not [notice for notice in resolved.notices if "schedule" in notice]
+    assert not [notice for notice in resolved.notices if "the schedule ends" in notice]
     files.with_ds(scheduler={"type": kind, "params": {key: 15, **others}})
     assert [notice for notice in files.resolve(world_size=2).notices if "step 15 and the run at step 12" in notice]
 
@@ -281,6 +282,123 @@ def test_the_rest_of_a_phase_by_tokens_follows_from_what_a_checkpoint_has_of_it(
     assert resolved.deepspeed["scheduler"]["params"]["total_num_steps"] == 16
     over = resolve(request, world_size=1, device=CPU, done={"long": Progress(9, 1100)})
     assert over.phases[1].steps == 9
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=["cpu", "cuda"])
+@pytest.mark.parametrize("ds", DS_CONFIGS, ids=lambda path: path.stem)
+def test_no_shipped_file_says_what_does_nothing(ds: Path, device: DeviceFacts) -> None:
+    for config in CONFIGS:
+        resolved = resolve(Request(config=str(config), ds=str(ds)), world_size=2, device=device)
+        assert [notice for notice in resolved.notices if "nothing" in notice] == []
+        assert resolved.filled == ()
+
+
+@pytest.mark.parametrize("ds", DS_CONFIGS, ids=lambda path: path.stem)
+def test_the_learning_rate_of_a_shipped_file_is_one_fact(ds: Path) -> None:
+    """The switch sets it; a setting of the optimizer's sets it too, or is told which key has it."""
+    switched = resolve(Request(ds=str(ds), switches=Switches(learning_rate=3e-4)), world_size=1, device=CPU)
+    assert peak_rate(switched.deepspeed) == 3e-4
+    assert not [notice for notice in switched.notices if "nothing" in notice]
+    says = json.dumps(json.loads(ds.read_text())).count("0.0006")
+    assert says == 1
+    settings = ("optimizer.params.lr=3e-4",)
+    resolved = resolve(Request(ds=str(ds), settings=settings), world_size=1, device=CPU)
+    told = [notice for notice in resolved.notices if notice.startswith("optimizer.params.lr does nothing: ")]
+    assert (peak_rate(resolved.deepspeed) == 3e-4) != bool(told)
+
+
+def overridden(files: Files, **asked: Any) -> list[str]:
+    return [notice for notice in files.resolve(**asked).notices if "nothing" in notice]
+
+
+def test_a_switch_that_a_setting_overrides_is_named(files: Files) -> None:
+    switches = Switches(
+        micro_batch=4,
+        accumulation=5,
+        precision="bf16",
+        checkpointing=False,
+        fused=False,
+        compile=False,
+        learning_rate=1e-4,
+    )
+    assert overridden(files, switches=switches) == []
+    settings = (
+        *("train_micro_batch_size_per_gpu=2", "gradient_accumulation_steps=1", "bf16.enabled=false"),
+        *(
+            "optimizer.params.fused=true",
+            "activation_checkpointing.cpu_checkpointing=true",
+            "compile={}",
+            "optimizer.params.lr=2e-4",
+        ),
+    )
+    assert overridden(files, switches=switches, settings=settings) == [
+        "--micro-batch 4 does nothing: --set train_micro_batch_size_per_gpu comes after it",
+        "--accumulation 5 does nothing: --set gradient_accumulation_steps comes after it",
+        "--precision bf16 does nothing: --set bf16.enabled comes after it",
+        "--no-fused does nothing: --set optimizer.params.fused comes after it",
+        "--no-checkpointing does nothing: --set activation_checkpointing comes after it",
+        "--no-compile does nothing: --set compile comes after it",
+        "--learning-rate 0.0001 does nothing: --set optimizer.params.lr comes after it",
+    ]
+    on = dataclasses.replace(switches, checkpointing=True, compile=True)
+    same = ("gradient_accumulation_steps=5", "activation_checkpointing.cpu_checkpointing=true")
+    assert overridden(files, switches=on, settings=same) == []
+
+
+def test_a_learning_rate_that_a_schedule_of_a_setting_overrides_is_named(files: Files) -> None:
+    schedule = 'scheduler={"type": "WarmupLR", "params": {"warmup_min_lr": 1e-5, "warmup_max_lr": 0.02}}'
+    assert overridden(files, switches=Switches(learning_rate=1e-4), settings=(schedule,)) == [
+        "--learning-rate 0.0001 does nothing: --set scheduler.params.warmup_max_lr comes after it",
+        "optimizer.params.lr does nothing: scheduler.params.warmup_max_lr says the rate, 0.02",
+    ]
+
+
+def test_a_setting_that_is_said_again_is_named(files: Files) -> None:
+    settings = (
+        *("gradient_clipping=1", "model.dropout=0.1", "gradient_clipping=2", "optimizer.params.lr=1"),
+        *('optimizer={"type": "AdamW", "params": {"lr": 0.5}}', "optimizer.params.eps=1e-6", "seed=3"),
+    )
+    assert overridden(files, settings=settings, seed=4) == [
+        "--set gradient_clipping=1 does nothing: --set gradient_clipping=2 comes after it",
+        "--set optimizer.params.lr=1 does nothing: "
+        '--set optimizer={"type": "AdamW", "params": {"lr": 0.5}} comes after it',
+        "--set seed does nothing: --seed 4 comes after it",
+    ]
+
+
+def test_what_a_switch_takes_out_of_the_file_beside_its_own_key_is_named(files: Files) -> None:
+    params = {"lr": 1e-3, "bias_correction": True, "set_grad_none": True}
+    files.with_ds(
+        train_batch_size=6,
+        torch_autocast={"enabled": True},
+        data_types={"param_dtype": "fp32"},
+        optimizer={"type": "AdamW", "params": params},
+    )
+    assert overridden(files) == []
+    assert overridden(files, switches=Switches(micro_batch=1, precision="bf16", fused=True)) == [
+        "train_batch_size of the file does nothing: --micro-batch takes its place",
+        "torch_autocast.enabled of the file does nothing: --precision takes its place",
+        "data_types.param_dtype of the file does nothing: --precision takes its place",
+        "optimizer.params.bias_correction of the file does nothing: --fused takes its place",
+        "optimizer.params.set_grad_none of the file does nothing: --fused takes its place",
+    ]
+
+
+def test_what_does_nothing_in_the_run_file_is_named(files: Files) -> None:
+    settings = ("data.num_workers=0", "data.prefetch_factor=4", "memory.gc_every_steps=9", "data.source=x")
+    assert overridden(files, settings=(*settings, "phases.0.data=y")) == [
+        "data.prefetch_factor does nothing: data.num_workers is 0",
+        "data.source does nothing: every phase names its own data",
+        "memory.gc_every_steps does nothing: Python collects by itself, for disable_python_gc is not on in the JSON",
+    ]
+    assert overridden(files, settings=("data.num_workers=1", *settings[1:], "disable_python_gc=true")) == []
+
+
+def test_what_was_filled_is_listed(files: Files) -> None:
+    files.with_ds(scheduler={"type": "WarmupCosineLR", "params": {"total_num_steps": "auto", "warmup_min_ratio": 0.1}})
+    assert [str(one) for one in files.resolve(world_size=2).filled] == [
+        "scheduler.params.total_num_steps = 12 (the optimizer steps of all phases)"
+    ]
 
 
 def test_without_optimisations_nothing_is_on() -> None:

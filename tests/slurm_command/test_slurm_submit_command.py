@@ -70,6 +70,15 @@ def test_a_folder_of_ones_own_and_a_checkpoint_to_begin_with(folder: Path, capsy
     assert "    --resume runs/old \\\n    --seed 3 \\\n    ${at_start:+--resume auto} &\n" in out
 
 
+def test_a_learning_rate_for_each_task_of_an_array(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--gpus-per-node", "8", "--time", "4:00:00", "--array", "1-8%2", "--config", "small")
+    out, _ = shown(capsys, *words, "--learning-rate", "%ae-4")
+    _, err = shown(capsys, *words, "--ds", "one_cycle", "--set", "optimizer.params.lr=%ae-4")
+    assert "notice     optimizer.params.lr does nothing: scheduler.params.cycle_max_lr says the rate, 0.0006" in err
+    assert '--learning-rate "$SLURM_ARRAY_TASK_ID"e-4' in out
+    assert "not a number above 0" in refused(capsys, *words[:-3], "0-8", "--learning-rate", "%ae-4")
+
+
 def test_what_the_end_of_the_time_costs_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, err = shown(capsys, "--gpus-per-node", "2", "--time", "20", "--config", "small")
     assert "notice     the job has 18 min until USR1 comes, and a checkpoint is due every 30 min" in err

@@ -232,12 +232,12 @@ def test_memory_hygiene_keeps_the_collector_out_of_the_steps_and_drops_gradients
 
 
 def linear_warmup(step: int) -> float:
-    return 6e-4 * min(1.0, step / 100)
+    return 6e-6 + (6e-4 - 6e-6) * min(1.0, step / 100)
 
 
 def cosine(step: int) -> float:
     if step < 4:
-        return 6e-4 * step / 4
+        return 6e-4 * (0.01 + 0.99 * step / 4)
     progress = (step - 4 + 1) / (STEPS - 4)
     return 6e-4 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
 
@@ -273,7 +273,33 @@ def test_the_learning_rate_follows_the_closed_form_over_the_phases(
     rates = [train_step(running, batches(), step=step).learning_rate for step in range(1, STEPS + 1)]
     # DeepSpeed's warm-ups hold their first value for two steps; its OneCycle and torch's schedulers do not.
     shift = 1 if ds in ("linear_warmup", "cosine") else 0
-    assert rates[1:] == pytest.approx([closed_form(max(0, step - shift)) for step in range(1, STEPS)], rel=1e-6)
+    assert rates == pytest.approx([closed_form(max(0, step - shift)) for step in range(STEPS)], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ds", "settings"),
+    [
+        ("bf16", ()),
+        ("linear_warmup", ("scheduler.params.warmup_num_steps=4",)),
+        ("cosine", ("scheduler.params.warmup_num_steps=4",)),
+        ("one_cycle", ("scheduler.params.cycle_first_step_size=4", "scheduler.params.cycle_second_step_size=4")),
+        ("bf16", ('scheduler={"type": "WarmupDecayLR", "params": {"total_num_steps": 100, "warmup_num_steps": 4}}',)),
+    ],
+    ids=["no schedule", "linear warm-up", "cosine decay", "one cycle", "decay, of a setting"],
+)
+def test_the_learning_rate_that_was_asked_for_is_the_highest_that_is_trained_with(
+    ds: str, settings: tuple[str, ...], engine: Callable[..., Any]
+) -> None:
+    """With the switch, and with a setting where the file says the rate in the optimizer."""
+    told = "scheduler.params.cycle_max_lr=3e-4" if ds == "one_cycle" else "optimizer.params.lr=3e-4"
+    of_a_setting = bool(settings) and settings[0].startswith("scheduler={")
+    for running in (
+        *(() if of_a_setting else (engine(ds, *settings, learning_rate=3e-4),)),
+        engine(ds, *settings, told, *(("scheduler.params.warmup_max_lr=auto",) if of_a_setting else ())),
+    ):
+        rates = [train_step(running, batches(), step=step).learning_rate for step in range(1, 7)]
+        assert max(rates) == pytest.approx(3e-4, rel=1e-3)
+        assert ds == "bf16" or rates[0] < 1e-4
 
 
 def test_what_a_device_cannot_do_is_a_fact_of_the_device() -> None:

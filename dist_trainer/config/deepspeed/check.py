@@ -15,7 +15,8 @@ AUTO = "auto"
 _NO_ROWS = Params({}, open_ended=True)
 
 
-def _params_at(path: str, parent: Mapping[str, Any]) -> Params:
+def params_at(path: str, parent: Mapping[str, Any]) -> Params:
+    """The rows of the block at `path`, which stands in `parent`: those of its type, where it is the params of one."""
     kind = parent.get("type")
     if path == "optimizer.params":
         return optimizer_params(kind) if isinstance(kind, str) else _NO_ROWS
@@ -75,7 +76,7 @@ def _value(value: Any, path: str, key: Key, parent: Mapping[str, Any], mistakes:
             mistakes.append(_unfilled(path))
         return value
     if isinstance(plain, Mapping) and path not in FREE_FORM:
-        return _block(plain, path, _params_at(path, parent), mistakes)
+        return _block(plain, path, params_at(path, parent), mistakes)
     return copy.deepcopy(plain)
 
 
@@ -103,4 +104,4 @@ def examine(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
     """The configuration with plain values (whole numbers as int, one spelling for each key; an "auto" stays), as a
     deep copy, and every mistake that the table alone can tell."""
     mistakes: list[Mistake] = []
-    return _block(raw, "", _params_at("", {}), mistakes), mistakes
+    return _block(raw, "", params_at("", {}), mistakes), mistakes

@@ -124,6 +124,9 @@ _TEXTS = either(list_of(TEXT), TEXT)
 _OWN_LOADER = "this program's own sampler and loader feed the model"
 _NO_MODEL_PARALLELISM = "the model is not split over ranks (no model parallelism)"
 _NOT_PIPELINED = "the model is not a DeepSpeed PipelineModule"
+_NO_EXPERTS = "the model has no experts"
+_NO_MODEL_FILE = "this program writes checkpoints, and no file of 16-bit weights beside them"
+_NOT_IN_INIT = "it is for models that are made inside deepspeed.zero.Init"
 _IGNORED = "DeepSpeed 0.19.8 no longer reads it"
 
 
@@ -135,22 +138,22 @@ def _top_level() -> dict[str, Key]:
             "train_micro_batch_size_per_gpu": _auto(_COUNT, "what the other two leave, else 1"),
             "gradient_accumulation_steps": _auto(_COUNT, "what the other two leave, else 1"),
             "managed_gradient_accumulation": BOOL,
-            "gradient_clipping": _auto(number(0), "1.0", lambda facts, config: facts.gradient_clipping),
+            "gradient_clipping": _auto(number(0), "the default", lambda facts, config: facts.gradient_clipping),
             "gradient_predivide_factor": number(0, open_ends=True),
             "gradient_allreduce_op": choice("mean", "sum", fold_case=True),
             "prescale_gradients": BOOL,
             "communication_data_type": _COMM_DTYPE,
-            "seq_parallel_communication_data_type": _COMM_DTYPE,
+            "seq_parallel_communication_data_type": _idle(_COMM_DTYPE, "sequences are not split over ranks"),
             "zero_allow_untested_optimizer": BOOL,
-            "zero_force_ds_cpu_optimizer": BOOL,
+            "zero_force_ds_cpu_optimizer": _idle(BOOL, "it is for an optimizer that a program hands over"),
             "steps_per_print": either(_COUNT, NULL, NEVER),
             "wall_clock_breakdown": BOOL,
             "memory_breakdown": BOOL,
             "dump_state": BOOL,
             "disable_python_gc": BOOL,
             "log_level": or_null(choice("debug", "info", "warning", "error", "critical", fold_case=True)),
-            "vocabulary_size": or_null(integer(1)),
-            "use_data_before_expert_parallelism": BOOL,
+            "vocabulary_size": _idle(or_null(integer(1)), "the size is the run file's model.vocab_size"),
+            "use_data_before_expert_parallelism": _idle(BOOL, _NO_EXPERTS),
             "sequence_parallel_size": _COUNT,
             "data_parallel_size": _COUNT,
             "dataloader_drop_last": _idle(BOOL, _OWN_LOADER),
@@ -184,7 +187,7 @@ def _training() -> dict[str, Key]:
     bf16: dict[str, Type | Key] = {
         "enabled": _auto(
             LAX_BOOL,
-            "true where the hardware has bf16 and neither fp16 nor torch_autocast is on",
+            "on where the hardware has bf16 and neither fp16 nor torch_autocast is on",
             lambda facts, config: (
                 facts.supports_bf16 and not _enabled(config, "fp16") and not _enabled(config, "torch_autocast")
             ),
@@ -200,8 +203,8 @@ def _training() -> dict[str, Key]:
         **_rows(
             "fp16",
             {
-                "enabled": _auto(LAX_BOOL, "false", lambda facts, config: False),
-                "auto_cast": LAX_BOOL,
+                "enabled": _auto(LAX_BOOL, "off unless asked for", lambda facts, config: False),
+                "auto_cast": _idle(LAX_BOOL, "the model is given tokens, which are whole numbers"),
                 "loss_scale": number(0, lax=True),
                 "initial_scale_power": _INT,
                 "loss_scale_window": _INT,
@@ -219,7 +222,7 @@ def _training() -> dict[str, Key]:
             {
                 "grad_accum_dtype": or_null(_DTYPE),
                 "param_dtype": or_null(_DTYPE),
-                "buffer_dtype": or_null(_DTYPE),
+                "buffer_dtype": _idle(or_null(_DTYPE), "the model has no buffers"),
                 "keep_in_fp32_modules": either(choice("auto"), list_of(TEXT)),
             },
         ),
@@ -265,20 +268,20 @@ def _training() -> dict[str, Key]:
     }
 
 
-def _alias(kind: Type, name: str, auto: Auto | None = None) -> dict[str, Key]:
+def _alias(kind: Type, name: str, auto: Auto | None = None, idle: str | None = None) -> dict[str, Key]:
     """ZeRO-3's keys: `stage3_X`, and the bare `X` that DeepSpeed takes as well."""
-    return {f"stage3_{name}": Key(kind, auto), name: Key(kind, auto, alias_of=f"stage3_{name}")}
+    return {f"stage3_{name}": Key(kind, auto, idle=idle), name: Key(kind, auto, alias_of=f"stage3_{name}")}
 
 
 def _zero() -> dict[str, Key]:
     device = choice("none", "cpu", "nvme")
-    no_offload = Auto('"none"', lambda facts, config: "none")
+    no_offload = Auto("no offload unless asked for", lambda facts, config: "none")
     hidden_squared = Auto("hidden size squared", lambda facts, config: facts.hidden_size**2)
     prefetch = Auto("0.9 x hidden size squared", lambda facts, config: int(0.9 * facts.hidden_size * facts.hidden_size))
     persistence = Auto("10 x hidden size", lambda facts, config: 10 * facts.hidden_size)
-    gather = Auto("false", lambda facts, config: False)
+    gather = Auto("the default", lambda facts, config: False)
     zero: dict[str, Type | Key] = {
-        "stage": _auto(integer(0, 3, lax=True), "2, as accelerate has it", lambda facts, config: 2),
+        "stage": _auto(integer(0, 3, lax=True), "as accelerate has it", lambda facts, config: 2),
         "contiguous_gradients": LAX_BOOL,
         "reduce_scatter": LAX_BOOL,
         "reduce_bucket_size": Key(_POSITIVE, hidden_squared),
@@ -295,7 +298,7 @@ def _zero() -> dict[str, Key]:
         **_alias(_SIZE, "model_persistence_threshold"),
         **_alias(_SIZE, "max_live_parameters"),
         **_alias(_SIZE, "max_reuse_distance"),
-        **_alias(LAX_BOOL, "gather_16bit_weights_on_model_save", gather),
+        **_alias(LAX_BOOL, "gather_16bit_weights_on_model_save", gather, idle=_NO_MODEL_FILE),
         **_alias(_INT, "module_granularity_threshold"),
         **_alias(LAX_BOOL, "use_all_reduce_for_fetch_params"),
         **_alias(LAX_BOOL, "allgather_sequential"),
@@ -312,11 +315,11 @@ def _zero() -> dict[str, Key]:
         "parameter_alignment": LAX_BOOL,
         "zero_hpz_partition_size": _SIZE,
         "zero_quantized_weights": LAX_BOOL,
-        "zero_quantized_nontrainable_weights": LAX_BOOL,
+        "zero_quantized_nontrainable_weights": _idle(LAX_BOOL, "every weight is trained"),
         "zero_quantized_gradients": LAX_BOOL,
         "memory_efficient_linear": LAX_BOOL,
         "pipeline_loading_checkpoint": LAX_BOOL,
-        "override_module_apply": LAX_BOOL,
+        "override_module_apply": _idle(LAX_BOOL, _NOT_IN_INIT),
         "log_trace_cache_warnings": LAX_BOOL,
         "enable_sanity_checks": LAX_BOOL,
         "save_muon_momentum_buffer_in_memory": LAX_BOOL,
@@ -438,7 +441,7 @@ def _watching() -> dict[str, Key]:
                 "checkpoint_serialization": BOOL,
             },
         ),
-        **_rows("checkpoint.parallel_write", {"pipeline_stage": BOOL}),
+        **_rows("checkpoint.parallel_write", {"pipeline_stage": _idle(BOOL, _NOT_PIPELINED)}),
         **_rows(
             "checkpoint.writer",
             {
@@ -509,6 +512,7 @@ def _model_parallelism() -> dict[str, Key]:
                 "replace_with_kernel_inject": Key(LAX_BOOL, alias_of="kernel_inject"),
                 "tensor_parallel": Key(BLOCK, alias_of="tp"),
             },
+            Key(BLOCK, idle=_NO_MODEL_PARALLELISM),
         ),
         **_rows("tensor_parallel.tp", {"tp_size": _INT, "tp_grain_size": _INT, "mpu": NULL, "tp_group": NULL}),
         **_rows(
@@ -535,6 +539,7 @@ def _model_parallelism() -> dict[str, Key]:
                 "tp_gather_partition_size": _INT,
                 "enable_cuda_graph": LAX_BOOL,
             },
+            Key(BLOCK, idle="nothing is generated while training"),
         ),
         **_rows(
             "weight_quantization",
@@ -546,6 +551,7 @@ def _model_parallelism() -> dict[str, Key]:
                 "quantized_initialization": BLOCK,
                 "post_init_quant": BLOCK,
             },
+            Key(BLOCK, idle=_NOT_IN_INIT),
         ),
         **_rows(
             "expert_parallel",
@@ -584,7 +590,7 @@ def _model_parallelism() -> dict[str, Key]:
                     )
                 },
             },
-            Key(BLOCK, idle="the model has no experts"),
+            Key(BLOCK, idle=_NO_EXPERTS),
         ),
     }
 

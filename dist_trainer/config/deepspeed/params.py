@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any
 
 from dist_trainer.config.deepspeed.keys import Auto, Facts, Key, Rows
+from dist_trainer.config.deepspeed.rates import highest, overriding_rate
 from dist_trainer.config.deepspeed.types import (
     BOOL,
     TEXT,
@@ -34,6 +35,8 @@ REMOVED_OPTIMIZERS = ("onebitadam", "onebitlamb", "zerooneadam", "fusedadam", "f
 ZERO_TESTED_OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "muon")
 # They have neither momentum nor betas, which torch's cyclic schedules move by default.
 OPTIMIZERS_WITHOUT_MOMENTUM = ("adagrad", "adadelta", "adafactor", "asgd", "lbfgs", "muon", "rprop")
+# The rates of Muon's two halves; its `lr` is for the half that has none of its own.
+MUON_RATES = ("muon_lr", "adam_lr")
 DEEPSPEED_SCHEDULERS = ("LRRangeTest", "OneCycle", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 
 # Names that only torch's Adam takes, and names that only DeepSpeed's takes: they decide who builds it.
@@ -61,9 +64,12 @@ def is_adam(config: Mapping[str, Any]) -> bool:
 
 
 def learning_rate(facts: Facts, config: Mapping[str, Any]) -> Any:
-    """The optimizer's rate where the file says one, else the default."""
+    """The optimizer's rate where the file says one, else the scheduler's own, else the default."""
     rate = ((config.get("optimizer") or {}).get("params") or {}).get("lr", "auto")
-    return facts.learning_rate if rate == "auto" else rate
+    if rate != "auto":
+        return rate
+    overriding = overriding_rate(config)
+    return facts.learning_rate if overriding is None else highest(overriding[1])
 
 
 def _keys(rows: Mapping[str, Type | Key]) -> Rows:
@@ -79,10 +85,10 @@ _UNSTARTED = integer(-1, -1)
 def _common() -> dict[str, Type | Key]:
     betas = list_of(number(0, 1), 2)
     return {
-        "lr": Key(number(0), Auto("3e-4", lambda facts, config: facts.learning_rate)),
-        "betas": Key(betas, Auto("[0.9, 0.95]", lambda facts, config: list(facts.betas))),
-        "eps": Key(number(0), Auto("1e-8", lambda facts, config: facts.eps)),
-        "weight_decay": Key(number(0), Auto("0.1", lambda facts, config: facts.weight_decay)),
+        "lr": Key(number(0), Auto("the rate that the scheduler says, else 3e-4", learning_rate)),
+        "betas": Key(betas, Auto("the default", lambda facts, config: list(facts.betas))),
+        "eps": Key(number(0), Auto("the default", lambda facts, config: facts.eps)),
+        "weight_decay": Key(number(0), Auto("the default", lambda facts, config: facts.weight_decay)),
         "max_grad_norm": Key(
             number(),
             refused="DeepSpeed refuses this as an optimizer parameter",
@@ -176,7 +182,7 @@ def scheduler_table() -> Mapping[str, Params]:
         **last,
     }
     rates: dict[str, Type | Key] = {
-        "warmup_min_lr": Key(_RATE, Auto("0", lambda facts, config: 0)),
+        "warmup_min_lr": Key(_RATE, Auto("the default", lambda facts, config: 0)),
         "warmup_max_lr": Key(or_null(_RATE), peak),
     }
     stairs = integer(0)

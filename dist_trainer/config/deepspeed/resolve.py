@@ -1,25 +1,28 @@
 """A DeepSpeed JSON: read, checked against the table, and resolved to the one dict that planner, engine and report use.
 
-The table of keys is in keys.py (params.py: optimizers, schedulers), what contradicts is in rules.py.
+The table of keys is in keys.py (params.py: optimizers, schedulers), what contradicts in rules.py, what does nothing in
+inert.py.
 Nothing here imports torch or deepspeed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dist_trainer.config.deepspeed import batch
-from dist_trainer.config.deepspeed.check import AUTO, examine
+from dist_trainer.config.deepspeed import batch, inert
+from dist_trainer.config.deepspeed.check import AUTO, examine, params_at
 from dist_trainer.config.deepspeed.file import read
-from dist_trainer.config.deepspeed.keys import Facts, Rows, children, table
-from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake
+from dist_trainer.config.deepspeed.keys import Facts, Rows, children
+from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake, json_text
 from dist_trainer.config.deepspeed.params import DEFAULT_OPTIMIZER, optimizer_params, scheduler_params
-from dist_trainer.config.deepspeed.rules import block, contradictions, offload_device, too_short, zero_stage
+from dist_trainer.config.deepspeed.rates import idle_start
+from dist_trainer.config.deepspeed.rules import block, contradictions, too_short
 from dist_trainer.errors import UserError
 
-__all__ = ["DeepSpeedFileError", "Facts", "Mistake", "check", "read", "resolve", "warnings"]
+__all__ = ["DeepSpeedFileError", "Facts", "Filled", "Mistake", "check", "filled", "read", "resolve", "warnings"]
 
 _BATCH_KEYS = (batch.TRAIN, batch.MICRO, batch.ACCUMULATION)
 
@@ -133,24 +136,52 @@ def _schedule(resolved: Mapping[str, Any]) -> tuple[str, int] | None:
     return None
 
 
-def _asked_for(value: Any) -> bool:
-    return value.get("enabled") is not False if isinstance(value, Mapping) and value else bool(value)
+@dataclass(frozen=True)
+class Filled:
+    """What stands in the place of an "auto", or of an optimizer that nobody named: the key, its value, and why."""
+
+    key: str
+    value: Any
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.key} = {json_text(self.value)} ({self.why})"
 
 
-def _idle(resolved: Mapping[str, Any]) -> list[str]:
-    notices = []
-    for path, key in table().items():
-        value: Any = resolved
-        for name in path.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        if key.idle is not None and _asked_for(value):
-            notices.append(f"{path} does nothing here: {key.idle}")
-    return notices
+def _autos(said: Mapping[str, Any], resolved: Mapping[str, Any], rows: Rows, path: str) -> Iterator[Filled]:
+    for name, value in said.items():
+        dotted, key = path + name, rows.get(name)
+        if isinstance(value, Mapping) and isinstance(resolved.get(name), Mapping):
+            yield from _autos(value, resolved[name], params_at(dotted, said).rows, f"{dotted}.")
+        elif value == AUTO and key is not None and key.auto is not None:
+            yield Filled(dotted, resolved[name], key.auto.says)
 
 
-def warnings(resolved: Mapping[str, Any], facts: Facts) -> list[str]:
-    """One line for each thing that is accepted but probably not what was meant."""
-    notices = _idle(resolved)
+def filled(raw: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[Filled]:
+    """What resolve() put in the place of each "auto", in the order of the file."""
+    said, _ = examine(raw)
+    found = list(_autos(said, resolved, children()[""], ""))
+    if said.get("optimizer") is None:
+        optimizer, why = resolved["optimizer"], "the file names no optimizer, and DeepSpeed needs one"
+        found.append(Filled("optimizer.type", optimizer["type"], why))
+        rows = optimizer_params(optimizer["type"]).rows
+        found += _autos(DEFAULT_OPTIMIZER["params"], optimizer["params"], rows, "optimizer.params.")
+    return found
+
+
+def _idle_start(resolved: Mapping[str, Any]) -> list[str]:
+    start = idle_start(resolved)
+    if start is None:
+        return []
+    updates = "update has" if start.num_updates == 1 else f"{start.num_updates} updates have"
+    return [f"the first {updates} a learning rate of 0, and do nothing: {start.key} is 0"]
+
+
+def warnings(raw: Mapping[str, Any], resolved: Mapping[str, Any], facts: Facts) -> list[str]:
+    """One line for each thing that is accepted but probably not what was meant: what does nothing, and what `raw` said
+    that will not be seen in `resolved`."""
+    said, _ = examine(raw)
+    notices = [*inert.notices(said, resolved), *_idle_start(resolved)]
     schedule = _schedule(resolved)
     if schedule is not None and schedule[1] != facts.total_steps:
         key, steps = schedule
@@ -164,8 +195,4 @@ def warnings(resolved: Mapping[str, Any], facts: Facts) -> list[str]:
                 f"{kind}.{kind}_master_weights_and_grads: the optimizer updates 16-bit weights, which lose what is "
                 "small beside them: less memory, and a loss that may end higher"
             )
-    if offload_device(resolved, "param") != "none" and zero_stage(resolved) != 3:
-        notices.append("zero_optimization.offload_param does nothing below stage 3")
-    if offload_device(resolved, "optimizer") != "none" and zero_stage(resolved) == 0:
-        notices.append("zero_optimization.offload_optimizer does nothing at stage 0")
     return notices

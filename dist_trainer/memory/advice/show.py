@@ -26,6 +26,7 @@ def render(
     is_pinned: bool = False,
     notices: Sequence[str] = (),
     advice: Sequence[str] = (),
+    filled: Sequence[str] = (),
 ) -> str:
     """The whole plan: the rank that needs most in full, the others in a line each."""
     lines = [
@@ -42,6 +43,7 @@ def render(
         "assumed": plan.assumptions,
         "upper bounds": plan.upper_bounds,
         "not modelled": plan.unmodelled,
+        'filled for "auto"': filled,
         "notices": notices,
     }
     for title, entries in sections.items():

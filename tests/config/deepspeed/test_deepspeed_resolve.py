@@ -13,7 +13,7 @@ import pytest
 from deepspeed.runtime.config import DeepSpeedConfig
 from web_configs import FOUND_ON_THE_WEB
 
-from dist_trainer.config.deepspeed.resolve import Facts, resolve, warnings
+from dist_trainer.config.deepspeed.resolve import Facts, filled, resolve, warnings
 from dist_trainer.errors import UserError
 
 FACTS = Facts(world_size=2, hidden_size=768, total_steps=5000, warmup_steps=50)
@@ -186,20 +186,22 @@ def test_values_come_out_plain() -> None:
 
 
 def notices(raw: dict[str, Any]) -> list[str]:
-    return warnings(resolve({"train_batch_size": 2, **raw}, FACTS, source="ds.json"), FACTS)
+    full = {"train_batch_size": 2, **raw}
+    return warnings(full, resolve(full, FACTS, source="ds.json"), FACTS)
 
 
 def test_a_schedule_that_does_not_end_with_the_run_is_noticed() -> None:
-    raw = {"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": 10_000}}}
-    (notice,) = notices(raw)
+    cosine = {"type": "WarmupCosineLR", "params": {"total_num_steps": 10_000, "warmup_min_ratio": 0.1}}
+    (notice,) = notices({"scheduler": cosine})
     assert "ends at step 10000 and the run at step 5000" in notice
     assert 'say "auto"' in notice
-    assert notices({"scheduler": {"type": "WarmupCosineLR", "params": {"total_num_steps": "auto"}}}) == []
+    cosine["params"]["total_num_steps"] = "auto"
+    assert notices({"scheduler": cosine}) == []
     (notice,) = notices(
         {
             "scheduler": {
                 "type": "OneCycle",
-                "params": {"cycle_min_lr": 0, "cycle_max_lr": 1, "cycle_first_step_size": 9},
+                "params": {"cycle_min_lr": 0.1, "cycle_max_lr": 1, "cycle_first_step_size": 9},
             }
         }
     )
@@ -226,10 +228,74 @@ def test_what_does_nothing_here_is_noticed_by_name() -> None:
         "activation_checkpointing.profile",
         "aio.thread_count",
         "data_efficiency",
-        "zero_optimization.offload_param",
-        "zero_optimization.offload_optimizer",
+        "zero_optimization.offload_param, offload_optimizer do nothing: zero_optimization.stage is 0",
     ]
     assert notices({"activation_checkpointing": {"partition_activations": False}}) == []
+
+
+def test_what_stands_for_each_auto_is_listed_with_its_reason() -> None:
+    raw = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": 3,
+        "gradient_clipping": 0.5,
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "eps": 1e-6}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": 2e-3, "warmup_num_steps": "auto"}},
+        "bf16": {"enabled": "auto"},
+        "data_types": {"keep_in_fp32_modules": "auto"},
+        "zero_optimization": {"stage": 3, "prefetch_bucket_size": "auto", "offload_param": {"device": "auto"}},
+    }
+    assert list(map(str, filled(raw, resolve(raw, FACTS, source="ds.json")))) == [
+        "train_batch_size = 6 (micro batch x accumulation x world size)",
+        "optimizer.params.lr = 0.002 (the rate that the scheduler says, else 3e-4)",
+        "scheduler.params.warmup_num_steps = 50 (a hundredth of all steps, at least 1)",
+        "bf16.enabled = true (on where the hardware has bf16 and neither fp16 nor torch_autocast is on)",
+        "zero_optimization.stage3_prefetch_bucket_size = 530841 (0.9 x hidden size squared)",
+        'zero_optimization.offload_param.device = "none" (no offload unless asked for)',
+    ]
+
+
+@pytest.mark.parametrize("name", FOUND_ON_THE_WEB)
+def test_every_auto_of_a_file_from_the_web_is_in_the_list(name: str) -> None:
+    raw = FOUND_ON_THE_WEB[name]
+    listed = filled(raw, resolve(raw, ONE_RANK, source=name))
+    from_the_file = [one for one in listed if "no optimizer" not in one.why]
+    without = 4 if "optimizer" not in raw else 0
+    assert len(from_the_file) - without == json.dumps(raw).count('"auto"')
+    assert all(one.why and one.value != "auto" for one in listed)
+
+
+def test_an_optimizer_that_nobody_named_is_in_the_list() -> None:
+    raw = {"train_batch_size": 1}
+    assert list(map(str, filled(raw, resolve(raw, ONE_RANK, source="ds.json")))) == [
+        'optimizer.type = "AdamW" (the file names no optimizer, and DeepSpeed needs one)',
+        "optimizer.params.lr = 0.0003 (the rate that the scheduler says, else 3e-4)",
+        "optimizer.params.betas = [0.9, 0.95] (the default)",
+        "optimizer.params.eps = 1e-08 (the default)",
+        "optimizer.params.weight_decay = 0.1 (the default)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "said"),
+    [
+        ({"type": "WarmupLR"}, "the first 2 updates have a learning rate of 0, and do nothing: "),
+        ({"type": "WarmupLR", "params": {"warmup_min_lr": [0, 0]}}, "the first 2 updates have"),
+        ({"type": "WarmupLR", "params": {"warmup_min_lr": 1e-6}}, None),
+        ({"type": "WarmupDecayLR", "params": {"total_num_steps": 5000, "warmup_min_lr": 0}}, "the first 2 updates"),
+        ({"type": "WarmupCosineLR", "params": {"total_num_steps": 5000}}, "the first 2 updates have"),
+        (
+            {
+                "type": "OneCycle",
+                "params": {"cycle_min_lr": 0, "cycle_max_lr": 3e-4, "cycle_first_step_size": 2500},
+            },
+            "the first update has",
+        ),
+        ({"type": "StepLR", "params": {"step_size": 5}}, None),
+    ],
+)
+def test_updates_at_a_rate_of_0_are_noticed(scheduler: dict[str, Any], said: str | None) -> None:
+    found = [notice for notice in notices({"scheduler": scheduler}) if "learning rate of 0" in notice]
+    assert [notice.startswith(said or "") for notice in found] == ([True] if said else [])
 
 
 SHIPPED = sorted((Path(__file__).parents[3] / "ds_configs").glob("*.json"))
