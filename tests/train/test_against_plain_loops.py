@@ -17,6 +17,10 @@ import ranks
 import torch
 from one_rank import Trained, batches, build, one_rank, plain_losses
 
+from dist_trainer.checkpoints import card
+from dist_trainer.checkpoints.card import Made
+from dist_trainer.checkpoints.find import Found
+from dist_trainer.checkpoints.position import Position, Progress
 from dist_trainer.config.deepspeed import params
 from dist_trainer.config.request import Precision
 from dist_trainer.train import checkpoint
@@ -28,6 +32,7 @@ STAGES = (0, 1, 2, 3)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
 TOLERANCE = {"fp32": 1e-5, "bf16": 1e-3, "fp16": 1e-3}
 NUM_STEPS, SAVED_STEP = 10, 5
+POSITION = Position(SAVED_STEP, {"only": Progress(SAVED_STEP)})
 RANK = Path(__file__).with_name("agreeing_rank.py")
 
 ADAM = {"lr": 0.003, "betas": [0.9, 0.95], "weight_decay": 0.1}
@@ -90,11 +95,12 @@ def through_and_resumed(trained: Trained, folder: Path) -> tuple[list[float], li
     """The losses of a run that saves on its way, and those of one that resumes there."""
     engine = build(trained, folder)
     through = losses(engine, after=0, until=SAVED_STEP)
-    saved = checkpoint.save(engine, folder / "checkpoints", checkpoint.Position(SAVED_STEP))
+    made = Made(world_size=1, run={}, deepspeed={}, data={})
+    saved = checkpoint.save(engine, folder / "checkpoints", POSITION, made)
     through += losses(engine, after=SAVED_STEP, until=NUM_STEPS)
     engine.destroy()
     engine = build(trained, folder)
-    checkpoint.load(engine, saved)
+    checkpoint.load(engine, Found(saved, card.read(saved)), with_random_state=True)
     resumed = losses(engine, after=SAVED_STEP, until=NUM_STEPS)
     engine.destroy()
     return through, resumed
