@@ -95,7 +95,7 @@ def plain_losses(folder: Path) -> list[float]:
             plan = BatchPlan(order, settings.micro_batch * settings.accumulation, 1, 1, sample)
             sample += plan.global_batch
             starts = [window * order.sequence_length for window in plan.windows(0, 0, 0)]
-            rows = [tokens.tokens[start : start + order.sequence_length + 1].astype("int64") for start in starts]
+            rows = [tokens.read(start, order.sequence_length + 1).astype("int64") for start in starts]
             batch = torch.stack([torch.from_numpy(row) for row in rows])
             loss = model(batch[:, :-1], batch[:, 1:])
             losses.append(loss.item())
