@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,7 +56,9 @@ def load_vocabulary(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_buffer(path.read_bytes())
+        data = path.read_bytes()
+        with _without_stderr():
+            tokenizer = Tokenizer.from_buffer(data)
     except OSError as error:
         raise UserError("the tokenizer cannot be read", where=str(path), found=error.strerror) from error
     except BaseException as error:
@@ -76,6 +81,21 @@ def load_vocabulary(path: Path) -> Tokenizer:
             expected=f"numbers up to {_MOST_TOKEN_IDS - 1}",
         )
     return tokenizer
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Rust tells a panic there, with its own stack, before Python hears of it."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], where: str) -> list[Sequence[int]]:

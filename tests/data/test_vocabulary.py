@@ -103,3 +103,16 @@ def test_a_text_that_a_tokenizer_has_no_tokens_for_is_told(tmp_path: Path) -> No
     assert [list(ids) for ids in encode(vocabulary, ["a"], "here")] == [[1]]
     with pytest.raises(UserError, match="no tokens for a text"):
         encode(vocabulary, ["b"], "here")
+
+
+def test_a_tokenizer_at_which_its_library_panics_is_refused_in_one_message(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    made = json.loads(train_vocabulary(["the cat sat on the mat, the cat"] * 3, 262).to_str())
+    # Of a merge in a vocabulary with a prefix for what goes on, the library leaves out as many bytes.
+    made["model"]["continuing_subword_prefix"] = "x" * 10_000
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(made))
+    with pytest.raises(UserError, match="the tokenizer cannot be read"):
+        load_vocabulary(path)
+    assert capfd.readouterr().err == ""

@@ -314,7 +314,7 @@ def dataset_json(folder: Path) -> tuple[Path, list[bytes], Parse]:
     def use() -> None:
         for split in ("train", "val"):
             file = open_tokens(folder, split, 300)
-            assert len(file.tokens) == file.num_tokens
+            assert len(file.read(0, file.num_tokens)) == file.num_tokens
             f"{file.unigram_entropy_nats:.4f}"
 
     return path, [json.dumps(DATASET, indent=2).encode()], use
@@ -329,7 +329,7 @@ def token_file(folder: Path) -> tuple[Path, list[bytes], Parse]:
 
     def use() -> None:
         file = open_tokens(path, "train", 300)
-        assert len(file.tokens) == file.num_tokens
+        assert len(file.read(0, file.num_tokens)) == file.num_tokens
 
     tokens = struct.pack("<64H", *range(64))
     return path, [header + tokens, newer + struct.pack("<64I", *range(64)), tokens], use
