@@ -365,12 +365,13 @@ def tokenizer_json(folder: Path) -> tuple[Path, list[bytes], Parse]:
 
 def texts(suffix: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
     def open_folder(folder: Path) -> tuple[Path, list[bytes], Parse]:
-        from dist_trainer.data.sources import find_sources, read_pieces
+        from dist_trainer.data.pieces import read_pieces
+        from dist_trainer.data.sources import find_sources
 
         path = folder / f"text{suffix}"
 
         def use() -> None:
-            for piece in read_pieces(find_sources([path]), 1024):
+            for piece in read_pieces(find_sources([path]).sources, 1024):
                 piece.text.encode()
 
         lines = [{"text": "one two\nthree", "meta": {"url": "x", "score": 0.5}}, {"text": "é" * 700, "id": 3}]
