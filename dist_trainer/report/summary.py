@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dist_trainer.disk import write_text
-from dist_trainer.encoding import printable
+from dist_trainer.encoding import all_as_utf8, printable
 from dist_trainer.memory.targets import Baseline, Verdict, judge
 from dist_trainer.report.reading.findings import Findings, read_findings
 from dist_trainer.report.reading.progress import State
@@ -118,7 +118,7 @@ def mean_of_last(losses: list[float]) -> float | None:
 
 def write(summary: Summary, run_dir: Path) -> Path:
     path = run_dir / SUMMARY_FILE
-    write_text(path, json.dumps(dataclasses.asdict(summary), indent=2) + "\n")
+    write_text(path, json.dumps(all_as_utf8(dataclasses.asdict(summary)), indent=2) + "\n")
     return path
 
 

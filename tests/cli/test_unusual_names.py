@@ -56,7 +56,7 @@ def start(folder: Path, *words: str, terminal: Mapping[str, str], status: int = 
 
 
 def prepare(folder: Path) -> None:
-    words = ("--input", f"text{NAME}", "--output", f"out{NAME}", "--vocab-size", "300")
+    words = ("--input", f"text{NAME}", "--output", "größe", "--vocab-size", "300")
     start(folder, "data", "prepare", *words, terminal=ASCII)
 
 
@@ -116,6 +116,9 @@ def test_a_command_is_watched(folder: Path, terminal: Mapping[str, str]) -> None
     events = list(read_records(folder / f"seen{NAME}" / "records" / EVENTS_FILE, Event))
     assert [event.kind for event in events] == ["start", "end"]
     start(folder, "report", f"seen{NAME}", terminal=terminal)
+    text = (folder / f"seen{NAME}" / "report.md").read_text(encoding="utf-8")
+    assert "cannot be read" not in text
+    assert "echo" in text
 
 
 @TERMINALS
@@ -129,7 +132,7 @@ def test_the_doctor_looks(folder: Path, terminal: Mapping[str, str]) -> None:
 @pytest.mark.cluster
 @pytest.mark.integration
 def test_a_job_runs_to_its_end(folder: Path, slurm_environ: dict[str, str]) -> None:
-    run = ("--config", str(mini_config(folder)), "--max-steps", "1", "--set", f"data.source=out{NAME}")
+    run = ("--config", str(mini_config(folder)), "--max-steps", "1", "--set", "data.source=größe")
     prepare(folder)
     terminal = {**slurm_environ, **ASCII}
     words = ("--run-dir", f"new{NAME}", "--ntasks", "1", "--time", "2", *run)
@@ -148,7 +151,7 @@ def test_a_job_runs_to_its_end(folder: Path, slurm_environ: dict[str, str]) -> N
 def test_a_run_trains_and_goes_on_in_such_a_folder(folder: Path) -> None:
     words = ("--nproc-per-node", "2", "--config", str(mini_config(folder)), "--run-dir", f"new{NAME}", *BRISK)
     prepare(folder)
-    words = (*words, "--set", f"data.source=out{NAME}", "--set", "checkpoints.at_end=true")
+    words = (*words, "--set", "data.source=größe", "--set", "checkpoints.at_end=true")
     out, _ = start(folder, "launch", "--launcher", "torchrun", *words, "--max-steps", "3", terminal=ASCII)
     assert b"new\xe9t\xff" in out
     start(folder, "launch", "--launcher", "torchrun", *words, "--max-steps", "5", terminal=LATIN)
@@ -157,11 +160,13 @@ def test_a_run_trains_and_goes_on_in_such_a_folder(folder: Path) -> None:
     assert [event.kind for event in events].count("start") == 2
     assert "resume" in [event.kind for event in events]
     start(folder, "report", f"new{NAME}", terminal=ASCII)
+    assert "cannot be read" not in (folder / f"new{NAME}" / "report.md").read_text(encoding="utf-8")
 
 
 def test_a_rank_that_cannot_start_and_a_run_that_fails_say_the_name(folder: Path) -> None:
     _, err = start(folder, "train", "--set", f"data.source=no{NAME}", terminal=ASCII, status=2)
-    assert rb"no\xe9t\xff" in err
+    assert b"a setting is not UTF-8 text" in err
+    assert rb"no\udce9t\udcff" in err
     run_dir = f"new{NAME}"
     _, err = start(folder, "train", "--run-dir", run_dir, "--resume", f"no{NAME}", terminal=ASCII, status=2)
     assert rb"no\xe9t\xff" in err or rb"no\udce9t\udcff" in err
