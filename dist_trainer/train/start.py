@@ -76,6 +76,7 @@ def start(job: Job) -> NoReturn:
         baseline = read_baseline(job, asked)
         choose_cuda_allocator(asked.run.memory)
         from dist_trainer.train import planning, process
+        from dist_trainer.train.shortage import said_plainly
 
         with quiet_deepspeed():
             device = process.device_facts()
@@ -97,8 +98,6 @@ def start(job: Job) -> NoReturn:
     started_s = time.time()
     stderr_fd = os.dup(2)
     try:
-        from dist_trainer.train.shortage import said_plainly
-
         with said_plainly(run_dir):
             process.open_logs(run_dir, job.rank)
         with said_plainly(run_dir), open_monitor(job.rank, resolved, run_dir, device) as monitor:
