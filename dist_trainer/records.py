@@ -167,10 +167,9 @@ class RecordWriter:
             line = _json(all_as_utf8(vars(record)))
         data = line.encode() + b"\n"
         with writing(self._path, len(data)):
-            num_written = os.write(self._descriptor, data)
-            if num_written < len(data):
-                # A disk that is nearly full takes a part of the line; what keeps it from the rest is an error.
-                os.write(self._descriptor, data[num_written:])
+            # A disk that is nearly full takes a part of the line; what keeps it from the rest is an error.
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
     def close(self) -> None:
         os.close(self._descriptor)

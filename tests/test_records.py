@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -198,3 +199,16 @@ def test_a_record_that_is_not_what_it_should_be_is_left_out_and_counted(
     assert list(read_records(path, kind, left_out)) == [whole, whole]
     # The last line may still be being written; an empty one holds nothing.
     assert left_out == {path: 2}
+
+
+def test_a_line_of_which_the_disk_takes_a_part_is_written_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real_write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, data: real_write(descriptor, data[: (len(data) + 1) // 2]))
+    writer = RecordWriter(tmp_path / EVENTS_FILE)
+    writer.write(Event("notice", "x" * 1000, 0, 1.0))
+    monkeypatch.undo()
+    writer.write(Event("notice", "y", 0, 2.0))
+    writer.close()
+    assert [event.message[:1] for event in read_records(tmp_path / EVENTS_FILE, Event)] == ["x", "y"]
