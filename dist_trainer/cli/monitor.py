@@ -22,6 +22,7 @@ from dist_trainer.disk import write_text
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, RecordWriter
+from dist_trainer.redact import redacted_argv
 from dist_trainer.units import GB, format_duration, format_gb
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def _write_command(command: list[str], run_dir: Path, *, interval_s: float, star
     """RUN_DIR/resolved/launch.json: what was watched."""
     record = {
         "launcher": "monitor",
-        "argv": command,
+        "argv": redacted_argv(command),
         "env": {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER") if name in os.environ},
         "num_ranks": None,
         "host": socket.gethostname(),

@@ -172,6 +172,7 @@ def _submit(argv: list[str]) -> int:
         tasks=prepared.tasks,
         num_ranks=prepared.checked.layout.num_ranks,
         arguments=prepared.training.arguments,
+        is_private=bool(prepared.training.env),
     )
     print(f"job        {submitted.job_id}{_size(prepared)}")
     print(f"run        {run_dir}")

@@ -63,8 +63,10 @@ def submit(
     tasks: tuple[int, ...],
     num_ranks: int,
     arguments: tuple[str, ...],
+    is_private: bool = False,
 ) -> Submitted:
-    """Submits the script from RUN_DIR/resolved/job.sbatch; `output` is sbatch's pattern.
+    """Submits the script from RUN_DIR/resolved/job.sbatch; `output` is sbatch's pattern. A script
+    that `is_private` can be read by this user alone.
 
     Raises UserError, and leaves nothing behind, when SLURM does not take it.
     """
@@ -76,6 +78,9 @@ def submit(
             folder.mkdir(parents=True, exist_ok=True)
         if script.exists():
             earlier = script.read_bytes()
+        if is_private:
+            script.touch(mode=0o600)
+            script.chmod(0o600)
         # Names of files are bytes, whatever they are.
         script.write_bytes(text.encode(errors="surrogateescape"))
     except OSError as error:

@@ -33,6 +33,7 @@ from dist_trainer.disk import write_text
 from dist_trainer.encoding import as_utf8, printable
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import quiet_deepspeed
+from dist_trainer.redact import redacted_argv
 from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
 
 if TYPE_CHECKING:
@@ -259,7 +260,7 @@ def train(
             f"{resolved.run.name} on {job.rank.world_size} ranks",
             device=device.name,
             world_size=job.rank.world_size,
-            argv=[sys.executable, "-m", "dist_trainer", *sys.argv[1:]],
+            argv=redacted_argv([sys.executable, "-m", "dist_trainer", *sys.argv[1:]]),
             versions={
                 "dist_trainer": __version__,
                 **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from dist_trainer.redact import REDACTED, redacted_argv, redacted_env
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "MLFLOW_TRACKING_PASSWORD", "COMET_APIKEY"],
+)
+def test_a_variable_that_is_called_a_secret_is_not_recorded(name: str) -> None:
+    assert redacted_env({name: "of-the-user"}) == {name: REDACTED}
+
+
+@pytest.mark.parametrize("name", ["NUM_TOKENS", "OMP_NUM_THREADS", "KEYBOARD", "data.tokenizer", "PATH", "NCCL_DEBUG"])
+def test_others_are(name: str) -> None:
+    assert redacted_env({name: "1"}) == {name: "1"}
+    assert redacted_argv([f"{name}=1", f"--{name}", "1"]) == [f"{name}=1", f"--{name}", "1"]
+
+
+def test_what_the_user_named_is_not_recorded_whatever_it_is_called() -> None:
+    assert redacted_env({"A": "1", "B": "2"}, ["A"]) == {"A": REDACTED, "B": "2"}
+
+
+def test_a_password_in_an_address_is_not_recorded() -> None:
+    hidden = f"http://me:{REDACTED}@proxy:8080/x"
+    assert redacted_env({"http_proxy": "http://me:of-the-user@proxy:8080/x"}) == {"http_proxy": hidden}
+    assert redacted_argv(["http://me:of-the-user@proxy:8080/x"]) == [hidden]
+
+
+def test_words_of_a_command_line_that_say_they_are_secret() -> None:
+    argv = ["--set", "comet.api_key=abc", "--api-key=abc", "--hf-token", "abc", "--seed", "1", "--token", "--fresh"]
+    assert redacted_argv(argv) == [
+        "--set",
+        f"comet.api_key={REDACTED}",
+        f"--api-key={REDACTED}",
+        "--hf-token",
+        REDACTED,
+        "--seed",
+        "1",
+        "--token",
+        "--fresh",
+    ]
