@@ -30,7 +30,7 @@ class Mailbox:
     @classmethod
     def make(cls, path: Path, num_slots: int) -> Mailbox:
         """Raises OSError where there is no such memory, or no room in it."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             # Writing to a mapped page for which there is no room would kill the process.
             os.posix_fallocate(descriptor, 0, _size(num_slots))
@@ -43,9 +43,11 @@ class Mailbox:
 
     @classmethod
     def open(cls, path: Path, num_slots: int) -> Mailbox:
-        """Raises OSError where nobody made it, or for another number of slots."""
-        descriptor = os.open(path, os.O_RDWR)
+        """Raises OSError where nobody made it, for another number of slots, and for what is another user's."""
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
+            if os.fstat(descriptor).st_uid != os.geteuid():
+                raise PermissionError("it belongs to another user")
             return cls(descriptor, num_slots)
         except ValueError as error:
             raise OSError(str(error)) from error

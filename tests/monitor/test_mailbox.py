@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -29,6 +30,20 @@ def test_it_stays_for_those_who_have_it_when_its_name_is_gone(tmp_path: Path) ->
     (tmp_path / "mailbox").unlink()
     opened.post(0, {"step": 1})
     assert made.read(0) == {"step": 1}
+
+
+def test_what_somebody_else_has_put_under_its_name_is_not_opened(tmp_path: Path) -> None:
+    path, other = tmp_path / "mailbox", tmp_path / "other"
+    Mailbox.make(other, 1)
+    path.symlink_to(other)
+    with pytest.raises(OSError):
+        Mailbox.open(path, 1)
+    with pytest.raises(FileExistsError):
+        Mailbox.make(path, 1)
+    if os.geteuid() == 0:
+        os.chown(other, 65534, 65534)
+        with pytest.raises(PermissionError, match="another user"):
+            Mailbox.open(other, 1)
 
 
 def test_a_message_that_is_being_written_is_none_and_never_a_part_of_one(tmp_path: Path) -> None:
