@@ -11,7 +11,8 @@ import re
 import sys
 from typing import Any
 
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# All of C0 and C1 but tab and newline, and what turns the direction of writing.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _ESCAPED = "dist_trainer.escaped"
 _AS_BYTES = "dist_trainer.as_bytes"
 
@@ -42,8 +43,12 @@ def as_utf8(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The same with control characters escaped too, but for the ends of lines and tabs: a terminal would obey them."""
-    return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", as_utf8(text))
+    """The same with control characters escaped too, but for the ends of lines and tabs: a terminal would obey them.
+
+    A carriage return, which would have one line written over another, ends a line.
+    """
+    lines = as_utf8(text).replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), lines)
 
 
 def all_as_utf8(value: Any) -> Any:

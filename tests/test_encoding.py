@@ -75,4 +75,6 @@ def test_streams_of_somebody_elses_are_left_alone(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_a_terminal_would_obey_is_shown_and_lines_stay_lines() -> None:
-    assert printable("\x1b[2J\x9b\x00\r\x7f caf\udce9\n\tünï") == "\\x1b[2J\\x9b\\x00\\x0d\\x7f caf\\xe9\n\tünï"
+    assert printable("\x1b[2J\x9b\x00\x7f caf\udce9\n\tünï") == "\\x1b[2J\\x9b\\x00\\x7f caf\\xe9\n\tünï"
+    assert printable("50%\r100%\r\n") == "50%\n100%\n"
+    assert printable("abc\u202edcba\u2066") == "abc\\u202edcba\\u2066"
