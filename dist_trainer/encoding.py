@@ -11,8 +11,10 @@ import re
 import sys
 from typing import Any
 
-# All of C0 and C1 but tab and newline, and what turns the direction of writing.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# All of C0 and C1 but tab and newline, C1 as bytes too, and what turns the direction of writing.
+_COMMANDS = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udc9f\udd00-\udfff]"
+)
 _ESCAPED = "dist_trainer.escaped"
 _AS_BYTES = "dist_trainer.as_bytes"
 
@@ -43,12 +45,16 @@ def as_utf8(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The same with control characters escaped too, but for the ends of lines and tabs: a terminal would obey them.
+    """The same with what a terminal would obey escaped too: see `without_commands`."""
+    return without_commands(as_utf8(text))
+
+
+def without_commands(text: str) -> str:
+    """The text with control characters escaped, but for tabs and the ends of lines; bytes of names stay as they are.
 
     A carriage return, which would have one line written over another, ends a line.
     """
-    lines = as_utf8(text).replace("\r\n", "\n").replace("\r", "\n")
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), lines)
+    return _COMMANDS.sub(_shown, text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def all_as_utf8(value: Any) -> Any:
@@ -71,6 +77,10 @@ def _open_what_is_closed() -> None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+
+
+def _shown(found: re.Match[str]) -> str:
+    return as_utf8(found[0]) if "\ud800" <= found[0] <= "\udfff" else found[0].encode("unicode_escape").decode()
 
 
 def _escape(error: UnicodeError) -> tuple[str, int]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dist_trainer.encoding import all_as_utf8, as_utf8, printable
+from dist_trainer.encoding import all_as_utf8, as_utf8, printable, without_commands
 
 PRINTS = """
 import os, sys
@@ -78,3 +78,7 @@ def test_what_a_terminal_would_obey_is_shown_and_lines_stay_lines() -> None:
     assert printable("\x1b[2J\x9b\x00\x7f caf\udce9\n\tünï") == "\\x1b[2J\\x9b\\x00\\x7f caf\\xe9\n\tünï"
     assert printable("50%\r100%\r\n") == "50%\n100%\n"
     assert printable("abc\u202edcba\u2066") == "abc\\u202edcba\\u2066"
+
+
+def test_what_goes_through_has_the_bytes_of_names_but_none_that_command() -> None:
+    assert without_commands("caf\udce9 \udcc2\udc9b31m \ud800") == "caf\udce9 \udcc2\\x9b31m \\ud800"

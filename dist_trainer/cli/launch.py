@@ -33,7 +33,16 @@ from dist_trainer.launch.hosts.placement import (
 from dist_trainer.launch.hosts.ports import first_free_port, planned_port
 from dist_trainer.launch.launchers.choose import LAUNCHERS, build_plan, choose_launcher
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
-from dist_trainer.launch.run import START_LIMIT_S, Limits, Prepared, require_launcher, run_beside, run_request, say
+from dist_trainer.launch.run import (
+    START_LIMIT_S,
+    Limits,
+    Prepared,
+    require_launcher,
+    run_beside,
+    run_request,
+    say,
+    secret_for,
+)
 
 if TYPE_CHECKING:
     from dist_trainer.memory.advice.preflight import Preflight
@@ -66,7 +75,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rdzv-endpoint", metavar="HOST:PORT", help="where these hosts meet; HOST is one of them, PORT + 1 free too"
     )
-    parser.add_argument("--rdzv-id", metavar="NAME", default="dist_trainer", help="keeps two such runs apart")
+    parser.add_argument(
+        "--rdzv-id",
+        metavar="NAME",
+        default="dist_trainer",
+        help="keeps two such runs apart; 32 hexadecimal digits or more are the secret that their hosts share, "
+        "else that is ~/.config/dist_trainer/secret",
+    )
     parser.add_argument("--ssh", action="store_true", help="with torchrun and a hostfile: start it on all hosts by ssh")
     parser.add_argument(
         "--env",
@@ -140,9 +155,10 @@ def run(
         print_script(build_plan(launcher, shown).shell())
         return EXIT_OK
     require_launcher(launcher)
+    secret = secret_for(launcher, request)
     if rendezvous is not None and not is_own_address(rendezvous.host):
         check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
-        return run_beside(request)
+        return run_beside(request, secret)
 
     # Ranks find the folder held by the launch that started them, and know it by this.
     launch_id = secrets.token_hex(8)
@@ -153,7 +169,7 @@ def run(
             # Only now: asyncio takes a third of the time in which a run on this host is on its way.
             from dist_trainer.launch.hosts.reach import check_hosts
 
-            check_hosts(request, is_chosen=choice.names_slots)
+            check_hosts(request, secret, is_chosen=choice.names_slots)
         planned = None
         if train_request is not None and request.is_local and launcher in _COME_UP_SLOWLY:
             planned = plan_here(train_request, topology, facts, force=force)
@@ -174,6 +190,7 @@ def run(
             launcher,
             replace(request, master_port=port, env=(*request.env, (LAUNCH_ID, launch_id))),
             prepare,
+            secret=secret,
             is_port_fixed=told_port is not None,
             limits=Limits(start_s=args.start_limit),
         )

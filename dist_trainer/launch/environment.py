@@ -12,7 +12,9 @@ SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 # For what the guards of a real start bring, and the plain command of a dry run cannot say.
 UNSAYABLE = "leave --dry-run out, for `launch` itself can start these; as a plain command, "
 # Of this process's environment what ranks on other hosts get too.
-_PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "DS_", "UCX_")
+_PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "DS_", "UCX_", "MLFLOW_")
+# DeepSpeed writes them with their values into the command line of pdsh and ssh, where everybody can read them.
+_SHOWN_BY_PDSH = ("MLFLOW", "UCX", "MV2")
 
 
 def common_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
@@ -105,6 +107,11 @@ def named_env(words: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[s
             )
         pairs[name] = value if equals else environ[name]
     return tuple(pairs.items())
+
+
+def without_what_pdsh_shows(environ: Mapping[str, str]) -> dict[str, str]:
+    """For DeepSpeed's runner over hosts: what ranks need of it their guards bring."""
+    return {name: value for name, value in environ.items() if not name.startswith(_SHOWN_BY_PDSH)}
 
 
 def forwarded_env(request: LaunchRequest) -> dict[str, str]:

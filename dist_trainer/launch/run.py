@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import shutil
 import socket
@@ -15,18 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
-from dist_trainer.cluster.topology import is_own_name, render_include
-from dist_trainer.disk import write_text, writing
-from dist_trainer.encoding import all_as_utf8
+from dist_trainer.cluster.topology import is_own_name
+from dist_trainer.disk import writing
+from dist_trainer.encoding import printable
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
-from dist_trainer.launch.guards.coordinator import Coordinator, Job, new_token
+from dist_trainer.launch.environment import without_what_pdsh_shows
+from dist_trainer.launch.guards.coordinator import Coordinator
 from dist_trainer.launch.guards.job import guarded, job_for, membership_for
 from dist_trainer.launch.guards.membership import Trouble
 from dist_trainer.launch.guards.protocol import FROM_SRUN
 from dist_trainer.launch.hosts.network import address_towards
+from dist_trainer.launch.hosts.run_secret import RunSecret, is_secret_id, new_secret, secret_by_hand
+from dist_trainer.launch.launch_record import write_launch_record
 from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.open_files import allow_open_files
-from dist_trainer.launch.plan import LaunchRequest, Rendezvous
+from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, Rendezvous
 from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S, Ending, supervise
 
 START_LIMIT_S = 300.0
@@ -59,21 +61,22 @@ def run_request(
     request: LaunchRequest,
     prepare: Callable[[], Prepared],
     *,
+    secret: RunSecret,
     is_port_fixed: bool = False,
     limits: Limits = Limits(),
 ) -> int:
     """Starts the guards, prepares the run, lets the guards start the ranks, and returns the ranks' status.
 
     What takes `prepare` time takes none of the user's where all ranks are here: it is done while the launcher comes up,
-    and when it raises nothing is left. On other hosts nothing is started before it is done.
+    and when it raises nothing is left. On other hosts nothing is started before it is done; where `secret` goes by a
+    file it has brought that.
     """
     prepared = None if request.is_local else prepare()
     refusal: BaseException | None = None
     allow_connections(request.num_ranks)
     listener, host = _listen(launcher, request)
-    token = rendezvous_token(request.rendezvous) if request.rendezvous else new_token()
     address = f"{host}:{listener.getsockname()[1]}"
-    plan = build_plan(launcher, guarded(request, address, token))
+    plan = build_plan(launcher, guarded(request, address, secret))
     launcher_log = None if prepared is None else prepared.run_dir / "logs" / "launcher.log"
 
     def hand_out() -> None:
@@ -98,7 +101,7 @@ def run_request(
     with (
         Coordinator(
             listener,
-            token,
+            secret.value,
             membership_for(launcher, request),
             start_limit_s=limits.start_s,
             say=say,
@@ -109,7 +112,7 @@ def run_request(
     ):
         ending = supervise(
             plan.argv,
-            {**request.facts.environ, **dict(plan.env)},
+            _launcher_env(request, plan, secret),
             grace_s=limits.grace_s,
             guards=coordinator,
             output=output,
@@ -151,22 +154,31 @@ def _listen_beside(meeting: Rendezvous) -> socket.socket:
         ) from error
 
 
-def run_beside(request: LaunchRequest, *, grace_s: float = GRACE_S) -> int:
+def secret_for(launcher: str, request: LaunchRequest) -> RunSecret:
+    """How the run's secret comes to the guards follows from what starts them. Raises UserError."""
+    if request.rendezvous is not None:
+        if is_secret_id(request.rendezvous.job_id):
+            say("--rdzv-id is this run's secret, and other users of this host can read it: ps shows it to them")
+        return secret_by_hand(request.rendezvous.job_id, request.facts.environ)
+    return new_secret(in_file=not request.is_local and launcher != "srun")
+
+
+def _launcher_env(request: LaunchRequest, plan: LaunchPlan, secret: RunSecret) -> dict[str, str]:
+    environ = dict(request.facts.environ)
+    if plan.launcher == "deepspeed" and not request.is_local:
+        environ = without_what_pdsh_shows(environ)
+    return {**environ, **dict(plan.env), **secret.variables(environ)}
+
+
+def run_beside(request: LaunchRequest, secret: RunSecret, *, grace_s: float = GRACE_S) -> int:
     """Runs this host's ranks of a run whose rendezvous is on another host, where their guards get their job."""
     meeting = request.rendezvous
     assert meeting is not None
-    plan = build_plan("torchrun", guarded(request, f"{meeting.host}:{meeting.port + 1}", rendezvous_token(meeting)))
-    ending = supervise(plan.argv, {**request.facts.environ, **dict(plan.env)}, grace_s=grace_s)
+    plan = build_plan("torchrun", guarded(request, f"{meeting.host}:{meeting.port + 1}", secret))
+    ending = supervise(plan.argv, _launcher_env(request, plan, secret), grace_s=grace_s)
     if ending.status and ending.stopped_by is None:
         say(f"this host's ranks ended with status {ending.status}; {meeting.host} says which rank failed first")
     return ending.status
-
-
-def rendezvous_token(meeting: Rendezvous) -> str:
-    """What keeps two runs apart; whoever knows the run's id can join it, as torchrun's own rendezvous has it."""
-    import hashlib
-
-    return hashlib.sha256(meeting.job_id.encode()).hexdigest()[:32]
 
 
 @contextmanager
@@ -223,7 +235,7 @@ def _status(launcher: str, ending: Ending, coordinator: Coordinator, launcher_lo
     if trouble.lines:
         say(f"{trouble.message}; said last:")
         for line in trouble.lines:
-            print(f"    {line}", file=sys.stderr)
+            print(printable(f"    {line}"), file=sys.stderr)
     elif trouble.rank != 0 or trouble.status > 128:
         # Rank 0 has the terminal, and speaks for itself.
         say(trouble.message)
@@ -231,7 +243,7 @@ def _status(launcher: str, ending: Ending, coordinator: Coordinator, launcher_lo
 
 
 def say(text: str) -> None:
-    print(f"dist_trainer: {text}", file=sys.stderr, flush=True)
+    print(printable(f"dist_trainer: {text}"), file=sys.stderr, flush=True)
 
 
 def require_launcher(launcher: str) -> None:
@@ -250,17 +262,3 @@ def require_launcher(launcher: str) -> None:
             where="PATH",
             hint=f"install it (Debian: apt-get install {_DEBIAN_PACKAGES[launcher]}), or use --launcher torchrun",
         )
-
-
-def write_launch_record(launcher: str, request: LaunchRequest, job: Job, run_dir: Path, *, start_time_s: float) -> None:
-    """RUN_DIR/resolved/launch.json: enough to start the same ranks again."""
-    record = {
-        "launcher": launcher,
-        "argv": list(job.argv),
-        "env": dict(job.env),
-        "num_ranks": request.num_ranks,
-        "hosts": render_include(request.topology),
-        "host": request.facts.hostname,
-        "start_time_s": start_time_s,
-    }
-    write_text(run_dir / "resolved" / "launch.json", json.dumps(all_as_utf8(record), indent=2) + "\n")

@@ -40,5 +40,5 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[LaunchPlan]:
         return 7
 
     monkeypatch.setattr(launch, "run_request", run_request)
-    monkeypatch.setattr(reach, "check_hosts", lambda request, **_: None)
+    monkeypatch.setattr(reach, "check_hosts", lambda request, secret, **_: None)
     return plans

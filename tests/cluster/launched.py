@@ -61,16 +61,25 @@ def allocated(launcher: str) -> list[str]:
 
 @contextmanager
 def echoing(
-    lab: Lab, folder: Path, launcher: str, slurm_environ: Mapping[str, str], behaviour: str, *words: str
+    lab: Lab,
+    folder: Path,
+    launcher: str,
+    slurm_environ: Mapping[str, str],
+    behaviour: str,
+    *words: str,
+    named_env: Mapping[str, str] | None = None,
 ) -> Iterator[Launched]:
+    """`named_env`: what `--env` names, with its values."""
     out_dir = folder / launcher
     out_dir.mkdir(parents=True)
     hostfile = folder / "hosts"
     if not hostfile.exists():
         # Else a launch that another launcher has begun may read it half written.
         hostfile.write_text("".join(f"{host} slots=2\n" for host in HOSTS))
+    named = dict(named_env or {})
     command = [*allocated(launcher), sys.executable, "-m", "launch_echo", *switches(launcher)]
-    environ = dict(slurm_environ) | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "launch")])}
+    command += [f"--env={name}" for name in named]
+    environ = dict(slurm_environ) | named | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "launch")])}
     with (folder / f"{launcher}.out").open("w+") as printed:
         process = lab.popen(
             LOGIN,

@@ -165,8 +165,9 @@ def test_torchrun_started_by_hand_on_each_host(lab: Lab, folder: Path, expected:
     words = ["--config", str(mini_config(folder)), "--run-dir", str(folder / "by-hand"), *BRISK, *SHORT]
     command = [str(ROOT / "launch.sh"), *where, *words]
     with (folder / "by-hand-node2.out").open("w") as printed:
-        other = lab.popen("node2", command, cwd=folder, environ=ENVIRONMENT, stdout=printed, stderr=printed)
-        first = lab.run("node1", command, cwd=folder, environ=ENVIRONMENT)
+        environ = ENVIRONMENT | {"XDG_CONFIG_HOME": str(folder)}
+        other = lab.popen("node2", command, cwd=folder, environ=environ, stdout=printed, stderr=printed)
+        first = lab.run("node1", command, cwd=folder, environ=environ)
         assert (first.status, other.wait(60)) == (0, 0), first.output
     assert losses(folder / "by-hand") == expected
     lab.wait_until_nothing_runs()
@@ -175,7 +176,8 @@ def test_torchrun_started_by_hand_on_each_host(lab: Lab, folder: Path, expected:
 def test_ranks_of_a_run_started_by_hand_begin_on_the_host_of_the_endpoint(lab: Lab, folder: Path) -> None:
     where = ["--launcher", "torchrun", "--nnodes", "2", "--rdzv-endpoint", "node2:29511", "--nproc-per-node", "2"]
     command = [sys.executable, "-m", "launch_echo", *where, "--", str(folder / "by-hand-echo"), "end"]
-    environ = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "launch")])}
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "launch")])
+    environ = {"PYTHONPATH": path, "XDG_CONFIG_HOME": str(folder)}
     (folder / "by-hand-echo").mkdir()
     other = lab.popen("node1", command, cwd=folder, environ=environ, stderr=subprocess.DEVNULL)
     first = lab.run("node2", command, cwd=folder, environ=environ)

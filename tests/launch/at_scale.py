@@ -30,7 +30,7 @@ NUM_PROCESSES = 4
 HOST_SIZE = 8
 WATCH_S = 10.0
 LIMIT_S = 300.0
-TOKEN = "token"
+SECRET = b"what launch and its guards know."
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def measure_guards(num_ranks: int) -> None:
         local_ranks=tuple((local_rank, HOST_SIZE) for _, local_rank in places),
     )
     membership = Membership(num_ranks, tuple(f"host{host}" for host, _ in places))
-    with Coordinator(listener, TOKEN, membership, start_limit_s=LIMIT_S, say=print) as coordinator:
+    with Coordinator(listener, SECRET, membership, start_limit_s=LIMIT_S, say=print) as coordinator:
         coordinator.hand_out(job)
         started_s = time.monotonic()
         processes = start_clients(guards, listener.getsockname()[1], num_ranks)
@@ -79,6 +79,7 @@ def measure_guards(num_ranks: int) -> None:
 
 def guards(port: int, ranks: range, _: SimpleQueue[float]) -> None:
     """Connects as guards do, and lives as they do."""
+    from dist_trainer.launch.guards.connecting import connect
     from dist_trainer.launch.guards.protocol import BEAT_S, encode
 
     selector = selectors.DefaultSelector()
@@ -90,16 +91,20 @@ def guards(port: int, ranks: range, _: SimpleQueue[float]) -> None:
         while (left_s := end_s - time.monotonic()) > 0:
             for key, _ in selector.select(left_s):
                 os.read(key.fd, 1 << 16)
-        for connection in connections:
-            connection.sendall(beat)
+        for connection, channel in connections:
+            connection.sendall(channel.seal(beat))
 
-    for rank in ranks:
-        connection = socket.create_connection(("127.0.0.1", port), timeout=60)
-        connection.sendall(
-            encode("hello", token=TOKEN, rank=rank, local_rank=rank % HOST_SIZE, host=f"host{rank // HOST_SIZE}")
-        )
+    def come(rank: int) -> None:
+        connection, channel = connect(("127.0.0.1", port), SECRET, told_to_end=lambda: False)
+        connection.setblocking(True)
+        hello = encode("hello", rank=rank, local_rank=rank % HOST_SIZE, host=f"host{rank // HOST_SIZE}")
+        connection.sendall(channel.seal(hello))
         selector.register(connection, selectors.EVENT_READ)
-        connections.append(connection)
+        connections.append((connection, channel))
+
+    # Guards do not wait for each other.
+    with ThreadPoolExecutor(32) as pool:
+        list(pool.map(come, ranks))
     while True:
         live(BEAT_S)
 

@@ -3,6 +3,7 @@
     echo_rank train OUT_DIR BEHAVIOUR ANYTHING...
 
 BEHAVIOUR is 'end', 'exit:STATUS', 'kill:SIGNAL' (of rank 1, once every rank has written; the others wait), or 'wait'.
+Before it exits so, rank 1 prints what follows, a line a word.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ _WAIT_S = 120.0
 
 
 def main(argv: list[str]) -> int:
-    _, out_dir, behaviour, *_ = argv
+    _, out_dir, behaviour, *words = argv
     info = find_rank(os.environ)
     variables = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "DS_ACCELERATOR")}
     record = {
@@ -38,6 +39,7 @@ def main(argv: list[str]) -> int:
     if kind == "wait" or (kind in ("exit", "kill") and info.rank != 1):
         time.sleep(_WAIT_S)
     if kind in ("exit", "kill"):
+        sys.stdout.writelines(f"{word}\n" for word in words)
         _wait_for([path.with_name(f"rank-{rank}.json") for rank in range(info.world_size)])
     if kind == "kill":
         os.kill(os.getpid(), int(number))

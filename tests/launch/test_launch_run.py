@@ -14,10 +14,12 @@ import pytest
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
 from dist_trainer.launch.guards.job import job_for
+from dist_trainer.launch.hosts.run_secret import new_secret
+from dist_trainer.launch.launch_record import write_launch_record
 from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.processes import list_descendants
-from dist_trainer.launch.run import Prepared, require_launcher, run_request, write_launch_record
+from dist_trainer.launch.run import Prepared, require_launcher, run_request
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +38,7 @@ def test_a_mistake_found_while_the_launcher_comes_up_leaves_nothing_running() ->
 
     before = {process.pid for process in list_descendants(os.getpid())}
     with pytest.raises(UserError, match="no such key"):
-        run_request("torchrun", local_request(), prepare)
+        run_request("torchrun", local_request(), prepare, secret=new_secret(in_file=False))
     assert set(seen) - before, "the launcher was on its way"
     assert {process.pid for process in list_descendants(os.getpid()) if not process.has_ended} <= before
 
@@ -65,7 +67,7 @@ def test_what_was_started_is_written_down(tmp_path: Path) -> None:
         "env": {
             "OMP_NUM_THREADS": "4",
             "DS_ACCELERATOR": "cpu",
-            "A": "1",
+            "A": "(not recorded)",
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": "23456",
         },
@@ -74,6 +76,18 @@ def test_what_was_started_is_written_down(tmp_path: Path) -> None:
         "host": "box",
         "start_time_s": 5.0,
     }
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_the_record_has_the_mode_that_the_umask_gives(umask: int, mode: int, tmp_path: Path) -> None:
+    asked = local_request()
+    job = job_for("torchrun", asked, build_plan("torchrun", asked), tmp_path, is_port_fixed=False)
+    before = os.umask(umask)
+    try:
+        write_launch_record("torchrun", asked, job, tmp_path, start_time_s=5.0)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "resolved" / "launch.json").stat().st_mode & 0o777 == mode
 
 
 def test_what_launch_and_rank_finding_import() -> None:

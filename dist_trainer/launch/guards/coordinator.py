@@ -1,11 +1,14 @@
 """The launching process's end of the connections to its ranks' guards: hands out the job, notices what fails first.
 
 A thread of its own serves the connections. What it notices is read by `supervise`, which ends the launcher.
+
+Anybody may connect, and nobody is believed before the proof (see `proof`): strangers have few places, a short time, and
+nothing that they send is looked into. Once all guards are there the door is closed.
 """
 
 from __future__ import annotations
 
-import os
+import errno
 import re
 import selectors
 import signal
@@ -13,19 +16,28 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
 
+from dist_trainer.encoding import without_commands
 from dist_trainer.launch.guards.membership import Membership, Trouble, name_hosts
-from dist_trainer.launch.guards.protocol import BEAT_S, SILENCE_S, LineReader, Message, encode
+from dist_trainer.launch.guards.proof import LaunchProof, StrangerError
+from dist_trainer.launch.guards.protocol import BEAT_S, SILENCE_S, Channel, Message, encode
 from dist_trainer.launch.supervise import FAILURE_GRACE_S
 
 _REMIND_S = 30.0
 _TICK_S = 0.1
+_LOOK_S = 0.05
 # Until the job is there: the guards wait for it.
 _SHORT_TICK_S = 0.01
 _BLOCK_BYTES = 1 << 16
+# Places for those that have not proved themselves, beside one for each guard that is still to come.
+NUM_SPARE_PLACES = 128
+# Fewer than those, so that who was answered in one turn is still there in the next.
+_MAX_NUM_ACCEPTED = 64
+# What a guard needs is a round trip.
+PROOF_LIMIT_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -58,13 +70,19 @@ class _Hello:
     local_rank: int
 
 
-@dataclass
+@dataclass(eq=False)
 class _Connection:
     socket: socket.socket
-    reader: LineReader = field(default_factory=LineReader)
+    host: str
+    since_s: float
+    proof: LaunchProof
     hello: _Hello | None = None
     rank: int | None = None
     to_send: bytes = b""
+
+    @property
+    def channel(self) -> Channel | None:
+        return self.proof.channel
 
 
 class Coordinator:
@@ -77,7 +95,7 @@ class Coordinator:
     def __init__(
         self,
         listener: socket.socket,
-        token: str,
+        secret: bytes,
         membership: Membership,
         *,
         start_limit_s: float,
@@ -86,13 +104,18 @@ class Coordinator:
     ) -> None:
         self.membership = membership
         self.trouble: Trouble | None = None
-        self._listener, self._token, self._say = listener, token, say
+        self._listener, self._secret, self._say = listener, secret, say
         self._first_host = first_host
         self._job: Job | None = None
         self._port: int | None = None
         self._start_limit_s = start_limit_s
         self._lock = threading.Lock()
         self._connections: dict[int, _Connection] = {}
+        self._to_flush: set[_Connection] = set()
+        # Those without a place of their own, by when they came: who has greeted stays longer where places are short.
+        self._silent: dict[_Connection, None] = {}
+        self._greeting: dict[_Connection, None] = {}
+        self._num_strangers = 0
         self._told_ranks: set[int] = set()
         self._unnumbered: list[tuple[_Hello, _Connection]] = []
         self._waiting: list[_Connection] = []
@@ -131,8 +154,7 @@ class Coordinator:
         with self._lock:
             if self._grace_s is None or grace_s < self._grace_s:
                 self._grace_s = grace_s
-                for connection in self._connections.values():
-                    connection.to_send += encode("stop", grace_s=grace_s)
+                self._add(self._connections.values(), encode("stop", grace_s=grace_s))
 
     def close(self, limit_s: float) -> None:
         """Ends the thread as soon as every guard has gone, or at the limit."""
@@ -143,25 +165,31 @@ class Coordinator:
         self._thread.join()
 
     def _serve(self) -> None:
-        started_s = beaten_s = reminded_s = time.monotonic()
+        started_s = beaten_s = looked_s = reminded_s = time.monotonic()
         self._listener.setblocking(False)
         with selectors.DefaultSelector() as selector, self._listener:
             selector.register(self._listener, selectors.EVENT_READ)
             while not self._is_closing:
-                for key, _ in selector.select(_TICK_S if self._job else _SHORT_TICK_S):
-                    if key.fileobj is self._listener:
-                        self._accept(selector)
-                    else:
+                ready = selector.select(_TICK_S if self._job else _SHORT_TICK_S)
+                for key, _ in ready:
+                    # One of them may have lost its place to another.
+                    if key.data is not None and key.data.socket.fileno() >= 0:
                         self._read(key.data, selector)
+                if any(key.data is None for key, _ in ready):
+                    self._accept(selector)
                 self._send_jobs()
                 now_s = time.monotonic()
+                self._send_strangers_away(now_s, selector)
                 if now_s - beaten_s >= BEAT_S:
                     beaten_s = now_s
                     self._send_all(encode("beat"))
-                self._look_for_trouble(now_s, now_s - started_s)
+                if now_s - looked_s >= _LOOK_S:
+                    # Takes a moment where there are thousands, who come in as many turns.
+                    looked_s = now_s
+                    self._look_for_trouble(now_s, now_s - started_s)
                 if not self.membership.is_complete and self.trouble is None and now_s - reminded_s >= _REMIND_S:
                     reminded_s = now_s
-                    self._say(f"{now_s - started_s:.0f} s: still waiting for {self._missing()}")
+                    self._say(f"{now_s - started_s:.0f} s: still waiting for {self._missing()}{self._strangers()}")
                 self._flush(selector)
             for connection in list(self._connections.values()):
                 connection.socket.close()
@@ -172,7 +200,9 @@ class Coordinator:
         self.trouble = self.membership.first_trouble(now_s)
         if self.trouble is None and not self.membership.is_complete and since_start_s > self._start_limit_s:
             self.trouble = Trouble(
-                f"{self._missing()} did not start within {self._start_limit_s:.0f} s; see --start-limit", 1
+                f"{self._missing()} did not start within {self._start_limit_s:.0f} s; see --start-limit"
+                f"{self._strangers()}",
+                1,
             )
         if self.trouble is not None:
             self.stop(FAILURE_GRACE_S)
@@ -180,28 +210,67 @@ class Coordinator:
     def _missing(self) -> str:
         return name_hosts(self.membership.missing_hosts())
 
+    def _strangers(self) -> str:
+        return f"; {self._num_strangers} connections did not know this run's secret" if self._num_strangers else ""
+
     def _accept(self, selector: selectors.BaseSelector) -> None:
-        """All that wait: thousands may come at once."""
-        while True:
+        """Those that wait, of whom there may be thousands at once."""
+        for _ in range(_MAX_NUM_ACCEPTED):
+            num_places = self.membership.num_ranks - len(self._told_ranks) + NUM_SPARE_PLACES
             try:
-                accepted, _ = self._listener.accept()
-            except OSError:
+                accepted, address = self._listener.accept()
+            except OSError as error:
+                # No file may be opened any more: somebody has to go, or this would be tried again and again.
+                if error.errno in (errno.EMFILE, errno.ENFILE) and self._send_first_away(selector):
+                    continue
                 return
             accepted.setblocking(False)
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = _Connection(accepted)
+            if len(self._silent) + len(self._greeting) >= num_places:
+                self._send_first_away(selector)
+            connection = _Connection(accepted, str(address[0]), time.monotonic(), LaunchProof(self._secret))
+            self._silent[connection] = None
             with self._lock:
                 self._connections[accepted.fileno()] = connection
             selector.register(accepted, selectors.EVENT_READ, connection)
+            # Most have greeted by now.
+            self._read(connection, selector)
+
+    def _send_first_away(self, selector: selectors.BaseSelector) -> bool:
+        """Whoever has been there longest without a proof; False where there is nobody."""
+        first = next(iter(self._silent or self._greeting), None)
+        if first is not None:
+            self._drop(first, selector)
+        return first is not None
+
+    def _send_strangers_away(self, now_s: float, selector: selectors.BaseSelector) -> None:
+        """Those whose time is over; all, and the listener too, where no guard is awaited any more."""
+        is_over = len(self._told_ranks) == self.membership.num_ranks
+        if is_over and self._listener.fileno() >= 0:
+            selector.unregister(self._listener)
+            self._listener.close()
+        for waiting in (self._silent, self._greeting):
+            while (first := next(iter(waiting), None)) and (is_over or now_s - first.since_s > PROOF_LIMIT_S):
+                self._drop(first, selector)
 
     def _read(self, connection: _Connection, selector: selectors.BaseSelector) -> None:
+        messages: list[Message] = []
         try:
             data = connection.socket.recv(_BLOCK_BYTES)
-            messages = connection.reader.feed(data)
+            if connection.channel is not None:
+                messages = connection.channel.feed(data)
+            elif data:
+                messages = self._prove(connection, data)
+            elif connection.proof.has_greeting:
+                # It has seen our proof, and did not take it for one.
+                raise StrangerError
         except BlockingIOError:
             return
+        except StrangerError:
+            self._note_stranger(connection)
+            data = b""
         except (OSError, ValueError):
-            data, messages = b"", []
+            data = b""
         for message in messages:
             if connection.hello is None:
                 if not self._welcome(connection, message):
@@ -213,9 +282,31 @@ class Coordinator:
         if not data:
             self._drop(connection, selector)
 
+    def _prove(self, connection: _Connection, data: bytes) -> list[Message]:
+        """Takes it one step further, and gives what it says behind its proof. Raises StrangerError, ValueError."""
+        answer, rest = connection.proof.feed(data)
+        if answer:
+            with self._lock:
+                connection.to_send += answer
+                self._to_flush.add(connection)
+        if connection.proof.has_greeting and connection in self._silent:
+            del self._silent[connection]
+            self._greeting[connection] = None
+            # Its round trip begins now, however long this thread had no turn.
+            connection.since_s = time.monotonic()
+        # Before its hello it still has a stranger's place: it is to say it at once.
+        return connection.channel.feed(rest) if connection.channel is not None else []
+
+    def _note_stranger(self, connection: _Connection) -> None:
+        self._num_strangers += 1
+        if self._num_strangers == 1:
+            self._say(f"a connection from {connection.host} did not know this run's secret, and was closed")
+
     def _drop(self, connection: _Connection, selector: selectors.BaseSelector) -> None:
         with self._lock:
             self._connections.pop(connection.socket.fileno(), None)
+        self._silent.pop(connection, None)
+        self._greeting.pop(connection, None)
         selector.unregister(connection.socket)
         connection.socket.close()
         if connection.hello is not None and connection.rank is None:
@@ -226,16 +317,13 @@ class Coordinator:
             self.membership.disconnected(connection.rank, time.monotonic())
 
     def _welcome(self, connection: _Connection, message: Message) -> bool:
-        """The first message says who it is; a stranger is sent away."""
-        # Brings OpenSSL, which need not come in before the launcher is started.
-        import hmac
-
-        told = str(message.get("token", ""))
+        """The first message says who it is; a rank that is there already is sent away."""
         rank = message.get("rank")
-        if message.get("kind") != "hello" or not hmac.compare_digest(told.encode(), self._token.encode()):
+        if message.get("kind") != "hello" or not isinstance(rank, int):
             return False
-        if not isinstance(rank, int) or not 0 <= rank < self.membership.num_ranks or rank in self._told_ranks:
+        if not 0 <= rank < self.membership.num_ranks or rank in self._told_ranks:
             return False
+        self._greeting.pop(connection, None)
         self._told_ranks.add(rank)
         connection.hello = _Hello(rank, str(message.get("host")), int(message.get("local_rank", 0)))
         self._unnumbered.append((connection.hello, connection))
@@ -264,7 +352,7 @@ class Coordinator:
             self._port = int(message["port"])
         elif kind == "output":
             stream = sys.stderr if message["is_error"] else sys.stdout
-            stream.write(message["text"])
+            stream.write(without_commands(message["text"]))
             stream.flush()
         elif kind == "ended":
             self.membership.ended(
@@ -315,19 +403,27 @@ class Coordinator:
         if self._grace_s is not None:
             self._send(connection, encode("stop", grace_s=self._grace_s))
 
-    def _send(self, connection: _Connection, data: bytes) -> None:
+    def _send(self, connection: _Connection, message: bytes) -> None:
         with self._lock:
-            connection.to_send += data
+            self._add((connection,), message)
 
-    def _send_all(self, data: bytes) -> None:
+    def _send_all(self, message: bytes) -> None:
         with self._lock:
-            for connection in self._connections.values():
-                connection.to_send += data
+            self._add(self._connections.values(), message)
+
+    def _add(self, connections: Iterable[_Connection], message: bytes) -> None:
+        """To what is to be sent, where the other side has proved itself. Messages are numbered: under the lock."""
+        for connection in connections:
+            if connection.channel is not None:
+                connection.to_send += connection.channel.seal(message)
+                self._to_flush.add(connection)
 
     def _flush(self, selector: selectors.BaseSelector) -> None:
         with self._lock:
-            connections = [connection for connection in self._connections.values() if connection.to_send]
+            connections, self._to_flush = self._to_flush, set()
         for connection in connections:
+            if connection.socket.fileno() < 0:
+                continue
             with self._lock:
                 data, connection.to_send = connection.to_send, b""
             try:
@@ -339,13 +435,11 @@ class Coordinator:
                 continue
             with self._lock:
                 connection.to_send = data[sent:] + connection.to_send
+                if connection.to_send:
+                    self._to_flush.add(connection)
 
 
 def _order(hello: _Hello, first_host: str | None) -> tuple[bool, list[tuple[str, int]], int]:
     """The first host, then by name as people count (node2 before node10), and on a host by local rank."""
     name = [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", hello.host)]
     return hello.host != first_host, name, hello.local_rank
-
-
-def new_token() -> str:
-    return os.urandom(16).hex()

@@ -8,14 +8,27 @@ from pathlib import Path
 from dist_trainer.launch.environment import forwarded_env
 from dist_trainer.launch.guards.coordinator import Job
 from dist_trainer.launch.guards.membership import Membership
+from dist_trainer.launch.hosts.run_secret import RunSecret, public_id
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
 
 GUARD_MODULE = "dist_trainer.launch.guards.rank_guard"
 
 
-def guarded(request: LaunchRequest, address: str, token: str) -> LaunchRequest:
-    """The same ranks, each started by its guard, which finds the launching process at `address` (HOST:PORT)."""
-    return dataclasses.replace(request, module=GUARD_MODULE, arguments=(address, token), is_guarded=True)
+def guarded(request: LaunchRequest, address: str, secret: RunSecret) -> LaunchRequest:
+    """The same ranks, each started by its guard, which finds the launching process at `address` (HOST:PORT).
+
+    What the user named for every rank comes by way of the guards: on its way to other hosts a launcher may show it.
+    """
+    env = request.env if request.is_local else ()
+    meeting = request.rendezvous
+    return dataclasses.replace(
+        request,
+        module=GUARD_MODULE,
+        arguments=(address, secret.source),
+        env=env,
+        is_guarded=True,
+        rendezvous=meeting and dataclasses.replace(meeting, job_id=public_id(meeting.job_id)),
+    )
 
 
 def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Path, *, is_port_fixed: bool) -> Job:

@@ -1,12 +1,14 @@
-"""Stands between a launcher and one rank: `python -m dist_trainer.launch.guards.rank_guard HOST:PORT TOKEN`.
+"""Stands between a launcher and one rank: `python -m dist_trainer.launch.guards.rank_guard HOST:PORT SECRET_SOURCE`.
 
-It asks the launching process what to run, so that arguments and variables arrive literally whatever the launcher does
-to them; tells it how the rank ended; and ends the rank when it is told to, or when nothing is heard of that process
-any more. Imports no more than it must, but what its rank goes on with: there is one for every rank.
+SECRET_SOURCE says where the run's secret is, `environment` or a file: what everybody may read. It asks the launching
+process what to run, so that arguments and variables arrive literally whatever the launcher does to them; tells it how
+the rank ended; and ends the rank when it is told to, or when nothing is heard of that process any more. Imports no more
+than it must, but what its rank goes on with: there is one for every rank.
 """
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import importlib
 import os
@@ -22,18 +24,18 @@ from typing import IO
 
 from dist_trainer.cluster.environments import READERS, Place
 from dist_trainer.cluster.threads import threads_here
-from dist_trainer.encoding import set_up_streams
+from dist_trainer.encoding import printable, set_up_streams
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError
-from dist_trainer.launch.guards.protocol import BEAT_S, FROM_SRUN, SILENCE_S, LineReader, Message, encode
+from dist_trainer.launch.guards.connecting import EndedError, connect
+from dist_trainer.launch.guards.protocol import BEAT_S, FROM_SRUN, SILENCE_S, Message, encode
 from dist_trainer.launch.guards.rank_process import BecomeRank, RankProcess, start_rank
 from dist_trainer.launch.hosts.network import interface_towards
 from dist_trainer.launch.hosts.ports import first_free_port
+from dist_trainer.launch.hosts.run_secret import RunSecret, take_secret
 from dist_trainer.launch.processes import launchers_above, sweep_later
 from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S
 from dist_trainer.logs import rank_log_path
 
-_CONNECT_LIMIT_S = 300.0
-_CONNECT_ATTEMPT_S = 10.0
 _BYE_LIMIT_S = 2.0
 # Where the job is not there by then, the launching process still reads the files.
 _JOB_IS_READY_S = 0.01
@@ -47,8 +49,11 @@ _BLOCK_BYTES = 1 << 16
 class Guard:
     """One rank's life: connect, start, watch, tell."""
 
-    def __init__(self, place: Place, address: tuple[str, int], token: str) -> None:
+    def __init__(self, place: Place, address: tuple[str, int], secret: bytes) -> None:
+        """Raises UserError, EndedError: see `connect`."""
         self.place = place
+        self._parent_pid = os.getppid()
+        self._was_told_to_end = False
         self._signals_r, signals_w = socket.socketpair()
         for end in (self._signals_r, signals_w):
             end.setblocking(False)
@@ -58,25 +63,32 @@ class Guard:
             if number not in _MAY_BE_IGNORED or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
         self._signals_w = signals_w
-        self._socket = _connect(address)
-        self._reader = LineReader()
+        self._socket, self._channel = connect(address, secret, told_to_end=self._is_told_to_end)
+        if self._was_told_to_end:
+            raise EndedError
         self._heard_s = self._beaten_s = time.monotonic()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._socket, selectors.EVENT_READ)
         self._selector.register(self._signals_r, selectors.EVENT_READ)
         self._rank: RankProcess | None = None
         self._log: IO[bytes] | None = None
+        # A character may come in two pieces; whatever else they are, the bytes go on.
+        self._decoders = [codecs.getincrementaldecoder("utf-8")(errors="surrogateescape") for _ in range(2)]
         self._last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
         self._kill_at_s: float | None = None
-        self._parent_pid = os.getppid()
         self._is_echo = False
         self._has_bye = False
         self._failed_to_start = False
         self.must_sweep = False
         self.is_lost = False
-        self._send(
-            encode("hello", token=token, rank=place.rank, local_rank=place.local_rank, host=socket.gethostname())
-        )
+        self._send(encode("hello", rank=place.rank, local_rank=place.local_rank, host=socket.gethostname()))
+
+    def _is_told_to_end(self) -> bool:
+        """Before there is anything to end: by a signal, or by the end of what started this."""
+        with contextlib.suppress(BlockingIOError):
+            if any(number in _TOLD_TO_END for number in self._signals_r.recv(_BLOCK_BYTES)):
+                self._was_told_to_end = True
+        return self._was_told_to_end or os.getppid() != self._parent_pid
 
     def run(self) -> int:
         """The rank's exit status, 128 + N when signal N ended it; without a job 0 when told that none comes, else 1."""
@@ -141,7 +153,13 @@ class Guard:
             self._lose()
             return
         self._heard_s = time.monotonic()
-        for message in self._reader.feed(data):
+        try:
+            messages = self._channel.feed(data)
+        except ValueError:
+            # Somebody between the two has changed what was said.
+            self._lose()
+            return
+        for message in messages:
             if message["kind"] == "job":
                 self._start(message)
             elif message["kind"] == "stop":
@@ -204,8 +222,7 @@ class Guard:
             if self._log is not None:
                 with contextlib.suppress(OSError):
                     self._log.write(data)
-            # Whatever bytes they are, those are printed.
-            text = data.decode(errors="surrogateescape")
+            text = self._decoders[is_error].decode(data)
             if self.place.rank == 0:
                 self._send(encode("output", text=text, is_error=is_error))
             else:
@@ -246,38 +263,17 @@ class Guard:
         while not self._has_bye and not self.is_lost and time.monotonic() < deadline_s:
             self._turn()
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         """Small, and rare: it may wait a moment for the other side."""
         if self.is_lost:
             return
         try:
             self._socket.settimeout(SILENCE_S)
-            self._socket.sendall(data)
+            self._socket.sendall(self._channel.seal(message))
         except OSError:
             self._lose()
         finally:
             self._socket.setblocking(False)
-
-
-def _connect(address: tuple[str, int]) -> socket.socket:
-    """Waits for the launching process, which may start later where each host is started by hand. Raises UserError."""
-    deadline_s = time.monotonic() + _CONNECT_LIMIT_S
-    while True:
-        try:
-            connected = socket.create_connection(address, timeout=_CONNECT_ATTEMPT_S)
-        except OSError as error:
-            if time.monotonic() > deadline_s or isinstance(error, socket.gaierror):
-                raise UserError(
-                    f"the launching process cannot be reached from {socket.gethostname()}",
-                    where=f"{address[0]}:{address[1]}",
-                    found=error.strerror or str(error),
-                    hint="let hosts of the job connect to each other and to this address",
-                ) from error
-            time.sleep(BEAT_S / 2)
-            continue
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setblocking(False)
-        return connected
 
 
 def _interface_env(peers: list[str], environ: dict[str, str]) -> dict[str, str]:
@@ -313,23 +309,38 @@ def main(argv: list[str]) -> int:
         host = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
     above = launchers_above(os.getpid())
     try:
-        guard = Guard(find_place(), (host, int(port)), argv[1])
-        status = guard.run()
+        secret = take_secret(argv[1], os.environ)
+        place = find_place()
     except UserError as error:
-        print(f"dist_trainer: error: {error}", file=sys.stderr)
-        return error.exit_status
+        return _refuse(error)
+    try:
+        guard = Guard(place, (host, int(port)), secret.value)
+        status = guard.run()
+    except (UserError, EndedError) as error:
+        _leave(place, secret, above)
+        # All ranks of a host would say the same.
+        return _refuse(error) if isinstance(error, UserError) and place.local_rank == 0 else EXIT_FAILURE
     except BecomeRank as rank:
         becoming = rank
     else:
-        return _leave(guard, above, status)
+        _leave(place, secret, above if guard.must_sweep else [])
+        return status
     becoming.run()
     return EXIT_OK
 
 
-def _leave(guard: Guard, above: list[tuple[int, int]], status: int) -> int:
-    if guard.must_sweep and guard.place.local_rank == 0:
-        sweep_later(above)
-    return status
+def _refuse(error: UserError) -> int:
+    print(printable(f"dist_trainer: error: {error}"), file=sys.stderr)
+    return error.exit_status
+
+
+def _leave(place: Place, secret: RunSecret, to_sweep: list[tuple[int, int]]) -> None:
+    if secret.is_file:
+        # The host's others are here already, or the run has ended.
+        with contextlib.suppress(OSError):
+            Path(secret.source).unlink()
+    if place.local_rank == 0:
+        sweep_later(to_sweep)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,45 @@
-"""Whether ranks could start on the other hosts of a run, asked over ssh before anything is started."""
+"""Whether ranks could start on the other hosts of a run, asked over ssh before anything is started.
+
+On the same way the run's secret comes to those hosts.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from dist_trainer.cluster.topology import Host
 from dist_trainer.errors import UserError
-from dist_trainer.launch.environment import forwarded_env
+from dist_trainer.launch.environment import SEARCH_PATHS, forwarded_env
 from dist_trainer.launch.hosts.placement import SLOTS_HINT, gpu_trouble
 from dist_trainer.launch.hosts.remote import RemoteResult, run_on_hosts
+from dist_trainer.launch.hosts.run_secret import RunSecret
 from dist_trainer.launch.plan import LaunchRequest
 
 _LIMIT_S = 60.0
 _NUM_NAMED = 8
 
 
-def check_hosts(request: LaunchRequest, *, is_chosen: bool = False) -> None:
+def check_hosts(request: LaunchRequest, secret: RunSecret, *, is_chosen: bool = False) -> None:
     """Asks all hosts at once, each for its GPUs, with the Python and in the folder that the ranks will have.
+
+    The secret is left on each of them in its file.
 
     Raises UserError naming the hosts that do not answer, that lack the Python or the folder, or whose GPUs are not
     those that the hostfile says; `is_chosen` where the user named some of them.
     """
-    argv = [request.facts.interpreter, "-m", "dist_trainer.launch.hosts.facts"]
+    argv = [request.facts.interpreter, "-m", "dist_trainer.launch.hosts.facts", "from-stdin"]
     hosts = request.topology.hosts
+    env = forwarded_env(request) | dict(request.env)
     results = run_on_hosts(
         [host.name for host in hosts],
         argv,
         timeout_s=_LIMIT_S,
+        # Not on ssh's command line, but what a process has to have from its start.
+        stdin=json.dumps({"path": secret.source, "secret": secret.value.hex(), "env": env}).encode(),
         cwd=str(Path.cwd()),
-        env=forwarded_env(request) | dict(request.env),
+        env={name: env[name] for name in SEARCH_PATHS if name in env},
     )
     problems = find_problems(hosts, results)
     if problems:

@@ -1,19 +1,23 @@
-"""What the launching process says to the guards that connect to it."""
+"""What the launching process says to the guards that connect to it, and how little to anybody else."""
 
 from __future__ import annotations
 
-import json
+import resource
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO, Any
 
-from dist_trainer.launch.guards.coordinator import Coordinator, Job
+import pytest
+from guard_client import SECRET, GuardClient, is_closed
+
+from dist_trainer.errors import UserError
+from dist_trainer.launch.guards import coordinator as coordinator_module
+from dist_trainer.launch.guards.coordinator import NUM_SPARE_PLACES, Coordinator, Job
 from dist_trainer.launch.guards.membership import Membership
+from dist_trainer.launch.guards.proof import HELLO_BYTES, MAGIC, GuardProof
 from dist_trainer.launch.guards.protocol import encode
 
-TOKEN = "token"
 JOB = Job(
     argv=("python", "-m", "dist_trainer"),
     cwd="/",
@@ -29,33 +33,31 @@ ARRIVALS = [("node1", 0), ("node1", 1), ("node10", 0), ("node10", 1), ("node2", 
 
 
 @contextmanager
-def serving(num_ranks: int, first_host: str | None) -> Iterator[tuple[Coordinator, int]]:
-    listener = socket.create_server(("127.0.0.1", 0))
+def serving(
+    num_ranks: int, first_host: str | None = None, say: Callable[[str], None] = print
+) -> Iterator[tuple[Coordinator, int]]:
+    listener = socket.create_server(("127.0.0.1", 0), backlog=4096)
     port = listener.getsockname()[1]
     membership = Membership(num_ranks)
-    with Coordinator(listener, TOKEN, membership, start_limit_s=30.0, say=print, first_host=first_host) as coordinator:
+    with Coordinator(listener, SECRET, membership, start_limit_s=30.0, say=say, first_host=first_host) as coordinator:
         coordinator.hand_out(JOB)
         yield coordinator, port
 
 
-def connect(port: int, rank: int, host: str, local_rank: int, stack: ExitStack) -> tuple[socket.socket, IO[str]]:
-    connection = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-    connection.sendall(encode("hello", token=TOKEN, rank=rank, host=host, local_rank=local_rank))
-    return connection, stack.enter_context(connection.makefile())
-
-
-def job_of(lines: IO[str]) -> dict[str, Any]:
-    return next(message for message in map(json.loads, lines) if message["kind"] == "job")
+def guard(port: int, rank: int, host: str, local_rank: int, stack: ExitStack) -> GuardClient:
+    client = stack.enter_context(GuardClient(port))
+    client.hello(rank, host, local_rank)
+    return client
 
 
 def ranks_given(first_host: str | None) -> list[int]:
     """To the guards of ARRIVALS, which come in the reverse order."""
     with ExitStack() as stack, serving(len(ARRIVALS), first_host) as (_, port):
         came = [
-            connect(port, rank, host, local_rank, stack)
+            guard(port, rank, host, local_rank, stack)
             for rank, (host, local_rank) in reversed(list(enumerate(ARRIVALS)))
         ]
-        return [job_of(lines)["rank"] for _, lines in reversed(came)]
+        return [client.first("job")["rank"] for client in reversed(came)]
 
 
 def test_ranks_are_those_that_the_launcher_says() -> None:
@@ -69,22 +71,159 @@ def test_where_a_first_host_is_named_it_has_rank_0_and_hosts_follow_by_name_as_p
 
 def test_a_guard_that_is_gone_before_the_ranks_have_numbers_is_trouble() -> None:
     with ExitStack() as stack, serving(2, "node1") as (coordinator, port):
-        connection, lines = connect(port, 1, "node2", 0, stack)
-        lines.close()
-        connection.close()
+        with GuardClient(port) as gone:
+            gone.hello(1, "node2")
         while not coordinator.membership.members:
             time.sleep(0.01)
-        other = connect(port, 0, "node1", 0, stack)[1]
-        assert any(json.loads(line)["kind"] == "stop" for line in other)
+        assert guard(port, 0, "node1", 0, stack).first("stop")
         assert coordinator.trouble is not None
         assert "node2 (rank 1) is gone" in coordinator.trouble.message
 
 
-def test_a_stranger_and_a_rank_that_comes_twice_are_sent_away() -> None:
-    with ExitStack() as stack, serving(2, None) as (coordinator, port):
-        assert job_of(connect(port, 0, "node1", 0, stack)[1])["rank"] == 0
-        assert connect(port, 0, "node1", 0, stack)[1].read() == ""
-        stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
-        stranger.sendall(encode("hello", token="guessed", rank=1, host="node1", local_rank=1))
-        assert stranger.recv(1 << 16) == b""
+def test_a_rank_that_comes_twice_is_sent_away() -> None:
+    with ExitStack() as stack, serving(2) as (coordinator, port):
+        assert guard(port, 0, "node1", 0, stack).first("job")["rank"] == 0
+        assert list(guard(port, 0, "node1", 0, stack).messages()) == []
         assert set(coordinator.membership.members) == {0}
+
+
+SENT_AWAY = "a connection from 127.0.0.1 did not know this run's secret, and was closed"
+
+
+def stranger(port: int, stack: ExitStack, *, limit_s: float = 10) -> socket.socket:
+    return stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=limit_s))
+
+
+def recorded_guard(port: int) -> bytes:
+    """All that a guard sends, from its first byte to its first message, as somebody on the way may record it."""
+    proof = GuardProof(SECRET)
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(proof.hello)
+        answer, channel = proof.answer(connection.recv(64))
+        hello = channel.seal(b'{"kind": "hello", "rank": 1, "host": "node1", "local_rank": 1}')
+        connection.sendall(answer + hello)
+        assert connection.recv(1) != b""
+    return proof.hello + answer + hello
+
+
+ATTACKS = {
+    "nested": b"[" * 200_000,
+    "surrogate": b'{"kind": "hello", "token": "\\ud800", "rank": 1}\n',
+    "garbage": bytes(range(256)) * 100,
+    "nothing": b"",
+    "garbage behind a greeting": MAGIC + bytes(HELLO_BYTES - len(MAGIC)) + b"\xff" * 1000,
+    "its own proof sent back": MAGIC + bytes(HELLO_BYTES - len(MAGIC)),
+    "a line without end": MAGIC[:4] + b"x" * (64 << 20),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_what_a_stranger_sends_neither_ends_nor_joins_a_run(attack: str) -> None:
+    said: list[str] = []
+    with ExitStack() as stack, serving(2, say=said.append) as (coordinator, port):
+        first = guard(port, 0, "node1", 0, stack)
+        other = stranger(port, stack)
+        try:
+            other.sendall(ATTACKS[attack])
+            if attack == "its own proof sent back":
+                other.sendall(other.recv(64)[32:])
+            if attack == "nothing":
+                other.shutdown(socket.SHUT_WR)
+            assert is_closed(other)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        assert guard(port, 1, "node1", 1, stack).first("job")["rank"] == 1
+        assert first.first("job")["rank"] == 0
+        assert coordinator.trouble is None
+        assert said == (
+            []
+            if attack == "nothing"
+            else ["a connection from 127.0.0.1 did not know this run's secret, and was closed"]
+        )
+
+
+def test_what_a_guard_has_said_is_worth_nothing_said_again() -> None:
+    with serving(2) as (coordinator, port):
+        recorded = recorded_guard(port)
+        while not coordinator.membership.members:
+            time.sleep(0.01)
+    with ExitStack() as stack, serving(2) as (coordinator, port):
+        guard(port, 0, "node1", 0, stack)
+        again = stranger(port, stack)
+        again.sendall(recorded)
+        assert is_closed(again)
+        assert set(coordinator.membership.members) == {0}
+
+
+@pytest.mark.parametrize("is_changed", [True, False])
+def test_a_message_that_is_changed_or_repeated_ends_the_connection_and_is_not_taken(is_changed: bool) -> None:
+    with ExitStack() as stack, serving(2) as (coordinator, port):
+        client = guard(port, 0, "node1", 0, stack)
+        client.first("job")
+        if is_changed:
+            ended = client.channel.seal(encode("ended", status=1, lines=[], is_echo=False))
+            client.socket.sendall(ended.replace(b'"status": 1', b'"status": 0'))
+        else:
+            client.socket.sendall(client.say("beat"))
+        while not coordinator.trouble:
+            time.sleep(0.01)
+        assert coordinator.membership.members[0].is_gone
+
+
+def test_another_secret_is_refused_on_both_sides() -> None:
+    said: list[str] = []
+    with serving(1, say=said.append) as (coordinator, port):
+        with pytest.raises(UserError, match="does not know this run's secret"):
+            GuardClient(port, b"another secret, of another user.")
+        assert not coordinator.membership.members
+    assert said == [SENT_AWAY]
+
+
+@pytest.mark.parametrize("greets", [False, True])
+def test_a_flood_of_connections_neither_keeps_guards_out_nor_stays(greets: bool) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_strangers = min(10_000, hard - 1000)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, num_strangers + 500), hard))
+    try:
+        with ExitStack() as stack, serving(2) as (coordinator, port):
+            first = guard(port, 0, "node1", 0, stack)
+            first.first("job")
+            most = 0
+            for number in range(num_strangers):
+                most = max(most, len(coordinator._connections))
+                connection = stranger(port, stack)
+                if greets:
+                    connection.sendall(MAGIC + bytes(HELLO_BYTES - len(MAGIC)))
+                if number == num_strangers // 2:
+                    second = guard(port, 1, "node1", 1, stack)
+                    assert second.first("job")["rank"] == 1
+                    break
+            assert NUM_SPARE_PLACES <= most <= 3 + NUM_SPARE_PLACES
+            assert coordinator.trouble is None
+            assert first.first("beat")
+            # All guards are there: nobody else is let in any more.
+            with pytest.raises(ConnectionRefusedError):
+                stranger(port, stack)
+            assert second.first("beat")
+            assert len(coordinator._connections) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_who_proves_nothing_is_sent_away_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coordinator_module, "PROOF_LIMIT_S", 0.2)
+    with ExitStack() as stack, serving(1) as (_, port):
+        slow = stranger(port, stack)
+        slow.sendall(MAGIC)
+        assert is_closed(slow)
+
+
+def test_what_ranks_print_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with ExitStack() as stack, serving(2) as (coordinator, port):
+        client = guard(port, 0, "node1", 0, stack)
+        text = "loss\t7.5\r\n\x1b]0;title\x07\x9b2J\udc9b\u202e\ud800"
+        client.say("output", text=text, is_error=False)
+        client.say("ended", status=0, lines=[], is_echo=False)
+        client.first("bye")
+        assert coordinator.trouble is None
+    assert capsys.readouterr().out == "loss\t7.5\n\\x1b]0;title\\x07\\x9b2J\\x9b\\u202e\\ud800"

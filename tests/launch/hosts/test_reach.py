@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
 from dist_trainer.cluster.topology import Host, Topology
 from dist_trainer.errors import UserError
+from dist_trainer.launch.hosts import reach
 from dist_trainer.launch.hosts.reach import check_hosts, find_misfits, find_problems
 from dist_trainer.launch.hosts.remote import RemoteResult
+from dist_trainer.launch.hosts.run_secret import new_secret, take_secret
 from dist_trainer.launch.hosts.ssh import Problem
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 
@@ -51,13 +54,35 @@ def request_here() -> LaunchRequest:
 
 
 def test_a_host_that_can_run_the_ranks_is_no_problem() -> None:
-    check_hosts(request_here())
+    secret = new_secret(in_file=True)
+    file = Path(secret.source)
+    try:
+        check_hosts(request_here(), secret)
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert take_secret(secret.source, {}) == secret
+    finally:
+        file.unlink()
+
+
+def test_what_ranks_are_given_stands_on_no_command_line_of_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[object, object]] = []
+
+    def run_on_hosts(hosts: list[str], argv: list[str], **named: object) -> dict[str, RemoteResult]:
+        told.append((argv, named["env"]))
+        return {host: answer(0, "0\n") for host in hosts}
+
+    monkeypatch.setattr(reach, "run_on_hosts", run_on_hosts)
+    asked = dataclasses.replace(request_here(), env=(("HF_TOKEN", "of-the-user"),))
+    secret = new_secret(in_file=True)
+    check_hosts(asked, secret)
+    assert "of-the-user" not in str(told)
+    assert secret.value.hex() not in str(told)
 
 
 def test_a_host_without_the_python_is_named() -> None:
     asked = request_here()
     asked = dataclasses.replace(asked, facts=dataclasses.replace(asked.facts, interpreter="/no/python"))
     with pytest.raises(UserError, match="1 of 1 hosts") as caught:
-        check_hosts(asked)
+        check_hosts(asked, new_secret(in_file=True))
     assert socket.gethostname() in str(caught.value)
     assert "/no/python" in str(caught.value)

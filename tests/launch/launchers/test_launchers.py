@@ -125,6 +125,15 @@ def test_the_status_of_the_rank_that_failed_is_the_status(
     assert_gone(tmp_path / "out")
 
 
+def test_what_a_rank_has_printed_last_is_shown_and_does_not_command_the_terminal(tmp_path: Path) -> None:
+    process = start("torchrun", tmp_path / "out", "exit:3", "\x1b[2J\x1b]0;title\x07all is well", "\x9b31m")
+    text, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 3
+    assert "\\x1b[2J\\x1b]0;title\\x07all is well\n" in text
+    assert "\\x9b31m\n" in text
+    assert not {"\x1b", "\x07", "\x9b"} & set(text)
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_every_rank(launcher: str, number: signal.Signals, tmp_path: Path) -> None:

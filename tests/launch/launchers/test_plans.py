@@ -15,10 +15,13 @@ from dist_trainer.cluster.hostfile import parse_hostfile
 from dist_trainer.cluster.slurm import allocated_topology
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
+from dist_trainer.launch.environment import without_what_pdsh_shows
 from dist_trainer.launch.guards.job import guarded, job_for
+from dist_trainer.launch.hosts.run_secret import RunSecret
 from dist_trainer.launch.launchers.choose import build_plan, choose_launcher
 from dist_trainer.launch.plan import HostFacts, LaunchPlan, LaunchRequest, Rendezvous, argument_groups
 
+SECRET = RunSecret(b"what launch and its guards know.", "/tmp/where")
 GOLDEN = Path(__file__).parent / "golden"
 CPU_HOST = HostFacts("box", "/env/bin/python", num_cores=8, num_gpus=0, is_root=False, environ={})
 GPU_HOST = dataclasses.replace(CPU_HOST, num_cores=64, num_gpus=8)
@@ -236,9 +239,9 @@ def test_what_a_launcher_would_do_wrongly_is_refused(launcher: str, asked: Launc
     ],
 )
 def test_guards_bring_what_a_launcher_would_do_wrongly(launcher: str, asked: LaunchRequest, tmp_path: Path) -> None:
-    plan = build_plan(launcher, guarded(asked, "10.0.0.1:2000", "TOKEN"))
+    plan = build_plan(launcher, guarded(asked, "10.0.0.1:2000", SECRET))
     job = job_for(launcher, asked, plan, tmp_path, is_port_fixed=False)
-    assert plan.argv[-3:] == ("dist_trainer.launch.guards.rank_guard", "10.0.0.1:2000", "TOKEN")
+    assert plan.argv[-3:] == ("dist_trainer.launch.guards.rank_guard", "10.0.0.1:2000", SECRET.source)
     assert job.argv[-len(asked.arguments) :] == asked.arguments
     assert job.local_ranks == tuple((i, host.num_slots) for host in asked.topology.hosts for i in range(host.num_slots))
     if launcher == "mpirun":
@@ -247,10 +250,37 @@ def test_guards_bring_what_a_launcher_would_do_wrongly(launcher: str, asked: Lau
 
 def test_deepspeeds_runner_is_the_same_with_and_without_guards_but_for_garbage_collection() -> None:
     asked = request(TWO_HOSTS, GPU_HOST, hostfile="hf")
-    plain, started = (build_plan("deepspeed", one).argv for one in (asked, guarded(asked, "10.0.0.1:2000", "TOKEN")))
+    plain, started = (build_plan("deepspeed", one).argv for one in (asked, guarded(asked, "10.0.0.1:2000", SECRET)))
     cut = plain.index("deepspeed.launcher.runner")
     assert started[cut] == "dist_trainer.launch.launchers.without_gc"
     assert started[cut + 1 : started.index("--")] == plain[cut : plain.index("--")]
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "mpirun"])
+def test_no_command_line_or_variable_of_a_launcher_over_hosts_has_what_is_secret(launcher: str, tmp_path: Path) -> None:
+    asked = dataclasses.replace(request(TWO_HOSTS, GPU_HOST, hostfile="hf"), env=(("HF_TOKEN", "of-the-user"),))
+    plan = build_plan(launcher, guarded(asked, "10.0.0.1:2000", SECRET))
+    for kept in ("of-the-user", SECRET.value.decode(), SECRET.value.hex()):
+        assert kept not in f"{plan.argv}{plan.env}"
+    assert ("HF_TOKEN", "of-the-user") in job_for(launcher, asked, plan, tmp_path, is_port_fixed=False).env
+
+
+def test_deepspeed_is_not_given_what_it_would_write_into_a_command_line() -> None:
+    environ = {"PATH": "/bin", "PYTHONPATH": "/p", "MLFLOW_TRACKING_TOKEN": "of-the-user", "UCX_TLS": "tcp"}
+    assert without_what_pdsh_shows(environ) == {"PATH": "/bin", "PYTHONPATH": "/p"}
+    asked = request(TWO_HOSTS, dataclasses.replace(GPU_HOST, environ=environ), hostfile="hf")
+    plan = build_plan("deepspeed", guarded(asked, "10.0.0.1:2000", SECRET))
+    env = dict(job_for("deepspeed", asked, plan, Path("run"), is_port_fixed=False).env)
+    assert (env["MLFLOW_TRACKING_TOKEN"], env["UCX_TLS"]) == ("of-the-user", "tcp")
+
+
+def test_an_id_that_is_a_secret_does_not_reach_torchruns_command_line() -> None:
+    job_id = "0123456789abcdef" * 4
+    asked = dataclasses.replace(request(), rendezvous=Rendezvous(2, "node1", 29500, job_id))
+    plan = build_plan("torchrun", guarded(asked, "node1:29501", SECRET))
+    assert not any(job_id in word for word in plan.argv)
+    named = dataclasses.replace(asked, rendezvous=Rendezvous(2, "node1", 29500, "mine"))
+    assert "--rdzv-id=mine" in build_plan("torchrun", guarded(named, "node1:29501", SECRET)).argv
 
 
 @pytest.mark.parametrize(
