@@ -130,11 +130,14 @@ class KnownFacts(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened once: 'start', 'phase', 'checkpoint', 'notice', 'error', 'end'."""
+    """Something that happened once: 'start', 'phase', 'checkpoint', 'notice', 'error', 'interrupted', 'end'.
+
+    `rank` is None where no rank but `launch` says it.
+    """
 
     kind: str
     message: str
-    rank: int
+    rank: int | None
     time_s: Seconds
     facts: Annotated[dict[str, Any], ReadAs(KnownFacts)] = field(default_factory=dict)
 
@@ -171,6 +174,13 @@ class RecordWriter:
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
+    def is_in_place(self) -> bool:
+        """Whether the file still has its name: neither it nor its folder was deleted, moved or replaced."""
+        try:
+            return os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
+        except OSError:
+            return False
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -179,9 +189,11 @@ def _json(values: Any) -> str:
     return json.dumps(values, separators=(",", ":"), allow_nan=True)
 
 
-def read_records(path: Path, kind: type[Record], left_out: LeftOut | None = None) -> Iterator[Record]:
-    """Yields the records of a file, in file order; a last line still being written is left out, and so is a line that
-    is damaged, such as one cut off before a resumed run wrote on: `left_out` gets how many.
+def read_records(
+    path: Path, kind: type[Record], left_out: LeftOut | None = None, *, start: int = 0
+) -> Iterator[Record]:
+    """Yields the records of a file, in file order, from the byte `start` on; a last line still being written is left
+    out, and so is a line that is damaged, such as one cut off before a resumed run wrote on: `left_out` gets how many.
 
     Fields that this version does not know are ignored, so that newer records can be read.
     """
@@ -190,6 +202,7 @@ def read_records(path: Path, kind: type[Record], left_out: LeftOut | None = None
     num_damaged = 0
     validate = validator(kind).validate_json
     with path.open("rb") as lines:
+        lines.seek(start)
         for line in lines:
             if not line.endswith(b"\n"):
                 break

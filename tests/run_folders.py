@@ -35,7 +35,7 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
-def event(kind: str, message: str, after_s: float, *, rank: int = 0, **facts: object) -> dict[str, object]:
+def event(kind: str, message: str, after_s: float, *, rank: int | None = 0, **facts: object) -> dict[str, object]:
     return {"kind": kind, "message": message, "rank": rank, "time_s": START_S + after_s, "facts": facts}
 
 
@@ -121,6 +121,7 @@ def make_gpu_run(
     events: Iterable[Mapping[str, object]] = (),
     deepspeed: Mapping[str, object] | None = None,
     num_gpus_a_host: int | None = None,
+    start_facts: Mapping[str, object] | None = None,
 ) -> Path:
     """A training run with one rank for each peak; with `num_gpus_a_host`, one so large that each host has a monitor."""
     peaks = list(peaks_bytes)
@@ -133,6 +134,7 @@ def make_gpu_run(
         "argv": ["python", "-m", "dist_trainer", "--ds", "zero2"],
         "versions": {"dist_trainer": "0.1.0", "torch": "2.13.0", "deepspeed": "0.19.8"},
         "unigram_entropy_nats": 6.125,
+        **(start_facts or {}),
     }
     found = [
         event("start", f"{name} on {len(peaks)} ranks", 0.0, **start),

@@ -32,6 +32,7 @@ from dist_trainer.launch.hosts.placement import (
 )
 from dist_trainer.launch.hosts.ports import first_free_port, planned_port
 from dist_trainer.launch.launchers.choose import LAUNCHERS, build_plan, choose_launcher
+from dist_trainer.launch.outcome import say
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.run import (
     START_LIMIT_S,
@@ -40,9 +41,9 @@ from dist_trainer.launch.run import (
     require_launcher,
     run_beside,
     run_request,
-    say,
     secret_for,
 )
+from dist_trainer.streams import outlive_readers
 
 if TYPE_CHECKING:
     from dist_trainer.memory.advice.preflight import Preflight
@@ -255,6 +256,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """Checks what was asked, as every rank will, before a rank is started."""
+    outlive_readers()
     parser = build_parser()
     args, train_arguments = parser.parse_known_args(argv)
     train_args = train.build_parser().parse(train_arguments, also_known=parser.option_strings())

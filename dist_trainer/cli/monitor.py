@@ -20,6 +20,7 @@ from dist_trainer.config.run import MIN_SAMPLE_EVERY_S
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir
 from dist_trainer.disk import write_text
 from dist_trainer.encoding import all_as_utf8
+from dist_trainer.endings import show_life
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, RecordWriter
 from dist_trainer.redact import redacted_argv
@@ -75,11 +76,12 @@ def _watch(command: list[str], run_dir: Path, *, interval_s: float) -> int:
     from dist_trainer.monitor.watch import Watch
 
     records_dir = run_dir / "records"
-    started_s = time.time()
+    started_s, began_s = time.time(), time.monotonic()
     try:
         events = RecordWriter(records_dir / EVENTS_FILE)
         _write_command(command, run_dir, interval_s=interval_s, started_s=started_s)
-        events.write(Event("start", shlex.join(command), 0, started_s, {"interval_s": interval_s}))
+        life = show_life(records_dir / EVENTS_FILE)
+        events.write(Event("start", shlex.join(command), 0, started_s, {"interval_s": interval_s, **life}))
         watch = Watch(records_dir, os.environ, interval_s)
         # What the GPUs held before the command began.
         watch.sampler.look(is_full=True)
@@ -94,7 +96,7 @@ def _watch(command: list[str], run_dir: Path, *, interval_s: float) -> int:
         status = run_transparently(command, os.environ, started)
     finally:
         watch.close()
-    seconds = time.time() - started_s
+    seconds = time.monotonic() - began_s
     facts = {"status": status, "seconds": round(seconds, 3)}
     events.write(Event("end", f"status {status}", 0, time.time(), facts))
     events.close()

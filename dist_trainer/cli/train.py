@@ -116,7 +116,11 @@ def main(argv: list[str]) -> int:
     from dist_trainer.errors import UserError
     from dist_trainer.train.failure import fail_before_meeting
 
-    rank = find_rank(os.environ, ask_mpi)
+    try:
+        rank = find_rank(os.environ, ask_mpi)
+    except UserError as error:
+        # Each speaks for itself where none knows which it is.
+        fail_before_meeting(error, rank=0, debug="--debug" in argv)
     try:
         args = build_parser().parse(argv)
     except UserError as error:

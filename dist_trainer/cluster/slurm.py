@@ -7,9 +7,29 @@ from dist_trainer.cluster.nodelist import expand_nodelist, expand_tasks_per_node
 from dist_trainer.cluster.topology import Host, Topology
 from dist_trainer.errors import UserError
 
+# The fact of an event that says which start of a job wrote it.
+SLURM_START = "slurm"
+
 
 def in_allocation(environ: Environ) -> bool:
     return bool(environ.get("SLURM_JOB_ID"))
+
+
+def slurm_facts(environ: Environ) -> dict[str, object]:
+    """What an event says of which start of which job wrote it, as SLURM counts them; nothing where it is none of
+    SLURM's. A task of an array is named by its number in the array.
+    """
+    job_id = environ.get("SLURM_JOB_ID")
+    if not job_id:
+        return {}
+    array_id, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    restarts = environ.get("SLURM_RESTART_COUNT", "")
+    return {
+        SLURM_START: {
+            "job_id": f"{array_id}_{task}" if array_id and task else job_id,
+            "restarts": int(restarts) if restarts.isdecimal() else 0,
+        }
+    }
 
 
 def allocated_topology(environ: Environ, num_ranks_per_host: int | None = None) -> Topology:

@@ -16,7 +16,6 @@ from typing import IO
 
 from dist_trainer.cluster.topology import is_own_name
 from dist_trainer.disk import writing
-from dist_trainer.encoding import printable
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.environment import without_what_pdsh_shows
 from dist_trainer.launch.guards.coordinator import Coordinator
@@ -28,6 +27,7 @@ from dist_trainer.launch.hosts.run_secret import RunSecret, is_secret_id, new_se
 from dist_trainer.launch.launch_record import write_launch_record
 from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.open_files import allow_open_files
+from dist_trainer.launch.outcome import RunRecord, say, say_interrupted, say_trouble
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, Rendezvous
 from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S, Ending, supervise
 
@@ -73,6 +73,7 @@ def run_request(
     """
     prepared = None if request.is_local else prepare()
     refusal: BaseException | None = None
+    record: RunRecord | None = None
     allow_connections(request.num_ranks)
     listener, host = _listen(launcher, request)
     address = f"{host}:{listener.getsockname()[1]}"
@@ -81,7 +82,7 @@ def run_request(
 
     def hand_out() -> None:
         """Records what is started in RUN_DIR/resolved/launch.json, and lets the guards start it."""
-        nonlocal refusal
+        nonlocal refusal, record
         try:
             ready = prepared or prepare()
         except (UserError, KeyboardInterrupt) as error:
@@ -94,6 +95,7 @@ def run_request(
         asked = replace(request, arguments=ready.arguments)
         job = job_for(launcher, asked, plan, ready.run_dir, is_port_fixed=is_port_fixed)
         write_launch_record(launcher, asked, job, ready.run_dir, start_time_s=time.time())
+        record = RunRecord(ready.run_dir)
         # What was printed so far must stand before what the ranks print.
         sys.stdout.flush()
         coordinator.hand_out(job)
@@ -122,7 +124,7 @@ def run_request(
         coordinator.close(FAILURE_GRACE_S + _CLOSING_S)
     if refusal is not None:
         raise refusal
-    return _status(launcher, ending, coordinator, launcher_log)
+    return _status(launcher, ending, coordinator, launcher_log, record, is_local=request.is_local)
 
 
 def allow_connections(num_ranks: int) -> None:
@@ -216,12 +218,21 @@ def _listen(launcher: str, request: LaunchRequest) -> tuple[socket.socket, str]:
     return socket.create_server(("", 0), backlog=_BACKLOG), address
 
 
-def _status(launcher: str, ending: Ending, coordinator: Coordinator, launcher_log: Path | None) -> int:
-    """The status of the ranks, not the launcher's; says what the ranks cannot have said themselves."""
+def _status(
+    launcher: str,
+    ending: Ending,
+    coordinator: Coordinator,
+    launcher_log: Path | None,
+    record: RunRecord | None,
+    *,
+    is_local: bool,
+) -> int:
+    """The status of the ranks, not the launcher's. Says and records why it is not 0."""
     membership = coordinator.membership
     if membership.all_ended_well:
         return EXIT_OK
     if ending.stopped_by is not None:
+        say_interrupted(ending.stopped_by, record, is_local=is_local)
         return 128 + ending.stopped_by
     trouble = coordinator.trouble or membership.first_trouble(math.inf)
     if trouble is None:
@@ -232,18 +243,10 @@ def _status(launcher: str, ending: Ending, coordinator: Coordinator, launcher_lo
             ending.status if 0 < ending.status < 128 else EXIT_FAILURE,
             lines=tuple(said.splitlines()[-_NUM_LAUNCHER_LINES:]),
         )
-    if trouble.lines:
-        say(f"{trouble.message}; said last:")
-        for line in trouble.lines:
-            print(printable(f"    {line}"), file=sys.stderr)
-    elif trouble.rank != 0 or trouble.status > 128:
-        # Rank 0 has the terminal, and speaks for itself.
-        say(trouble.message)
+    say_trouble(trouble, is_local=is_local)
+    if record is not None:
+        record.failed(trouble)
     return trouble.status
-
-
-def say(text: str) -> None:
-    print(printable(f"dist_trainer: {text}"), file=sys.stderr, flush=True)
 
 
 def require_launcher(launcher: str) -> None:

@@ -236,8 +236,8 @@ class _Watched:
             return False
         if self.written is None or _peaks(self.posted) != _peaks(self.written):
             return True
-        elapsed_s = self.posted.time_s - self.first_s
-        return self.posted.time_s - self.written.time_s >= max(RECORD_EVERY_S, RECORD_FRACTION * elapsed_s)
+        now_s = _moment_s(self.posted)
+        return now_s - _moment_s(self.written) >= max(RECORD_EVERY_S, RECORD_FRACTION * (now_s - self.first_s))
 
 
 class _RanksOfHost:
@@ -290,8 +290,14 @@ class _RanksOfHost:
     def _write(self, one: _Watched) -> None:
         if self._records is not None and one.posted is not None:
             self._records.write(one.posted)
-            one.first_s = one.first_s or one.posted.time_s
+            one.first_s = one.first_s or _moment_s(one.posted)
             one.written = one.posted
+
+
+def _moment_s(record: MemoryRecord) -> float:
+    """By this host's monotonic clock, which all its ranks share."""
+    assert record.monotonic_s is not None, "a rank that reads its memory says when"
+    return record.monotonic_s
 
 
 def _peaks(record: MemoryRecord) -> tuple[object, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from dist_trainer.config.optimisations import describe as describe_deepspeed
+from dist_trainer.endings import ERROR, INTERRUPTED
 from dist_trainer.memory.targets import CPU, Verdict
 from dist_trainer.model.size import num_parameters
 from dist_trainer.records import MONITOR_EVENT, Event
@@ -220,10 +221,10 @@ def event_table(findings: Findings) -> Table | None:
     events = list(findings.events)
     note = ""
     if len(events) > MAX_NUM_EVENTS:
-        kept = [event for event in events if event.kind in ("error", MONITOR_EVENT)][:MAX_NUM_EVENTS]
-        kept += [event for event in events[-MAX_NUM_EVENTS:] if event not in kept]
+        weighty = [place for place, event in enumerate(events) if event.kind in (ERROR, INTERRUPTED, MONITOR_EVENT)]
+        kept = {*weighty[:MAX_NUM_EVENTS], *range(len(events) - MAX_NUM_EVENTS, len(events))}
         note = f"{len(events) - len(kept)} more are in records/events.jsonl."
-        events = sorted(kept, key=lambda event: event.time_s)
+        events = [events[place] for place in sorted(kept)]
     if not events:
         return None
     rows = tuple((clock(event.time_s), event.kind, event.message) for event in events)
@@ -360,7 +361,7 @@ def _compare_column(run: Compared) -> dict[str, str]:
 
 
 def _event_kind(event: Event) -> str:
-    return {"error": "missed", MONITOR_EVENT: "not judged"}.get(event.kind, "")
+    return {ERROR: "missed", INTERRUPTED: "missed", MONITOR_EVENT: "not judged"}.get(event.kind, "")
 
 
 def _gb(num_bytes: int | None, *, unknown: str = UNKNOWN) -> str:

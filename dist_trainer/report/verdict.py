@@ -115,6 +115,7 @@ def _sentence(verdicts: Sequence[Verdict], progress: Progress) -> str:
     lead = {
         "running": f"{_capital(progress.text)}. So far: ",
         "failed": f"The run {progress.text}. Up to then: ",
+        "interrupted": f"The run was {progress.text}. Up to then: ",
         "silent": f"{_capital(progress.text)}. Up to then: ",
     }[progress.state]
     return lead + text[:1].lower() + text[1:]

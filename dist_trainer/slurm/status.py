@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dist_trainer.cluster.slurm import SLURM_START
+from dist_trainer.endings import ERROR, INTERRUPTED
 from dist_trainer.errors import UserError
 from dist_trainer.memory.targets import Judgement
+from dist_trainer.records import Event
 from dist_trainer.report.reading.findings import Findings, read_findings
 from dist_trainer.report.summary import summary_of
 from dist_trainer.report.verdict import describe, fullest, label
@@ -22,8 +25,6 @@ from dist_trainer.units import format_count, format_duration
 Stage = Literal["queued", "running", "ended", "unknown"]
 
 _TASK_FOLDER = re.compile(r"task-([0-9]{1,9})")
-# SLURM's times are whole seconds.
-_ROUNDING_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,8 +134,7 @@ def status_of(
     """`job` is None where SLURM does not know it, or could not be asked (`silence` says why). `findings` is None
     where nothing was recorded yet.
     """
-    start_s = job.start_s if job and not job.waits else None
-    error = _error(findings, start_s)
+    error = _error(findings, job)
     if job is None:
         stage, has_failed, why = _by_records(findings, silence, now_s)
     elif job.waits:
@@ -160,7 +160,7 @@ def status_of(
         start_s=job.start_s if job else None,
         end_s=job.end_s if job and stage == "ended" else None,
         time_limit=job.time_limit if job else None,
-        newest=_newest(findings, start_s),
+        newest=_newest(findings, job),
         memory=_memory(findings),
         error=error,
         output=output,
@@ -200,35 +200,54 @@ def _by_records(findings: Findings | None, silence: str | None, now_s: float) ->
         return "ended", False, f"{lead}; by its records the run {progress.text}"
     if progress.state == "failed":
         return "ended", True, f"{lead}; by its records the run failed"
+    if progress.state == "interrupted":
+        return "ended", True, f"{lead}; by its records the run was {progress.text}"
+    if progress.state == "silent":
+        return "ended", True, f"{lead}; by its records {progress.text}"
     ago = "" if progress.last_record_s is None else f" {format_duration(max(0.0, now_s - progress.last_record_s))} ago"
     if silence is None:
         return "ended", True, f"{lead}, and no end is recorded; the last record was written{ago or ' never'}"
-    stage: Stage = "running" if progress.state == "running" else "unknown"
-    return stage, False, f"{lead}; by its records: {progress.text}"
+    return "running", False, f"{lead}; by its records: {progress.text}"
 
 
-def _error(findings: Findings | None, start_s: float | None) -> str | None:
-    if findings is None or findings.progress.state != "failed":
+def _error(findings: Findings | None, job: Job | None) -> str | None:
+    if findings is None or findings.progress.error is None:
         return None
-    failed_s = findings.progress.ended_s or 0.0
-    if start_s is not None and failed_s < start_s - _ROUNDING_S:
-        # Of an earlier start.
-        return None
-    return findings.progress.error
+    of_starts = [event for event in findings.events if event.kind in ("start", ERROR, INTERRUPTED)]
+    return findings.progress.error if _is_of_this_start(of_starts, job) else None
 
 
-def _newest(findings: Findings | None, start_s: float | None) -> Newest | None:
+def _is_of_this_start(events: Sequence[Event], job: Job | None) -> bool:
+    """Whether the newest of these events that says so is of the start that SLURM counts now. True where none says, or
+    SLURM does not count.
+    """
+    said = [event.facts[SLURM_START] for event in events if isinstance(event.facts.get(SLURM_START), dict)]
+    if job is None or job.waits or job.restarts is None or not said:
+        return True
+    return bool(said[-1] == {"job_id": job.job_id, "restarts": job.restarts})
+
+
+def _has_trained(events: Sequence[Event], newest: int, job: Job | None) -> bool:
+    """Whether the newest step is of the start that SLURM counts now: its training began before that step."""
+    starts = [place for place, event in enumerate(events) if event.kind == "start"]
+    if not starts or SLURM_START not in events[starts[-1]].facts:
+        return True
+    begun = [event.facts.get("step") for event in events[starts[-1] :] if event.kind == "phase"]
+    has_step = any(isinstance(step, int) and step < newest for step in begun)
+    return has_step and _is_of_this_start([events[starts[-1]]], job)
+
+
+def _newest(findings: Findings | None, job: Job | None) -> Newest | None:
     if findings is None or not len(findings.steps):
         return None
     steps = findings.steps
-    written_s = steps.columns["time_s"][-1]
     return Newest(
         step=steps.numbers[-1],
         phase=steps.phases[-1],
         loss=steps.columns["loss"][-1],
         tokens_per_s=steps.columns["tokens_per_s"][-1],
-        time_s=written_s,
-        is_of_this_start=start_s is None or written_s >= start_s - _ROUNDING_S,
+        time_s=steps.columns["time_s"][-1],
+        is_of_this_start=_has_trained(findings.events, steps.numbers[-1], job),
     )
 
 

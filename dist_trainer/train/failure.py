@@ -1,26 +1,50 @@
-"""How a rank ends badly: one rank says why, all end within seconds, and no rank waits for another.
+"""How a rank ends badly: one cause is said, all end within seconds, and no rank waits for another's work.
 
-The first error line in records/events.jsonl is the cause; the rank that wrote it speaks. A rank whose trouble may be
-no more than the echo of another's (a lost connection) lets the others write first.
+A rank that `launch` has started tells its guard, and `launch`, which hears of all, says one cause. Ranks that another
+launcher has started agree by records/events.jsonl: the first error line since the start is the cause, and the rank that
+writes it speaks, while the others wait for it to have spoken. A rank whose trouble may be no more than the echo of
+another's (a lost connection) lets the others go first.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+from dist_trainer.cause import Cause, tell_guard
+from dist_trainer.cluster.slurm import slurm_facts
 from dist_trainer.encoding import printable
+from dist_trainer.endings import ERROR, INTERRUPTED, Start, end_event, interrupted, last_step
 from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
 from dist_trainer.logs import LOGGER_NAME
-from dist_trainer.records import EVENTS_FILE, Event, RecordWriter, read_records
+from dist_trainer.streams import SHOW_CURSOR, write_all
 
 ECHO_GRACE_S = 1.0
 SAME_MISTAKE_GRACE_S = 5.0
+
+_is_failing = threading.Event()
+# Set where a rank that gives others the time to speak first has none left.
+_hurry = threading.Event()
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A rank of a run that is under way, and where it speaks: `stderr_fd` is the terminal's, also where standard error
+    is a file by then.
+    """
+
+    rank: int
+    start: Start
+    stderr_fd: int
+    debug: bool
 
 
 def describe(error: BaseException) -> str:
@@ -38,43 +62,88 @@ def exit_status(error: BaseException) -> int:
     return error.exit_status if isinstance(error, UserError) else EXIT_FAILURE
 
 
-def say(text: str, error: BaseException, *, debug: bool, stream_fd: int = 2) -> None:
-    lines = f"dist_trainer: error: {text}\n"
-    if debug:
-        lines = "".join(traceback.format_exception(error)) + lines
-    os.write(stream_fd, printable(lines).encode())
+def say(text: str, *, stream_fd: int = 2) -> None:
+    write_all(stream_fd, f"{printable(text)}\n".encode())
 
 
-def fail_before_meeting(error: BaseException, *, rank: int, debug: bool) -> NoReturn:
-    """Ends a rank that has not joined the others yet.
+def fail_before_meeting(
+    error: BaseException, *, rank: int, debug: bool, run_dir: Path | None = None, stderr_fd: int = 2
+) -> NoReturn:
+    """Ends a rank that has not joined the others yet, or cannot reach the run's folder.
 
-    What stopped it most likely stopped every rank (a mistake in a file, a missing data set), so rank 0 speaks, and its
-    end makes the launcher end the others. A rank still alive after a grace was alone in its trouble, and speaks.
+    What stopped it most likely stopped every rank (a mistake in a file, a missing data set). Where there is no guard
+    rank 0 speaks, and its end makes the launcher end the others; a rank still alive after a grace was alone in its
+    trouble, and speaks. `run_dir` is the folder that the command line names.
     """
-    if rank > 0:
-        time.sleep(SAME_MISTAKE_GRACE_S)
-    prefix = f"rank {rank}: " if rank > 0 else ""
-    say(prefix + describe(error), error, debug=debug)
+    if not tell_guard(Cause(_with_traceback(error, debug=debug), may_be_echo=False), os.environ):
+        if rank > 0:
+            time.sleep(SAME_MISTAKE_GRACE_S)
+        say(_line(error, rank, debug=debug), stream_fd=stderr_fd)
+        _record(error, rank, None if run_dir is None else Start.now(run_dir))
     os._exit(exit_status(error))
 
 
-def fail_in_the_run(
-    error: BaseException, *, rank: int, run_dir: Path, started_s: float, stderr_fd: int, debug: bool
-) -> NoReturn:
+def fail_in_the_run(error: BaseException, speaker: Speaker) -> NoReturn:
     """Ends a rank of a run that is under way, without any collective."""
+    _is_failing.set()
     logging.getLogger(LOGGER_NAME).error("".join(traceback.format_exception(error)))
-    if not isinstance(error, UserError):
-        time.sleep(ECHO_GRACE_S)
-    events = run_dir / "records" / EVENTS_FILE
-    RecordWriter(events).write(
-        Event(
-            kind="error", message=describe(error), rank=rank, time_s=time.time(), facts={"type": type(error).__name__}
-        )
-    )
-    first = next(event for event in read_records(events, Event) if event.kind == "error" and event.time_s >= started_s)
-    if first.rank == rank:
-        prefix = f"rank {rank}: " if rank > 0 else ""
-        say(prefix + describe(error), error, debug=debug, stream_fd=stderr_fd)
+    may_be_echo = not isinstance(error, UserError)
+    if may_be_echo:
+        _hurry.wait(ECHO_GRACE_S)
+    told = tell_guard(Cause(_with_traceback(error, debug=speaker.debug), may_be_echo), os.environ)
+    try:
+        with speaker.start.speaking():
+            if not told and not speaker.start.has_end():
+                say(_line(error, speaker.rank, debug=speaker.debug), stream_fd=speaker.stderr_fd)
+            _record(error, speaker.rank, speaker.start)
+    except OSError:
+        # The folder is gone, and with it the way to agree.
+        if not told:
+            fail_before_meeting(error, rank=speaker.rank, debug=speaker.debug, stderr_fd=speaker.stderr_fd)
     sys.stdout.flush()
     logging.shutdown()
     os._exit(exit_status(error))
+
+
+def end_by_signal(number: signal.Signals, speaker: Speaker) -> None:
+    """Ends a rank that was told to end from outside, by another thread than the one that trains, which may stand in a
+    collective. Where the rank is failing already, it only has no more time to give to others.
+    """
+    _hurry.set()
+    if _is_failing.is_set():
+        return
+    if speaker.rank == 0 and os.isatty(1):
+        write_all(1, SHOW_CURSOR.encode())
+    try:
+        with speaker.start.speaking():
+            if not speaker.start.has_end():
+                step = last_step(speaker.start.run_dir)
+                message = interrupted(number.name, step)
+                say(f"dist_trainer: {message}", stream_fd=speaker.stderr_fd)
+                facts = {"step": step, "signal": number.name, **slurm_facts(os.environ)}
+                speaker.start.write(end_event(INTERRUPTED, message, speaker.rank, **facts))
+    except OSError:
+        say(f"dist_trainer: rank {speaker.rank} was ended by {number.name}", stream_fd=speaker.stderr_fd)
+    os._exit(128 + number)
+
+
+def _line(error: BaseException, rank: int, *, debug: bool) -> str:
+    text = describe(error)
+    line = f"dist_trainer: error: {f'rank {rank}: ' if rank > 0 else ''}{text}"
+    return "".join(traceback.format_exception(error)) + line if debug else line
+
+
+def _with_traceback(error: BaseException, *, debug: bool) -> str:
+    text = describe(error)
+    return f"{text}\n{''.join(traceback.format_exception(error)).rstrip()}" if debug else text
+
+
+def _record(error: BaseException, rank: int, start: Start | None) -> None:
+    if start is None or not (start.run_dir / "records").is_dir():
+        return
+    try:
+        facts = slurm_facts(os.environ)
+        start.write(end_event(ERROR, describe(error), rank, type=type(error).__name__, **facts))
+    except OSError:
+        # It was said, or the guard knows: a disk that is full or gone must not keep the rank from ending.
+        logging.getLogger(LOGGER_NAME).warning("the end cannot be recorded", exc_info=True)

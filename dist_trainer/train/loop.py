@@ -19,6 +19,8 @@ from dist_trainer.data.loader import BatchLoader, build_loader
 from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import TokenFile
 from dist_trainer.disk import check_room
+from dist_trainer.endings import ERROR, end_event, show_life
+from dist_trainer.errors import RunError
 from dist_trainer.memory.checkpoint_size import checkpoint_bytes
 from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.model.size import num_parameters
@@ -45,12 +47,20 @@ class Recorder:
     def __init__(self, records_dir: Path, rank: int, probe: MemoryProbe) -> None:
         self.rank = rank
         self.probe = probe
+        self._records_dir = records_dir
         self._steps = RecordWriter(records_dir / STEPS_FILE) if rank == 0 else None
         self._events = RecordWriter(records_dir / EVENTS_FILE) if rank == 0 else None
 
+    def start(self, message: str, **facts: Any) -> None:
+        """The event that begins a run, with what tells a reader whether it goes on."""
+        if self._events is not None:
+            self.event("start", message, **facts, **show_life(self._records_dir / EVENTS_FILE))
+
     def step(self, record: StepRecord) -> None:
+        """Raises RunError where the run's folder is not where it was."""
         if self._steps is not None:
             self._steps.write(record)
+            self._check_place(self._steps)
 
     def memory(self, step: int, *, allocator_peaks_bytes: dict[str, int] | None = None) -> int:
         """Records this rank's memory; returns the bytes in use, on the device or else in the process."""
@@ -59,8 +69,24 @@ class Recorder:
         return reading.rss_bytes if reading.device_used_bytes is None else reading.device_used_bytes
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
+        """Raises RunError where the run's folder is not where it was."""
         if self._events is not None:
             self._events.write(Event(kind, message, self.rank, time.time(), facts))
+            self._check_place(self._events)
+
+    def _check_place(self, writer: RecordWriter) -> None:
+        """Records and checkpoints that nobody finds are worth no training."""
+        if writer.is_in_place():
+            return
+        error = RunError(
+            "the run's folder is gone: it was deleted or moved while the run was under way",
+            where=str(self._records_dir.parent),
+            hint="start the run again; where the folder was moved, name its new place with --run-dir",
+        )
+        if self._events is not None:
+            # Into the folder that was moved; into one that was deleted it does no harm.
+            self._events.write(end_event(ERROR, str(error), self.rank, type=type(error).__name__))
+        raise error
 
 
 @dataclass

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,8 +44,8 @@ def open_files() -> set[str]:
 def delete_abandoned_locks(folder: Path) -> None:
     """Deletes the locks of killed builds: those that no process of this host holds open.
 
-    Where other hosts or containers may build too, only those older than LONGEST_BUILD_S. Before any rank of this host
-    builds: a rank that already waits would take the op for built.
+    Where other hosts or containers may build too, only those older than LONGEST_BUILD_S, by the clock of the file
+    system that dated them. Before any rank of this host builds: one that already waits would take the op for built.
     """
     found = locks(folder)
     if not found:
@@ -54,9 +54,17 @@ def delete_abandoned_locks(folder: Path) -> None:
     shows_all = shows_its_writers(folder)
     for lock in found:
         with contextlib.suppress(OSError):
-            old = time.time() - lock.stat().st_mtime > LONGEST_BUILD_S
+            old = not shows_all and _now_there_s(lock.parent) - lock.stat().st_mtime > LONGEST_BUILD_S
             if str(lock.resolve()) not in held and (shows_all or old):
                 lock.unlink()
+
+
+def _now_there_s(folder: Path) -> float:
+    """The time by which the file system that the folder lies on dates its files: on a shared one, its server's."""
+    with tempfile.TemporaryFile(dir=folder) as probe:
+        probe.write(b"\n")
+        probe.flush()
+        return os.fstat(probe.fileno()).st_mtime
 
 
 def notices() -> list[str]:

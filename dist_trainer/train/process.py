@@ -8,7 +8,7 @@ import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,8 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
 from dist_trainer.train import meeting, op_builds
+
+_Value = TypeVar("_Value")
 
 
 def set_threads(rank: RankInfo) -> int:
@@ -145,7 +147,7 @@ def _check_meeting_place(rank: RankInfo) -> None:
         ) from error
 
 
-def agree_on(value: str | None) -> str:
+def agree_on(value: _Value | None) -> _Value:
     """Rank 0's value, on every rank."""
     box = [value]
     dist.broadcast_object_list(box, src=0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from dist_trainer import __version__
+from dist_trainer.cause import has_guard
 from dist_trainer.checkpoints.before_start import check_before_start
 from dist_trainer.checkpoints.card import DataFacts, Made
 from dist_trainer.checkpoints.changed import differences, refuse_another_kind
@@ -23,6 +24,7 @@ from dist_trainer.checkpoints.position import Position
 from dist_trainer.cluster.environments import LAUNCH_ID
 from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.cluster.slurm import slurm_facts
 from dist_trainer.cluster.threads import count_host_cores
 from dist_trainer.config import run_dir as run_dirs
 from dist_trainer.config.adapt import DeviceFacts
@@ -30,11 +32,14 @@ from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
 from dist_trainer.config.run import MemoryConfig
 from dist_trainer.disk import write_text
-from dist_trainer.encoding import as_utf8, printable
+from dist_trainer.encoding import as_utf8
+from dist_trainer.endings import Start
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.redact import redacted_argv
-from dist_trainer.train.failure import fail_before_meeting, fail_in_the_run
+from dist_trainer.streams import outlive_readers
+from dist_trainer.train.failure import Speaker, end_by_signal, fail_before_meeting, fail_in_the_run, say
+from dist_trainer.train.signals import end_on_signals
 
 if TYPE_CHECKING:
     from dist_trainer.memory.advice.preflight import Preflight
@@ -63,6 +68,7 @@ class Job:
 def start(job: Job) -> NoReturn:
     """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank."""
     rank = job.rank.rank
+    outlive_readers()
     # Finds nothing in the imports and takes a quarter of their time. Until `hygiene.end_imports`.
     gc.disable()
     try:
@@ -92,13 +98,16 @@ def start(job: Job) -> NoReturn:
             if resume.found is not None:
                 refuse_another_kind(resume.found, made_by)
             process.join_process_group(job.rank, device, is_launched=planning.is_launched(job.run_dir))
-        run_dir, lock = _agreed_run_dir(job)
+        started, lock = _agreed_start(job)
     except BaseException as error:  # noqa: BLE001 - whatever stops a rank is reported, and ends the process
-        fail_before_meeting(error, rank=rank, debug=job.debug)
+        fail_before_meeting(error, rank=rank, debug=job.debug, run_dir=job.run_dir)
 
-    started_s = time.time()
-    stderr_fd = os.dup(2)
+    run_dir = started.run_dir
+    speaker = Speaker(rank, started, stderr_fd=os.dup(2), debug=job.debug)
     try:
+        if not has_guard(os.environ):
+            # Else the guard has heard it too, and `launch` says it.
+            end_on_signals(lambda number: end_by_signal(number, speaker))
         with said_plainly(run_dir):
             process.open_logs(run_dir, job.rank)
         with said_plainly(run_dir), open_monitor(job.rank, resolved, run_dir, device) as monitor:
@@ -116,10 +125,10 @@ def start(job: Job) -> NoReturn:
                 baseline=baseline,
             )
     except BaseException as error:  # noqa: BLE001
-        fail_in_the_run(error, rank=rank, run_dir=run_dir, started_s=started_s, stderr_fd=stderr_fd, debug=job.debug)
+        fail_in_the_run(error, speaker)
     if lock is not None:
         lock.release()
-    process.leave(end_status(job, result, stderr_fd=stderr_fd))
+    process.leave(end_status(job, result, stderr_fd=speaker.stderr_fd))
 
 
 def read_baseline(job: Job, asked: ResolvedRun) -> Baseline | None:
@@ -140,7 +149,7 @@ def end_status(job: Job, result: Summary | None, *, stderr_fd: int) -> int:
     problem = strict_problem(result.verdict)
     if problem is None:
         return EXIT_OK
-    os.write(stderr_fd, f"dist_trainer: strict: {printable(problem)}\n".encode())
+    say(f"dist_trainer: strict: {problem}", stream_fd=stderr_fd)
     return EXIT_TARGET_MISSED
 
 
@@ -255,8 +264,7 @@ def train(
         if planned is not None:
             for line in planning.keep(planned, run_dir):
                 display.note(line)
-        recorder.event(
-            "start",
+        recorder.start(
             f"{resolved.run.name} on {job.rank.world_size} ranks",
             device=device.name,
             world_size=job.rank.world_size,
@@ -266,6 +274,7 @@ def train(
                 **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
             },
             unigram_entropy_nats=data[-1].train.unigram_entropy_nats,
+            **slurm_facts(os.environ),
         )
         for notice in (*resolved.notices, *op_builds.notices()):
             display.note(f"notice     {notice}")
@@ -351,27 +360,29 @@ def _refuse_to_measure_on(device: DeviceFacts) -> None:
         )
 
 
-def _agreed_run_dir(job: Job) -> tuple[Path, FolderLock | None]:
-    """The folder the user named, or one that rank 0 makes; the same on every rank. Rank 0 holds it from now on.
+def _agreed_start(job: Job) -> tuple[Start, FolderLock | None]:
+    """In the folder the user named, or one that rank 0 makes; the same on every rank. Rank 0 holds it from now on, and
+    looks how many events are there before any rank goes on, which might write one.
 
-    Raises UserError where another run does.
+    Raises UserError where another run holds it.
     """
     from dist_trainer.train import process
 
     mine = lock = None
     if job.rank.rank == 0:
         if job.run_dir is None:
-            mine = str(run_dirs.create_next_run_dir(*names(job.request)))
+            run_dir = run_dirs.create_next_run_dir(*names(job.request))
         else:
-            run_dirs.create_run_dir(job.run_dir)
-            mine = str(job.run_dir)
+            run_dir = job.run_dir
+            run_dirs.create_run_dir(run_dir)
         lock = FolderLock(
-            Path(mine),
+            run_dir,
             "ranks",
             launch_id=os.environ.get(LAUNCH_ID),
             say=lambda text: print(f"notice     {text}", flush=True),
         )
-    return Path(process.agree_on(mine)), lock
+        mine = Start.now(run_dir)
+    return process.agree_on(mine), lock
 
 
 def _write_resolved(resolved: ResolvedRun, run_dir: Path) -> None:

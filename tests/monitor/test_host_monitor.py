@@ -59,7 +59,8 @@ def run(local_rank):
                     monitor.at_step_edge()
                     peak = step * 1000 + place.rank
                     used = monitor.peak_used_bytes
-                    record = MemoryRecord(step, place.rank, "h", monitor.device, peak, peak + 5, used, 7, 60.0 * step)
+                    device, when_s = monitor.device, 60.0 * step
+                    record = MemoryRecord(step, place.rank, "h", device, peak, peak + 5, used, 7, when_s, when_s)
                     monitor.write(record)
                 meeting.wait()
         while local_rank == 0 and interval_s != "0" and not are_seen():
@@ -202,12 +203,12 @@ def test_ranks_on_a_cpu_have_their_resident_sets_watched(tmp_path: Path) -> None
 
 
 def test_a_rank_that_goes_on_for_long_says_its_figures_more_and_more_rarely(tmp_path: Path) -> None:
-    """Where no peak rises. The steps of the ranks are a minute apart."""
+    """Where no peak rises. The steps of the ranks are a minute apart, and the clock is set back at each."""
     mailbox = Mailbox.make(tmp_path / "mailbox", 1)
     mailbox.post(0, asdict(Hello.of_this_process(0, None)))
     monitor = HostMonitor(tmp_path, mailbox, Place(0, 0, 1), 0)
     for step in range(1, 361):
-        monitor.write(MemoryRecord(step, 0, "h", "cpu", 5, 5, None, step, 60.0 * step))
+        monitor.write(MemoryRecord(step, 0, "h", "cpu", 5, 5, None, step, -60.0 * step, 60.0 * step))
         monitor.at_step_edge()
     monitor.stop()
     steps = [one.step for one in read_records(tmp_path / host_memory_file(0), MemoryRecord)]

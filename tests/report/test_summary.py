@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from io import StringIO
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from run_folders import (
 
 from dist_trainer.memory.targets import Baseline
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
+from dist_trainer.report.reading.findings import read_findings
 from dist_trainer.report.summary import Summary, rows, show, summarise, write
 from dist_trainer.report.verdict import describe, strict_problem
 
@@ -262,14 +265,60 @@ def test_brackets_in_a_folders_name_are_no_markup(tmp_path: Path) -> None:
     assert heading(shown(summarise(run_dir), run_dir)) == f"tiny:{run_dir}"
 
 
-def test_what_is_recorded_now_is_running_and_what_is_long_silent_is_said_to_be(tmp_path: Path) -> None:
-    from dist_trainer.report.reading.findings import read_findings
-
+def test_a_run_without_an_end_goes_on_unless_its_process_is_known_to_be_gone(tmp_path: Path) -> None:
     run_dir = make_gpu_run(tmp_path, ends=False)
     assert read_findings(run_dir, now_s=START_S + 30).progress.text == "running, step 12"
-    silent = read_findings(run_dir, now_s=START_S + 3624).progress
-    assert silent.state == "silent"
-    assert silent.text.startswith("no end is recorded at step 12, and nothing for 1h 00m")
+    quiet = read_findings(run_dir, now_s=START_S + 3624).progress
+    assert quiet.state == "running"
+    assert quiet.text.startswith("running, step 12; nothing was recorded for 1h 00m, and whether it still runs cannot")
+
+
+WRITER = """
+import json, sys
+from pathlib import Path
+from dist_trainer.endings import show_life
+path = Path(sys.argv[1])
+life = show_life(path)
+with path.open("a") as events:
+    events.write(json.dumps({"kind": "start", "message": "again", "rank": 0, "time_s": 0.0, "facts": life}) + "\\n")
+print("began", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_run_that_was_killed_is_known_to_be_at_once_whatever_the_clock_says(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path, ends=False)
+    command = [sys.executable, "-c", WRITER, str(run_dir / "records" / EVENTS_FILE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
+        assert writer.stdout is not None and writer.stdout.readline() == b"began\n"
+        assert read_findings(run_dir, now_s=START_S + 10**6).progress.text == "running, step 12"
+        writer.kill()
+    killed = read_findings(run_dir, now_s=START_S - 10**6).progress
+    assert killed.state == "silent"
+    assert killed.text == (
+        "no end is recorded at step 12, and nothing writes any more: it was killed, or the folder is a copy"
+    )
+
+
+def test_events_count_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
+    """The clock was set back an hour before the error."""
+    run_dir = make_gpu_run(tmp_path, ends=False)
+    append(run_dir / "records" / EVENTS_FILE, json.dumps(event("error", "a disk is full", -3600.0)) + "\n")
+    assert read_findings(run_dir).progress.text == "failed at step 12: a disk is full"
+
+
+def test_what_launch_says_counts_over_what_a_rank_noticed_first(tmp_path: Path) -> None:
+    echo = event("error", "RuntimeError: connection closed by peer", 19.0)
+    cause = event("error", "rank 1 on h2 was killed by SIGKILL", 19.5, rank=None)
+    summary = summarise(make_gpu_run(tmp_path, ends=False, events=[echo, cause]))
+    assert summary.state_text == "failed at step 12: rank 1 on h2 was killed by SIGKILL"
+
+
+def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
+    interrupted = event("interrupted", "interrupted at step 12 (SIGINT)", 19.0, rank=None)
+    summary = summarise(make_gpu_run(tmp_path, ends=False, events=[interrupted]))
+    assert (summary.state, summary.state_text) == ("interrupted", "interrupted at step 12 (SIGINT)")
+    assert summary.verdict.sentence.startswith("The run was interrupted at step 12 (SIGINT). Up to then: t")
 
 
 def test_what_is_damaged_is_counted_and_told_and_not_fatal(tmp_path: Path) -> None:

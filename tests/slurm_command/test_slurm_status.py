@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from run_folders import START_S, append, event, make_gpu_run
 
+from dist_trainer.cluster.slurm import SLURM_START
+from dist_trainer.endings import show_life
 from dist_trainer.errors import UserError
+from dist_trainer.records import EVENTS_FILE
 from dist_trainer.report.reading.findings import read_findings
 from dist_trainer.slurm.job_state import Job
 from dist_trainer.slurm.status import Status, lines, one_line, read_statuses, status_of
@@ -29,9 +32,13 @@ def status(job: Job | None, run_dir: Path | None, *, silence: str | None = None,
     )
 
 
-def failed_run(folder: Path, *, after_s: float = 30.0) -> Path:
-    error = event("error", "the loss is not finite\n  where:    step 12", after_s, type="RunError")
-    return make_gpu_run(folder, ends=False, events=[error])
+def counted(restarts: int) -> dict[str, object]:
+    return {SLURM_START: {"job_id": "12", "restarts": restarts}}
+
+
+def failed_run(folder: Path, *, restarts: int = 0) -> Path:
+    error = event("error", "the loss is not finite\n  where:    step 12", 30.0, type="RunError", **counted(restarts))
+    return make_gpu_run(folder, ends=False, events=[error], start_facts=counted(restarts))
 
 
 def test_a_job_in_the_queue() -> None:
@@ -67,14 +74,21 @@ def test_a_job_that_runs_shows_its_newest_step_and_its_memory_against_the_target
 
 
 def test_steps_from_before_a_requeue_are_not_taken_for_new_ones(tmp_path: Path) -> None:
+    """SLURM's clock and the ranks' may differ: what counts is which start wrote the records."""
     again = Job("12", "RUNNING", restarts=2, start_s=NOW_S - 3, time_limit="UNLIMITED")
-    found = status(again, make_gpu_run(tmp_path / "run", ends=False))
+    found = status(again, make_gpu_run(tmp_path / "run", ends=False, start_facts=counted(1)))
     assert list(lines(found))[:3] == [
         "job        12, requeued 2 times",
         "state      running for 3.0s",
         "step       12 (full context), loss 4.0000, 2.2K tokens/s; that was before the job was requeued, "
         "and no step is done since",
     ]
+    begun = [event("start", "again", 30.0, **counted(2)), event("phase", "phase 2: full context", 30.5, step=12)]
+    found = status(again, make_gpu_run(tmp_path / "begun", ends=False, start_facts=counted(1), events=begun))
+    assert found.newest is not None and not found.newest.is_of_this_start
+    later = Job("12", "RUNNING", restarts=2, start_s=START_S + 10_000)
+    found = status(later, make_gpu_run(tmp_path / "clock", ends=False, start_facts=counted(2)))
+    assert found.newest is not None and found.newest.is_of_this_start
 
 
 def test_a_run_that_came_to_its_end(tmp_path: Path) -> None:
@@ -94,8 +108,20 @@ def test_a_run_that_failed_says_its_first_error(tmp_path: Path) -> None:
 
 
 def test_an_error_of_an_earlier_start_is_not_what_ended_the_job(tmp_path: Path) -> None:
-    found = status(Job("12", "TIMEOUT", start_s=START_S + 40, time_limit="00:10:00"), failed_run(tmp_path / "run"))
+    job = Job("12", "TIMEOUT", restarts=1, start_s=START_S + 40, time_limit="00:10:00")
+    found = status(job, failed_run(tmp_path / "run"))
     assert (found.error, found.why) == (None, "its time was over (00:10:00)")
+    own = status(job, failed_run(tmp_path / "own", restarts=1))
+    assert own.error is not None and own.error.startswith("the loss is not finite")
+
+
+def test_what_interrupted_a_run_is_said(tmp_path: Path) -> None:
+    message = "interrupted at step 12 (SIGTERM)"
+    run_dir = make_gpu_run(tmp_path / "run", ends=False, events=[event("interrupted", message, 30.0, rank=None)])
+    assert f"error      {message}" in list(lines(status(Job("12", "TIMEOUT", start_s=START_S), run_dir)))
+    unasked = status(None, run_dir, silence="there is no SLURM on this host")
+    assert (unasked.stage, unasked.has_failed) == ("ended", True)
+    assert unasked.why.endswith(f"by its records the run was {message}")
 
 
 def test_a_failure_that_no_record_tells_is_in_the_output() -> None:
@@ -129,7 +155,12 @@ def test_when_nobody_can_be_asked_a_run_that_records_still_runs(tmp_path: Path) 
     found = status(None, running, silence=silence)
     assert (found.stage, found.has_failed) == ("running", False)
     assert f"state      running: {silence}; by its records: running, step 12" in list(lines(found))
-    assert status(None, running, silence=silence, now_s=NOW_S + 10_000).stage == "unknown"
+    later = status(None, running, silence=silence, now_s=NOW_S + 10_000)
+    assert later.stage == "running" and "whether it still runs cannot be seen from here" in later.why
+    life = show_life(running / "records" / EVENTS_FILE)
+    dead = status(None, make_gpu_run(tmp_path / "dead", ends=False, start_facts=life), silence=silence)
+    assert (dead.stage, dead.has_failed) == ("ended", True)
+    assert "nothing writes any more" in dead.why
     assert status(None, None, silence=silence).stage == "unknown"
     assert status(None, failed_run(tmp_path / "failed"), silence=silence).has_failed
 

@@ -356,7 +356,14 @@ class Coordinator:
             stream.flush()
         elif kind == "ended":
             self.membership.ended(
-                rank, int(message["status"]), now_s, lines=message["lines"], is_echo=message["is_echo"]
+                rank,
+                int(message["status"]),
+                now_s,
+                lines=message["lines"],
+                is_echo=message["is_echo"],
+                why=message["why"],
+                cause=message["cause"],
+                may_be_echo=message["may_be_echo"],
             )
             self._send(connection, encode("bye"))
 

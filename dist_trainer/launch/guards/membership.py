@@ -28,19 +28,34 @@ class Member:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What went wrong first. `lines` are the last ones that the rank printed."""
+    """What went wrong first. `cause` is what the rank itself has said why it ended; None where it said nothing, and
+    then `lines` are the last ones that it printed.
+    """
 
     message: str
     status: int
     rank: int | None = None
     lines: tuple[str, ...] = ()
+    cause: str | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True)
 class _Candidate:
+    """`is_told`: others had told the rank's guard to end it. `may_be_echo`: the rank says that it may only have noticed
+    what happened to another.
+    """
+
     time_s: float
     trouble: Trouble
-    is_echo: bool
+    is_told: bool = False
+    may_be_echo: bool = False
+
+    @property
+    def order(self) -> tuple[bool, bool, float]:
+        # A rank that was told to end, and says a reason of its own all the same, had one.
+        has_own = self.trouble.cause is not None and not self.may_be_echo
+        return self.is_told and not has_own, self.may_be_echo, self.time_s
 
 
 @dataclass
@@ -66,15 +81,29 @@ class Membership:
     def heard(self, rank: int, now_s: float) -> None:
         self.members[rank].heard_s = now_s
 
-    def ended(self, rank: int, status: int, now_s: float, *, lines: Iterable[str] = (), is_echo: bool = False) -> None:
-        """The rank has ended with this status, 128 + N by signal N. `is_echo`: others had told its guard to end it."""
+    def ended(
+        self,
+        rank: int,
+        status: int,
+        now_s: float,
+        *,
+        lines: Iterable[str] = (),
+        is_echo: bool = False,
+        why: str | None = None,
+        cause: str | None = None,
+        may_be_echo: bool = False,
+    ) -> None:
+        """The rank has ended with this status, 128 + N by signal N. `is_echo`: others had told its guard to end it.
+        `why` is what its host knows of a signal, `cause` what the rank itself said.
+        """
         member = self.members[rank]
         member.status, member.heard_s = status, now_s
         if status == 0:
             return
         what = f"was killed by {signal_name(status - 128)}" if status > 128 else f"ended with status {status}"
-        trouble = Trouble(f"rank {rank} on {member.host} {what}", status, rank, tuple(lines))
-        self._candidates.append(_Candidate(now_s, trouble, is_echo))
+        message = f"rank {rank} on {member.host} {what}" + (f" ({why})" if why else "")
+        trouble = Trouble(message, status, rank, tuple(lines), cause, member.host)
+        self._candidates.append(_Candidate(now_s, trouble, is_told=is_echo, may_be_echo=may_be_echo))
 
     def disconnected(self, rank: int, now_s: float) -> None:
         """The guard's connection was closed."""
@@ -83,7 +112,7 @@ class Membership:
         if member.status is None:
             member.status, member.is_gone = 128 + 9, True
             message = f"rank {rank} on {member.host} is gone: the connection to its guard was closed"
-            self._candidates.append(_Candidate(now_s, Trouble(message, member.status, rank), is_echo=False))
+            self._candidates.append(_Candidate(now_s, Trouble(message, member.status, rank)))
 
     def silent_hosts(self, now_s: float, limit_s: float) -> dict[str, list[int]]:
         """Hosts with the ranks on them of which nothing was heard for the limit."""
@@ -110,10 +139,17 @@ class Membership:
             return Trouble(f"nothing was heard for {SILENCE_S:.0f} s from {where}: down, or cut off", EXIT_HOST_LOST)
         if not self._candidates:
             return None
-        first = min(self._candidates, key=lambda one: (one.is_echo, one.time_s))
+        first = min(self._candidates, key=lambda one: one.order)
         if now_s - first.time_s < SETTLE_S or self.silent_hosts(now_s, 3 * BEAT_S):
             return None
-        return self._whole_host(first.trouble)
+        return self._whole_host(self._of_all(first.trouble))
+
+    def _of_all(self, trouble: Trouble) -> Trouble:
+        """The same mistake as rank 0 made it, where both did: which of them was first says nothing then."""
+        if trouble.cause is None:
+            return trouble
+        same = (one.trouble for one in self._candidates if one.trouble.rank == 0 and one.trouble.cause == trouble.cause)
+        return next(same, trouble)
 
     def _whole_host(self, trouble: Trouble) -> Trouble:
         """The same trouble, or that of the host where all ranks are gone in the way this one is."""

@@ -22,7 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from dist_trainer.cause import Cause, read_cause
 from dist_trainer.cluster.environments import READERS, Place
+from dist_trainer.cluster.out_of_memory import KillWatch, own_group
 from dist_trainer.cluster.threads import threads_here
 from dist_trainer.encoding import printable, set_up_streams
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, UserError
@@ -74,6 +76,11 @@ class Guard:
         self._log: IO[bytes] | None = None
         # A character may come in two pieces; whatever else they are, the bytes go on.
         self._decoders = [codecs.getincrementaldecoder("utf-8")(errors="surrogateescape") for _ in range(2)]
+        # What the rank says why it ends: read to its end only then.
+        self._causes: IO[bytes] | None = None
+        self._told = b""
+        self._run_dir: Path | None = None
+        self._kills = KillWatch(own_group())
         self._last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
         self._kill_at_s: float | None = None
         self._is_echo = False
@@ -106,11 +113,12 @@ class Guard:
             self._turn()
             if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
                 self._signal_rank(signal.SIGKILL)
+        was_killed = returncode == -signal.SIGKILL and self._kill_at_s is None
         # What the rank started and left behind, such as loader workers.
         self._signal_rank(signal.SIGKILL)
         self._read_all_output()
         status = 128 - returncode if returncode < 0 else returncode
-        self._tell_end(status)
+        self._tell_end(status, why=self._kills.explain() if was_killed else None)
         return status
 
     def _turn(self) -> None:
@@ -181,24 +189,31 @@ class Guard:
             environ.update(_interface_env(job["peers"], environ))
         # At the terminal rank 0 shows its progress itself.
         is_captured = not (job["is_local"] and self.place.rank == 0)
-        if is_captured and job["logs_dir"]:
-            self._log = _open_log(Path(job["cwd"]) / job["logs_dir"], self.place.rank)
+        if job["logs_dir"]:
+            logs_dir = Path(job["cwd"]) / job["logs_dir"]
+            self._run_dir = logs_dir.parent
+            self._log = _open_log(logs_dir, self.place.rank) if is_captured else None
+        causes_fd, cause_fd = os.pipe()
+        self._causes = os.fdopen(causes_fd, "rb", buffering=0)
         try:
-            self._rank = start_rank(job["argv"], job["cwd"], environ, is_captured=is_captured, let_go=self._let_go)
+            self._rank = start_rank(
+                job["argv"], job["cwd"], environ, is_captured=is_captured, let_go=self._let_go, cause_fd=cause_fd
+            )
         except OSError as error:
             self._last_lines.append(
                 f"{error.filename} is not there on {socket.gethostname()}: every host needs the same folder and Python"
             )
             self._failed_to_start = True
             return
-        for pipe in (self._rank.stdout, self._rank.stderr):
+        os.close(cause_fd)
+        for pipe in (self._rank.stdout, self._rank.stderr, self._causes):
             if pipe is not None:
                 os.set_blocking(pipe.fileno(), False)
                 self._selector.register(pipe, selectors.EVENT_READ)
 
     def _let_go(self) -> None:
         """In the fork that goes on as the rank."""
-        for mine in (self._selector, self._socket, self._signals_r, self._signals_w, self._log):
+        for mine in (self._selector, self._socket, self._signals_r, self._signals_w, self._log, self._causes):
             if mine is not None:
                 mine.close()
 
@@ -231,8 +246,21 @@ class Guard:
             with contextlib.suppress(KeyError):
                 self._selector.unregister(pipe)
 
+    def _read_cause(self, pipe: IO[bytes]) -> None:
+        while data := pipe.read(_BLOCK_BYTES):
+            self._told += data
+        if data == b"":
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(pipe)
+
+    def _cause(self) -> Cause | None:
+        """The first one that the rank has told."""
+        return read_cause(self._told.partition(b"\n")[0])
+
     def _read_all_output(self) -> None:
         assert self._rank is not None
+        if self._causes is not None:
+            self._read_cause(self._causes)
         for pipe in (self._rank.stdout, self._rank.stderr):
             if pipe is not None:
                 self._read_output(pipe, is_error=pipe is self._rank.stderr)
@@ -253,12 +281,35 @@ class Guard:
         if not self.is_lost:
             self.is_lost = self.must_sweep = True
             self._selector.unregister(self._socket)
+            if self._rank is not None and self._rank.poll() is None:
+                self._record_loss()
             self._end_rank(FAILURE_GRACE_S)
 
-    def _tell_end(self, status: int) -> None:
+    def _record_loss(self) -> None:
+        """One guard, rank 0's, writes it for all: of the launching process nobody else is left."""
+        if self.place.rank != 0 or self._run_dir is None:
+            return
+        from dist_trainer.endings import ERROR, Start, end_event
+
+        message = "nothing was heard any more from the launching process: it was killed, its host is down, or cut off"
+        with contextlib.suppress(OSError):
+            Start.now(self._run_dir).write(end_event(ERROR, message, 0))
+
+    def _tell_end(self, status: int, *, why: str | None = None) -> None:
         if self.is_lost:
             return
-        self._send(encode("ended", status=status, lines=list(self._last_lines), is_echo=self._is_echo))
+        told = self._cause()
+        self._send(
+            encode(
+                "ended",
+                status=status,
+                lines=list(self._last_lines),
+                is_echo=self._is_echo,
+                why=why,
+                cause=None if told is None else told.text,
+                may_be_echo=told is not None and told.may_be_echo,
+            )
+        )
         deadline_s = time.monotonic() + _BYE_LIMIT_S
         while not self._has_bye and not self.is_lost and time.monotonic() < deadline_s:
             self._turn()

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
+from dist_trainer.cause import CAUSE_FD
 from dist_trainer.cluster.environments import LAUNCH_ID
 from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import end_with_parent, show_as
@@ -22,6 +23,7 @@ from dist_trainer.launch.processes import end_with_parent, show_as
 # Read by torch, CUDA, gloo, NCCL and us, none of which is in a guard.
 _READ_LATE = frozenset(
     {
+        CAUSE_FD,
         *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
         LAUNCH_ID,
         *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
@@ -59,14 +61,22 @@ RankProcess = subprocess.Popen[bytes] | Fork
 
 
 def start_rank(
-    argv: Sequence[str], cwd: str, environ: Mapping[str, str], *, is_captured: bool, let_go: Callable[[], None]
+    argv: Sequence[str],
+    cwd: str,
+    environ: Mapping[str, str],
+    *,
+    is_captured: bool,
+    let_go: Callable[[], None],
+    cause_fd: int,
 ) -> RankProcess:
     """Starts the rank in a session of its own, to be killed when this process ends. For a process without threads.
 
-    `let_go` closes in a fork what is the guard's alone. Raises OSError where the folder or the program is not there.
+    `let_go` closes in a fork what is the guard's alone. `cause_fd` is where the rank says why it ends: see `cause`.
+    Raises OSError where the folder or the program is not there.
     """
+    environ = {**environ, CAUSE_FD: str(cause_fd)}
     if list(argv[:2]) == [sys.executable, "-m"] and str(Path.cwd()) == cwd and _differs_late(environ):
-        return _fork(argv, environ, is_captured=is_captured, let_go=let_go)
+        return _fork(argv, environ, is_captured=is_captured, let_go=let_go, cause_fd=cause_fd)
     parent_pid = os.getpid()
 
     def in_child() -> None:
@@ -82,6 +92,7 @@ def start_rank(
         stderr=subprocess.PIPE if is_captured else None,
         start_new_session=True,
         preexec_fn=in_child,
+        pass_fds=(cause_fd,),
     )
 
 
@@ -90,14 +101,21 @@ def _differs_late(environ: Mapping[str, str]) -> bool:
     return all(name in _READ_LATE or environ.get(name) == os.environ.get(name) for name in names)
 
 
-def _fork(argv: Sequence[str], environ: Mapping[str, str], *, is_captured: bool, let_go: Callable[[], None]) -> Fork:
+def _fork(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    is_captured: bool,
+    let_go: Callable[[], None],
+    cause_fd: int,
+) -> Fork:
     pipes = [os.pipe() for _ in range(2)] if is_captured else []
     parent_pid = os.getpid()
     # A signal must not find the fork with the guard's handlers.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid == 0:
-        _go_on_as_rank(argv, environ, [write for _, write in pipes], parent_pid, let_go, mask)
+        _go_on_as_rank(argv, environ, [write for _, write in pipes], parent_pid, let_go, mask, cause_fd)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for _, write in pipes:
         os.close(write)
@@ -112,6 +130,7 @@ def _go_on_as_rank(
     parent_pid: int,
     let_go: Callable[[], None],
     mask: set[int] | set[signal.Signals],
+    cause_fd: int,
 ) -> NoReturn:
     try:
         end_with_parent(parent_pid, signal.SIGKILL)
@@ -124,7 +143,8 @@ def _go_on_as_rank(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for fd, output in enumerate(outputs, start=1):
             os.dup2(output, fd)
-        os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+        os.closerange(3, cause_fd)
+        os.closerange(cause_fd + 1, os.sysconf("SC_OPEN_MAX"))
         os.environ.clear()
         os.environ.update(environ)
         show_as(["python", *argv[1:]])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_trainer.endings import is_written
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, LeftOut, read_records, read_steps
 from dist_trainer.report.reading.asked import Asked, read_asked
@@ -44,9 +44,11 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
     """Reads whatever there is; a run may still be going on. Raises UserError where there are no records at all."""
     records_dir = run_dir / "records"
     left_out: LeftOut = {}
-    events = sorted(read_records(records_dir / EVENTS_FILE, Event, left_out), key=lambda event: event.time_s)
+    # In the order in which they were written, which no clock that was set back has changed.
+    events = list(read_records(records_dir / EVENTS_FILE, Event, left_out))
     steps = steps_of(read_steps(records_dir, left_out))
     marks = tuple(_marks(events))
+    starts = [event for event in events if event.kind == "start"]
     edges = [event for event in events if event.kind in ("start", "end")]
     ended_s = edges[-1].time_s if edges and edges[-1].kind == "end" else None
     memory = read_memory(
@@ -65,8 +67,8 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
         progress=progress(
             events,
             step=steps.numbers[-1] if len(steps) else None,
-            step_s=statistics.median(steps.columns["step_s"][-50:]) if len(steps) else None,
             last_record_s=max(lasts, default=None),
+            is_written=is_written(records_dir / EVENTS_FILE, starts[-1].facts) if starts else None,
             now_s=now_s,
         ),
         problems=(*asked.problems, *_left_out_lines(left_out)),

@@ -1,4 +1,4 @@
-"""How far a run has come, from its events: under way, finished, failed, or silent."""
+"""How far a run has come, from its events: under way, finished, failed, interrupted, or silent."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from dist_trainer.endings import INTERRUPTED, cause_among
 from dist_trainer.records import Event
 from dist_trainer.units import format_duration
 
-State = Literal["finished", "running", "failed", "silent"]
+State = Literal["finished", "running", "failed", "interrupted", "silent"]
 
-# Longer than a checkpoint of a large model takes; a run that steps more slowly has 20 of its steps.
-SILENCE_S = 600.0
-SILENCE_STEPS = 20
+# For a person, who may wonder: longer than a checkpoint of a large model takes.
+_LONG_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Progress:
     """`step` is the last one that was recorded, None where there are no steps. `ended_s` is None while it goes on.
 
     `text` is for a person: "finished at step 150", "running, step 12", or what went wrong. Times are since the epoch.
+    `error` is what made it fail or interrupted it.
     """
 
     state: State
@@ -41,14 +42,17 @@ def progress(
     events: Sequence[Event],
     *,
     step: int | None,
-    step_s: float | None,
     last_record_s: float | None,
+    is_written: bool | None = None,
     now_s: float | None = None,
 ) -> Progress:
-    """The state since the last start. `last_record_s` is when anything was last recorded, `step_s` a step's length."""
+    """The state since the last start, from the events in the order in which they were written. `last_record_s` is when
+    anything was last recorded. `is_written` says whether the run's process lives, None where that is not known: then
+    a run without an end is taken to go on, and a person is told for how long nothing was recorded.
+    """
     starts = [index for index, event in enumerate(events) if event.kind == "start"]
     current = events[starts[-1] :] if starts else events
-    errors = [event for event in current if event.kind == "error"]
+    cause = cause_among(current)
     ends = [event for event in current if event.kind == "end"]
     started_s = events[starts[0]].time_s if starts else None
     known = [time_s for time_s in (last_record_s, events[-1].time_s if events else None) if time_s is not None]
@@ -56,22 +60,28 @@ def progress(
     at_step = "" if step is None else f" at step {step}"
     state: State = "running"
     ended_s = error = None
-    if errors:
-        state, ended_s, error = "failed", errors[0].time_s, errors[0].message
-        text = f"failed{at_step}: {error.splitlines()[0] if error else 'no reason was given'}"
+    if cause is not None:
+        ended_s, error = cause.time_s, cause.message
+        first_line = error.splitlines()[0] if error else "no reason was given"
+        if cause.kind == INTERRUPTED:
+            state, text = "interrupted", first_line
+        else:
+            state, text = "failed", f"failed{at_step}: {first_line}"
     elif ends:
         state, ended_s = "finished", ends[-1].time_s
         status = ends[-1].facts.get("status")
         text = f"finished{at_step}" if status is None else f"the command ended with status {status}"
+    elif is_written is False:
+        state = "silent"
+        text = f"no end is recorded{at_step}, and nothing writes any more: it was killed, or the folder is a copy"
     else:
         text = "running" + ("" if step is None else f", step {step}")
         silence_s = None if last_s is None else (time.time() if now_s is None else now_s) - last_s
-        if last_s is None:
+        if silence_s is None:
             text += "; nothing is recorded yet"
-        elif silence_s is not None and silence_s > max(SILENCE_S, SILENCE_STEPS * (step_s or 0.0)):
-            state = "silent"
-            text = (
-                f"no end is recorded{at_step}, and nothing for {format_duration(silence_s)}: "
-                "it was killed, it stands still, or the folder is a copy of a run under way"
+        elif is_written is None and silence_s > _LONG_S:
+            text += (
+                f"; nothing was recorded for {format_duration(silence_s)}, and whether it still runs cannot be seen "
+                "from here"
             )
     return Progress(state, step, started_s, ended_s, last_s, error, text)

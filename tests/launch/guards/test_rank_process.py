@@ -22,7 +22,8 @@ os.set_inheritable(os.open(os.devnull, os.O_RDONLY), True)
 environ = {**os.environ, **variables}
 argv = [sys.executable, "-m", "a_rank", *words]
 try:
-    rank = start_rank(argv, cwd, environ, is_captured=True, let_go=mine.close)
+    causes, cause = os.pipe()
+    rank = start_rank(argv, cwd, environ, is_captured=True, let_go=mine.close, cause_fd=cause)
 except BecomeRank as become:
     becoming = become
 else:
@@ -89,7 +90,8 @@ def test_a_rank_whose_variables_are_read_late_is_a_fork(folder: Path) -> None:
         "cwd": str(folder),
         "color": None,
         "rank": "3",
-        "open": 0,
+        # Where it can say why it ends.
+        "open": 1,
         "handlers": True,
         "blocked": 0,
         "leads": True,

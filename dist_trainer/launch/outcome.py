@@ -1,0 +1,88 @@
+"""What a launch came to: said at the terminal once, and written into the run's events where no rank has written it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+from dist_trainer.cluster.slurm import slurm_facts
+from dist_trainer.encoding import printable
+from dist_trainer.errors import EXIT_TARGET_MISSED
+from dist_trainer.launch.guards.membership import Trouble
+from dist_trainer.streams import SHOW_CURSOR
+
+
+class RunRecord:
+    """The events of one start of a run, from before its ranks begin: to be made then."""
+
+    def __init__(self, run_dir: Path) -> None:
+        from dist_trainer.endings import Start
+
+        self._start = Start.now(run_dir)
+
+    def last_step(self) -> int | None:
+        """The newest step; None where this start has none yet."""
+        from dist_trainer.endings import last_step
+
+        has_begun = any(event.kind == "phase" for event in self._start.events())
+        return last_step(self._start.run_dir) if has_begun else None
+
+    def interrupted(self, message: str, number: signal.Signals) -> None:
+        from dist_trainer.endings import INTERRUPTED, end_event
+
+        with suppress(OSError):
+            facts = {"step": self.last_step(), "signal": number.name, **slurm_facts(os.environ)}
+            self._start.write(end_event(INTERRUPTED, message, None, **facts))
+
+    def failed(self, trouble: Trouble) -> None:
+        """Writes the cause, unless it stands there already in the rank's own words."""
+        from dist_trainer.endings import ERROR, cause_among, end_event
+
+        said = cause_among(list(self._start.events()))
+        if said is not None and trouble.cause is not None and trouble.cause.startswith(said.message):
+            return
+        facts = {"status": trouble.status, "of_rank": trouble.rank, "host": trouble.host, **slurm_facts(os.environ)}
+        with suppress(OSError):
+            self._start.write(end_event(ERROR, trouble.cause or "\n    ".join(in_words(trouble)), None, **facts))
+
+
+def in_words(trouble: Trouble) -> list[str]:
+    """What happened, and the last lines of a rank that said nothing itself."""
+    return [f"{trouble.message}; said last:", *trouble.lines] if trouble.lines else [trouble.message]
+
+
+def say_trouble(trouble: Trouble, *, is_local: bool) -> None:
+    if trouble.status == EXIT_TARGET_MISSED and trouble.cause is None:
+        # The run is at its end, and rank 0 has shown what it came to.
+        return
+    restore_terminal(is_local=is_local)
+    if trouble.cause is not None:
+        where = "" if trouble.rank == 0 else f"rank {trouble.rank}{'' if is_local else f' on {trouble.host}'}: "
+        say(f"error: {where}{trouble.cause}")
+    else:
+        say("\n    ".join(in_words(trouble)))
+
+
+def say_interrupted(number: signal.Signals, record: RunRecord | None, *, is_local: bool) -> None:
+    from dist_trainer.endings import interrupted
+
+    message = interrupted(number.name, None if record is None else record.last_step())
+    restore_terminal(is_local=is_local)
+    say(message)
+    if record is not None:
+        record.interrupted(message, number)
+
+
+def restore_terminal(*, is_local: bool) -> None:
+    """Gives back the cursor that the progress bar of a rank here had hidden, and begins a new line."""
+    if is_local and os.isatty(1):
+        sys.stdout.write(SHOW_CURSOR)
+        sys.stdout.flush()
+
+
+def say(text: str) -> None:
+    # What a rank of another host says must not steer this terminal.
+    print(printable(f"dist_trainer: {text}"), file=sys.stderr, flush=True)
