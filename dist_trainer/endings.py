@@ -88,7 +88,8 @@ def cause_among(events: Sequence[Event]) -> Event | None:
 
 
 def end_event(kind: str, message: str, rank: int | None, **facts: Any) -> Event:
-    return Event(kind, message, rank, time.time(), facts)
+    """What is not known (None) is left out."""
+    return Event(kind, message, rank, time.time(), {name: value for name, value in facts.items() if value is not None})
 
 
 def interrupted(signal_name: str, step: int | None) -> str:
@@ -114,7 +115,8 @@ def show_life(path: Path) -> dict[str, object]:
     descriptor = os.open(path, os.O_RDWR)
     if _lock(descriptor, fcntl.LOCK_EX, _HOLDING_LIMIT_S):
         # It is never closed: the lock goes with the last process that has it.
-        return {BOOT_ID: _boot_id()}
+        boot = _boot_id()
+        return {} if boot is None else {BOOT_ID: boot}
     os.close(descriptor)
     return {}
 

@@ -115,10 +115,12 @@ class KnownFacts(TypedDict, total=False):
     __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012
 
     argv: list[Any]
+    boot_id: str
     device: str
     diagnostic: str
     loss: Finite
     seconds: Seconds
+    slurm: dict[str, Any]
     source: str
     status: int
     step: Count

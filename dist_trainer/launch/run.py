@@ -29,6 +29,7 @@ from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.open_files import allow_open_files
 from dist_trainer.launch.outcome import RunRecord, say, say_interrupted, say_trouble
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, Rendezvous
+from dist_trainer.launch.relay import relayed
 from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S, Ending, supervise
 
 START_LIMIT_S = 300.0
@@ -110,7 +111,7 @@ def run_request(
             # The host of the endpoint, where this is; else the order of hosts is the launcher's and the hostfile's.
             first_host=request.facts.hostname if request.rendezvous else None,
         ) as coordinator,
-        _open_log(launcher_log) as output,
+        _outputs(launcher_log) as (output, errors),
     ):
         ending = supervise(
             plan.argv,
@@ -118,6 +119,7 @@ def run_request(
             grace_s=limits.grace_s,
             guards=coordinator,
             output=output,
+            errors=errors,
             meanwhile=hand_out,
         )
         coordinator.stop(FAILURE_GRACE_S)
@@ -184,16 +186,19 @@ def run_beside(request: LaunchRequest, secret: RunSecret, *, grace_s: float = GR
 
 
 @contextmanager
-def _open_log(path: Path | None) -> Iterator[IO[bytes] | None]:
-    """Over hosts the launcher's own words are for a file: what ranks say comes by way of their guards."""
-    if path is None:
-        yield None
+def _outputs(log: Path | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | None]]:
+    """Where the launcher prints to, and its errors; None is where this process does. Over hosts its own words are for a
+    file: what ranks say comes by way of their guards.
+    """
+    if log is None:
+        with relayed(1) as output, relayed(2) as errors:
+            yield output, errors
         return
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
+    with writing(log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        file = log.open("wb")
     with file:
-        yield file
+        yield file, file
 
 
 def _listen(launcher: str, request: LaunchRequest) -> tuple[socket.socket, str]:

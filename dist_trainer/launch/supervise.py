@@ -55,6 +55,7 @@ def supervise(
     grace_s: float = GRACE_S,
     guards: Guards | None = None,
     output: IO[bytes] | None = None,
+    errors: IO[bytes] | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> Ending:
     """Runs the command with exactly this environment, to its end and that of all it started.
@@ -65,8 +66,8 @@ def supervise(
 
     Where `guards` are connected they end the ranks instead, and the command is left to end by itself within the same
     time; so it is, within FAILURE_GRACE_S and a little more, once they know of trouble. What the command prints goes
-    to `output`, else to this process's own streams. `meanwhile` is called as soon as the command is on its way, with
-    the signals as they were; when it raises, the command is killed.
+    to `output` and `errors`, else to this process's own streams. `meanwhile` is called as soon as the command is on its
+    way, with the signals as they were; when it raises, the command is killed.
     """
     stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     not_ours = {process.pid for process in list_descendants(os.getpid())}
@@ -74,7 +75,7 @@ def supervise(
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals | {signal.SIGCHLD})
     adopt_orphans(True)
     try:
-        launcher = _start(argv, environ, old_mask, output)
+        launcher = _start(argv, environ, old_mask, output, errors)
         try:
             if meanwhile is not None:
                 with _mask(old_mask):
@@ -114,6 +115,7 @@ def _start(
     environ: Mapping[str, str],
     mask: Collection[int | signal.Signals],
     output: IO[bytes] | None,
+    errors: IO[bytes] | None,
 ) -> subprocess.Popen[bytes]:
     parent_pid = os.getpid()
 
@@ -126,7 +128,7 @@ def _start(
         env=dict(environ),
         stdin=subprocess.DEVNULL,
         stdout=output,
-        stderr=output,
+        stderr=errors,
         start_new_session=True,
         preexec_fn=in_child,
     )

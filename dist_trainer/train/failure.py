@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import threading
-import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,8 +75,9 @@ def fail_before_meeting(
     trouble, and speaks. `run_dir` is the folder that the command line names.
     """
     if not tell_guard(Cause(_with_traceback(error, debug=debug), may_be_echo=False), os.environ):
-        if rank > 0:
-            time.sleep(SAME_MISTAKE_GRACE_S)
+        if rank > 0 and _hurry.wait(SAME_MISTAKE_GRACE_S):
+            # The launcher ends this rank because another has ended, and has spoken.
+            os._exit(exit_status(error))
         say(_line(error, rank, debug=debug), stream_fd=stderr_fd)
         _record(error, rank, None if run_dir is None else Start.now(run_dir))
     os._exit(exit_status(error))

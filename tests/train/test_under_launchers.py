@@ -11,20 +11,17 @@ from pathlib import Path
 
 import pytest
 import sshd
+from broken_starts import START, WAYS, messages, start, without_its_checkpoint
 from ranks import BRISK, bin_environment, losses, mini_config, run, train
 
 import slurm
+from dist_trainer.endings import cause_among
 from dist_trainer.records import EVENTS_FILE, Event, MemoryRecord, memory_file, read_records
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 PYTHON = sys.executable
-START = {
-    "torchrun": ("torchrun", "--nproc_per_node=2", "-m", "dist_trainer"),
-    "deepspeed": ("deepspeed", "--num_accelerators", "2", "--module", "dist_trainer"),
-    "mpirun": ("mpirun", "-n", "2", "--oversubscribe", "python", "-m", "dist_trainer"),
-}
 
 
 def require(program: str) -> None:
@@ -198,3 +195,17 @@ def test_launch_ends_with_the_ranks_status_and_without_a_traceback(launcher: str
     assert ended.output.count("dist_trainer: error:") == 1
     assert "nowhere/tokens" in ended.output
     assert "Traceback" not in ended.output
+
+
+@pytest.mark.parametrize(("launcher", "is_bare"), WAYS)
+def test_what_stops_all_ranks_at_once_is_said_by_one(launcher: str, is_bare: bool, folder: Path) -> None:
+    """The short form of broken_starts.py."""
+    require(launcher)
+    run_dir = folder / f"broken-{launcher}-{is_bare}"
+    ended = start(folder, run_dir, launcher, *without_its_checkpoint(run_dir), is_bare=is_bare)
+    assert ended.status != 0
+    (message,) = messages(ended.output)
+    events = list(read_records(run_dir / "records" / EVENTS_FILE, Event))
+    cause = cause_among(events)
+    assert cause is not None
+    assert cause.message.splitlines()[0] in message

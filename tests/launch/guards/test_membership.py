@@ -49,6 +49,46 @@ def test_one_that_others_told_to_end_is_not_the_cause(membership: Membership) ->
     assert (trouble.rank, trouble.status, trouble.lines) == (3, 7, ("why",))
 
 
+def test_a_cause_of_its_own_counts_over_what_may_be_an_echo_and_over_what_nobody_explains_later(
+    membership: Membership,
+) -> None:
+    membership.ended(0, 1, 1.0, cause="RuntimeError: connection closed by peer", may_be_echo=True)
+    membership.ended(2, 1, 1.1, cause="the loss of step 7 is not finite")
+    membership.ended(1, 143, 1.2, is_echo=True)
+    trouble = membership.first_trouble(2.0)
+    assert trouble is not None
+    assert (trouble.rank, trouble.cause) == (2, "the loss of step 7 is not finite")
+
+
+def test_a_rank_that_had_a_cause_when_it_was_told_to_end_is_heard(membership: Membership) -> None:
+    """The launcher ends the others as soon as one has ended."""
+    membership.ended(0, 1, 1.0, cause="RuntimeError: connection closed by peer", may_be_echo=True)
+    membership.ended(2, 1, 1.1, cause="the loss of step 7 is not finite", is_echo=True)
+    trouble = membership.first_trouble(2.0)
+    assert trouble is not None
+    assert trouble.rank == 2
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+def test_the_same_mistake_of_all_is_told_as_rank_0s_whoever_was_first(
+    order: tuple[int, ...], membership: Membership
+) -> None:
+    for place, rank in enumerate(order):
+        membership.ended(rank, 2, 1.0 + place / 100, cause="no such checkpoint")
+    trouble = membership.first_trouble(2.0)
+    assert trouble is not None
+    assert (trouble.rank, trouble.cause, trouble.status) == (0, "no such checkpoint", 2)
+
+
+def test_what_its_host_knows_of_a_killed_rank_is_told(membership: Membership) -> None:
+    membership.ended(3, 137, 1.0, why="out of memory: its control group may have 4.00 GB")
+    trouble = membership.first_trouble(2.0)
+    assert trouble is not None
+    assert trouble.message == (
+        "rank 3 on node2 was killed by SIGKILL (out of memory: its control group may have 4.00 GB)"
+    )
+
+
 def test_a_guard_that_is_gone_means_a_killed_rank(membership: Membership) -> None:
     membership.disconnected(1, 1.0)
     trouble = membership.first_trouble(1.5)

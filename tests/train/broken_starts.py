@@ -1,0 +1,88 @@
+"""Starts that all ranks fail at nearly the same moment: whichever is first, the terminal shows one message, once.
+
+The long form, of which the suite runs one start a launcher; it takes about eight seconds a start on two cores:
+
+    PYTHONPATH=tests:tests/train python tests/train/broken_starts.py [NUM_STARTS [LAUNCHER...]]
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from ranks import BRISK, Ended, mini_config, run
+
+START = {
+    "torchrun": ("torchrun", "--nproc_per_node=2", "-m", "dist_trainer"),
+    "deepspeed": ("deepspeed", "--num_accelerators", "2", "--module", "dist_trainer"),
+    "mpirun": ("mpirun", "-n", "2", "--oversubscribe", "python", "-m", "dist_trainer"),
+}
+WAYS = [(launcher, is_bare) for launcher in START for is_bare in (False, True)]
+
+
+def start(folder: Path, run_dir: Path, launcher: str, *words: str, is_bare: bool) -> Ended:
+    """Trains on two ranks, by the launcher itself or under `launch`."""
+    under = (sys.executable, "-m", "dist_trainer", "launch", "--launcher", launcher, "--nproc-per-node", "2")
+    before = (*START[launcher], "train") if is_bare else under
+    switches = ("--config", str(mini_config(folder)), "--run-dir", str(run_dir), *BRISK)
+    return run([*before, *switches, *words], cwd=folder)
+
+
+def without_its_checkpoint(run_dir: Path) -> list[str]:
+    """`latest` names what is not there."""
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+    (run_dir / "checkpoints" / "latest").write_text("step-99")
+    return []
+
+
+def with_a_torn_file(run_dir: Path) -> list[str]:
+    """Every rank's own part of the checkpoint was cut off."""
+    torn = sorted((run_dir / "checkpoints" / "step-1").glob("*.pt"))
+    assert torn, "a checkpoint to tear"
+    for path in torn:
+        path.write_bytes(path.read_bytes()[:100])
+    (run_dir / "checkpoints" / "latest").write_text("step-1")
+    return []
+
+
+def with_a_name_mistyped(run_dir: Path) -> list[str]:
+    return ["--resume", str(run_dir / "checkpoint" / "step-1")]
+
+
+BREAKAGES: dict[str, Callable[[Path], list[str]]] = {
+    "latest names nothing": without_its_checkpoint,
+    "a torn file": with_a_torn_file,
+    "--resume is mistyped": with_a_name_mistyped,
+}
+
+
+def messages(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("dist_trainer:")]
+
+
+def main(num_starts: int, launchers: list[str]) -> int:
+    num_wrong = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder, run_dir = Path(name), Path(name) / "run"
+        made = start(folder, run_dir, "torchrun", "--max-steps", "1", "--set", "checkpoints.at_end=true", is_bare=False)
+        assert made.status == 0, made.output
+        for launcher, is_bare in WAYS:
+            if launcher not in launchers:
+                continue
+            for number in range(num_starts):
+                what, break_it = list(BREAKAGES.items())[number % len(BREAKAGES)]
+                ended = start(folder, run_dir, launcher, *break_it(run_dir), is_bare=is_bare)
+                is_right = ended.status != 0 and len(messages(ended.output)) == 1
+                num_wrong += not is_right
+                how = "bare" if is_bare else "under launch"
+                print(f"{launcher} {how}, {what}: status {ended.status}, {messages(ended.output)}", flush=True)
+                if not is_right:
+                    print(ended.output, flush=True)
+    print(f"{num_wrong} starts were not told of by one message")
+    return int(num_wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 20, sys.argv[2:] or list(START)))
