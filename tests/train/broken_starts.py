@@ -7,6 +7,7 @@ The long form, of which the suite runs one start a launcher; it takes about eigh
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable
@@ -39,11 +40,9 @@ def without_its_checkpoint(run_dir: Path) -> list[str]:
 
 def with_a_torn_file(run_dir: Path) -> list[str]:
     """Every rank's own part of the checkpoint was cut off."""
-    torn = sorted((run_dir / "checkpoints" / "step-1").glob("*.pt"))
-    assert torn, "a checkpoint to tear"
-    for path in torn:
+    shutil.copytree(run_dir.with_name("whole") / "checkpoints", run_dir / "checkpoints", dirs_exist_ok=True)
+    for path in (run_dir / "checkpoints" / "step-1").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:100])
-    (run_dir / "checkpoints" / "latest").write_text("step-1")
     return []
 
 
@@ -51,10 +50,17 @@ def with_a_name_mistyped(run_dir: Path) -> list[str]:
     return ["--resume", str(run_dir / "checkpoint" / "step-1")]
 
 
+def with_a_rate_too_high(run_dir: Path) -> list[str]:
+    """All ranks find at the same moment that the loss is not finite."""
+    shutil.rmtree(run_dir / "checkpoints", ignore_errors=True)
+    return ["--set", "scheduler.params.warmup_max_lr=1e30"]
+
+
 BREAKAGES: dict[str, Callable[[Path], list[str]]] = {
     "latest names nothing": without_its_checkpoint,
     "a torn file": with_a_torn_file,
     "--resume is mistyped": with_a_name_mistyped,
+    "the loss is not finite": with_a_rate_too_high,
 }
 
 
@@ -66,7 +72,8 @@ def main(num_starts: int, launchers: list[str]) -> int:
     num_wrong = 0
     with tempfile.TemporaryDirectory() as name:
         folder, run_dir = Path(name), Path(name) / "run"
-        made = start(folder, run_dir, "torchrun", "--max-steps", "1", "--set", "checkpoints.at_end=true", is_bare=False)
+        switches = ("--max-steps", "1", "--set", "checkpoints.at_end=true")
+        made = start(folder, folder / "whole", "torchrun", *switches, is_bare=False)
         assert made.status == 0, made.output
         for launcher, is_bare in WAYS:
             if launcher not in launchers:
