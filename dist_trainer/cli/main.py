@@ -55,6 +55,8 @@ def main(argv: list[str] | None = None) -> int:
             print(printable(f"dist_trainer: error: {error}"), file=sys.stderr)
             return error.exit_status
         except KeyboardInterrupt:
+            # The line that shows ^C is not at its end.
+            print("\ndist_trainer: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
         except OSError as error:
             told = explained(error)

@@ -49,15 +49,17 @@ class RunRecord:
             self._start.write(end_event(ERROR, trouble.cause or "\n    ".join(in_words(trouble)), None, **facts))
 
 
+def is_at_its_end(trouble: Trouble) -> bool:
+    """Whether it is none: the run came to its end, and rank 0 has shown that --strict is not met."""
+    return trouble.rank == 0 and trouble.status == EXIT_TARGET_MISSED and trouble.cause is None
+
+
 def in_words(trouble: Trouble) -> list[str]:
     """What happened, and the last lines of a rank that said nothing itself."""
     return [f"{trouble.message}; said last:", *trouble.lines] if trouble.lines else [trouble.message]
 
 
 def say_trouble(trouble: Trouble, *, is_local: bool) -> None:
-    if trouble.status == EXIT_TARGET_MISSED and trouble.cause is None:
-        # The run is at its end, and rank 0 has shown what it came to.
-        return
     restore_terminal(is_local=is_local)
     if trouble.cause is not None:
         where = "" if trouble.rank == 0 else f"rank {trouble.rank}{'' if is_local else f' on {trouble.host}'}: "

@@ -9,6 +9,9 @@ from typing import Literal
 
 from dist_trainer.cluster.topology import Topology
 
+# What `launch` has a launcher start in place of the ranks.
+GUARD_MODULE = "dist_trainer.launch.guards.rank_guard"
+
 
 @dataclass(frozen=True)
 class HostFacts:

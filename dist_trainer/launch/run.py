@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -27,7 +27,7 @@ from dist_trainer.launch.hosts.run_secret import RunSecret, is_secret_id, new_se
 from dist_trainer.launch.launch_record import write_launch_record
 from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.open_files import allow_open_files
-from dist_trainer.launch.outcome import RunRecord, say, say_interrupted, say_trouble
+from dist_trainer.launch.outcome import RunRecord, is_at_its_end, say, say_interrupted, say_trouble
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, Rendezvous
 from dist_trainer.launch.relay import relayed
 from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S, Ending, supervise
@@ -122,8 +122,10 @@ def run_request(
             errors=errors,
             meanwhile=hand_out,
         )
-        coordinator.stop(FAILURE_GRACE_S)
-        coordinator.close(FAILURE_GRACE_S + _CLOSING_S)
+        # Ctrl-C again, when nothing is left that it could stop, must not keep the end from being said.
+        with suppress(KeyboardInterrupt):
+            coordinator.stop(FAILURE_GRACE_S)
+            coordinator.close(FAILURE_GRACE_S + _CLOSING_S)
     if refusal is not None:
         raise refusal
     return _status(launcher, ending, coordinator, launcher_log, record, is_local=request.is_local)
@@ -248,9 +250,10 @@ def _status(
             ending.status if 0 < ending.status < 128 else EXIT_FAILURE,
             lines=tuple(said.splitlines()[-_NUM_LAUNCHER_LINES:]),
         )
-    say_trouble(trouble, is_local=is_local)
-    if record is not None:
-        record.failed(trouble)
+    if not is_at_its_end(trouble):
+        say_trouble(trouble, is_local=is_local)
+        if record is not None:
+            record.failed(trouble)
     return trouble.status
 
 

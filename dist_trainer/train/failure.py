@@ -94,6 +94,9 @@ def fail_in_the_run(error: BaseException, speaker: Speaker) -> NoReturn:
     try:
         with speaker.start.speaking():
             if not told and not speaker.start.has_end():
+                if os.isatty(speaker.stderr_fd):
+                    # Rank 0's progress bar may stand there.
+                    write_all(speaker.stderr_fd, b"\n")
                 say(_line(error, speaker.rank, debug=speaker.debug), stream_fd=speaker.stderr_fd)
             _record(error, speaker.rank, speaker.start)
     except OSError:

@@ -2,7 +2,8 @@
 
     echo_rank train OUT_DIR BEHAVIOUR ANYTHING...
 
-BEHAVIOUR is 'end', 'exit:STATUS', 'kill:SIGNAL' (of rank 1, once every rank has written; the others wait), or 'wait'.
+BEHAVIOUR is 'end', 'exit:STATUS', 'kill:SIGNAL' (of rank 1, once every rank has written; the others wait), 'wait', or
+'tell:RANK': all ranks tell their guards the same mistake once all have written, this one first.
 Before it exits so, rank 1 prints what follows, a line a word.
 """
 
@@ -16,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+from dist_trainer.cause import Cause, tell_guard
 from dist_trainer.cluster.rank import find_rank
 
 _WAIT_S = 120.0
@@ -41,6 +43,10 @@ def main(argv: list[str]) -> int:
     if kind in ("exit", "kill"):
         sys.stdout.writelines(f"{word}\n" for word in words)
         _wait_for([path.with_name(f"rank-{rank}.json") for rank in range(info.world_size)])
+    if kind == "tell":
+        _wait_for([path.with_name(f"rank-{rank}.json") for rank in range(info.world_size)])
+        time.sleep(0.0 if info.rank == int(number) else 0.1)
+        return 2 if tell_guard(Cause("no such checkpoint", may_be_echo=False), os.environ) else 1
     if kind == "kill":
         os.kill(os.getpid(), int(number))
     return int(number) if kind == "exit" else 0

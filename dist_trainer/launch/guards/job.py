@@ -9,9 +9,7 @@ from dist_trainer.launch.environment import forwarded_env
 from dist_trainer.launch.guards.coordinator import Job
 from dist_trainer.launch.guards.membership import Membership
 from dist_trainer.launch.hosts.run_secret import RunSecret, public_id
-from dist_trainer.launch.plan import LaunchPlan, LaunchRequest
-
-GUARD_MODULE = "dist_trainer.launch.guards.rank_guard"
+from dist_trainer.launch.plan import GUARD_MODULE, LaunchPlan, LaunchRequest
 
 
 def guarded(request: LaunchRequest, address: str, secret: RunSecret) -> LaunchRequest:

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 
+from dist_trainer.launch.plan import GUARD_MODULE
 from dist_trainer.launch.processes import signal_name
 
 # Those of torchrun, where nobody says others.
@@ -38,7 +39,9 @@ def main(argv: list[str]) -> int:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            print(f"rank {rank} was killed by {signal_name(-failure.exitcode)}", file=sys.stderr)
+            if GUARD_MODULE not in argv:
+                # Else `launch` says what became of the guard, and its rank.
+                print(f"rank {rank} was killed by {signal_name(-failure.exitcode)}", file=sys.stderr)
             return 128 - failure.exitcode
         return failure.exitcode
     except SignalException as error:

@@ -17,6 +17,9 @@ import hydra
 import pytest
 from literal import any_words
 
+from dist_trainer.endings import cause_among
+from dist_trainer.records import EVENTS_FILE, Event, read_records
+
 pytestmark = pytest.mark.integration
 
 HERE = Path(__file__).parents[1]
@@ -75,6 +78,12 @@ def await_ranks(process: subprocess.Popen[str], out_dir: Path) -> list[dict[str,
     return [read_rank(out_dir, rank) for rank in (0, 1)]
 
 
+def cause_of(out_dir: Path) -> Event:
+    cause = cause_among(list(read_records(out_dir / "records" / EVENTS_FILE, Event)))
+    assert cause is not None
+    return cause
+
+
 def assert_gone(out_dir: Path) -> None:
     for rank in (0, 1):
         assert not Path("/proc", str(read_rank(out_dir, rank)["pid"])).exists()
@@ -123,6 +132,28 @@ def test_the_status_of_the_rank_that_failed_is_the_status(
     assert text.startswith("dist_trainer: rank 1 on "), text
     assert said in text
     assert_gone(tmp_path / "out")
+    assert text == f"dist_trainer: {cause_of(tmp_path / 'out').message}\n"
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_mistake_of_all_ranks_is_said_once_whichever_is_first(launcher: str, first: int, tmp_path: Path) -> None:
+    process = start(launcher, tmp_path / "out", f"tell:{first}")
+    text, _ = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, text) == (2, "dist_trainer: error: no such checkpoint\n")
+    assert cause_of(tmp_path / "out").message == "no such checkpoint"
+
+
+def test_a_killed_guard_is_said_once(tmp_path: Path) -> None:
+    """torchrun's agent sees it too."""
+    process = start("torchrun", tmp_path / "out", "wait")
+    rank_1 = await_ranks(process, tmp_path / "out")[1]["pid"]
+    os.kill(_parent_of(rank_1), signal.SIGKILL)
+    text, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 137, text
+    assert len(text.splitlines()) == 1, text
+    assert text == f"dist_trainer: {cause_of(tmp_path / 'out').message}\n"
+    assert_gone(tmp_path / "out")
 
 
 def test_what_a_rank_has_printed_last_is_shown_and_does_not_command_the_terminal(tmp_path: Path) -> None:
@@ -143,8 +174,10 @@ def test_a_signal_ends_every_rank(launcher: str, number: signal.Signals, tmp_pat
     process.send_signal(number)
     text, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 128 + number, text
-    assert "Traceback" not in text
+    assert text == f"dist_trainer: interrupted before the first step ({number.name})\n"
     assert_gone(out_dir)
+    cause = cause_of(out_dir)
+    assert (cause.kind, cause.rank) == ("interrupted", None)
 
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
@@ -190,6 +223,7 @@ def test_when_launch_itself_is_killed_the_ranks_end(launcher: str, tmp_path: Pat
     while any(_is_running(pid) for pid in pids):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+    assert cause_of(out_dir).message.startswith("nothing was heard any more from the launching process")
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here")
