@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from dist_trainer.errors import EXIT_HOST_LOST
 from dist_trainer.launch.guards.protocol import BEAT_S, SILENCE_S
@@ -145,11 +145,14 @@ class Membership:
         return self._whole_host(self._of_all(first.trouble))
 
     def _of_all(self, trouble: Trouble) -> Trouble:
-        """The same mistake as rank 0 made it, where both did: which of them was first says nothing then."""
+        """The same as rank 0's, where both made the same mistake: which of them was first says nothing then. Its status
+        stays, for rank 0 may have been told to end after it had said why it would.
+        """
         if trouble.cause is None:
             return trouble
-        same = (one.trouble for one in self._candidates if one.trouble.rank == 0 and one.trouble.cause == trouble.cause)
-        return next(same, trouble)
+        others = (one.trouble for one in self._candidates)
+        same = (other for other in others if other.rank == 0 and other.cause == trouble.cause)
+        return next((replace(other, status=trouble.status) for other in same), trouble)
 
     def _whole_host(self, trouble: Trouble) -> Trouble:
         """The same trouble, or that of the host where all ranks are gone in the way this one is."""

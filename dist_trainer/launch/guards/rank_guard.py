@@ -279,9 +279,10 @@ class Guard:
 
     def _lose(self) -> None:
         if not self.is_lost:
-            self.is_lost = self.must_sweep = True
+            was_stopped, self.is_lost, self.must_sweep = self.must_sweep, True, True
             self._selector.unregister(self._socket)
-            if self._rank is not None and self._rank.poll() is None:
+            # The launcher, which ends with the launching process, may have ended the rank before that is noticed here.
+            if self._rank is not None and self._rank.poll() != 0 and not (was_stopped or self._has_bye):
                 self._record_loss()
             self._end_rank(FAILURE_GRACE_S)
 

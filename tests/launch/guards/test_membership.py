@@ -80,6 +80,14 @@ def test_the_same_mistake_of_all_is_told_as_rank_0s_whoever_was_first(
     assert (trouble.rank, trouble.cause, trouble.status) == (0, "no such checkpoint", 2)
 
 
+def test_the_same_mistake_has_the_status_of_the_rank_that_was_first(membership: Membership) -> None:
+    membership.ended(1, 2, 1.0, cause="no such checkpoint")
+    membership.ended(0, 143, 1.1, cause="no such checkpoint", is_echo=True)
+    trouble = membership.first_trouble(2.0)
+    assert trouble is not None
+    assert (trouble.rank, trouble.status) == (0, 2)
+
+
 def test_what_its_host_knows_of_a_killed_rank_is_told(membership: Membership) -> None:
     membership.ended(3, 137, 1.0, why="out of memory: its control group may have 4.00 GB")
     trouble = membership.first_trouble(2.0)
