@@ -223,6 +223,10 @@ def test_when_launch_itself_is_killed_the_ranks_end(launcher: str, tmp_path: Pat
     while any(_is_running(pid) for pid in pids):
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
+    events = out_dir / "records" / EVENTS_FILE
+    while cause_among(list(read_records(events, Event))) is None:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
     assert cause_of(out_dir).message.startswith("nothing was heard any more from the launching process")
 
 
