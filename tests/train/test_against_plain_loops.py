@@ -134,8 +134,10 @@ def by_deepspeed_alone() -> Iterator[Any]:
 def test_agrees_with_itself_at_another_stage(first: Trained, change: dict[str, Any], tmp_path: Path) -> None:
     expected, _ = through_and_resumed(first, tmp_path)
     through, resumed = through_and_resumed(replace(first, **change), tmp_path)
-    assert through == pytest.approx(expected, abs=TOLERANCE[first.precision])
-    assert resumed == pytest.approx(through[SAVED_STEP:], abs=TOLERANCE[first.precision])
+    # Muon orthogonalises in bf16 in any precision.
+    tolerance = max(1e-4 if first.optimizer == "Muon" else 0.0, TOLERANCE[first.precision])
+    assert through == pytest.approx(expected, abs=tolerance)
+    assert resumed == pytest.approx(through[SAVED_STEP:], abs=tolerance)
 
 
 def test_no_optimizer_is_left_out() -> None:
