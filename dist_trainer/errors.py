@@ -43,7 +43,7 @@ class UserError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        lines = [_cut(self.problem)]
+        lines = [cut(self.problem)]
         place = ": ".join(part for part in (self.where, self.key) if part)
         for label, value in (
             ("where", place),
@@ -52,11 +52,12 @@ class UserError(Exception):
             ("do", self.hint),
         ):
             if value:
-                lines.append(f"  {label + ':':<10}{_cut(value)}")
+                lines.append(f"  {label + ':':<10}{cut(value)}")
         return "\n".join(lines)
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """As much of it as a message has room for."""
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}… ({len(text)} characters)"
 
 

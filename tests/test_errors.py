@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake
 from dist_trainer.errors import RunError, UserError
 
 
@@ -36,3 +37,8 @@ def test_the_users_mistakes_end_with_2_and_a_failed_run_with_1() -> None:
 def test_a_message_is_not_as_long_as_what_was_found() -> None:
     text = str(UserError("bad", where="w" * 5000, found="x" * 100_000, hint="cut it"))
     assert len(text) < 2500 and "(100002 characters)" in text and text.endswith("cut it")
+
+
+def test_nor_are_the_other_mistakes_of_a_file() -> None:
+    mistakes = [Mistake("a", "unknown key"), Mistake("[" * 20_000, "unknown key")]
+    assert len(str(DeepSpeedFileError(mistakes, "ds.json"))) < 2000

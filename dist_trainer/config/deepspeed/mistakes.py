@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dist_trainer.errors import UserError
+from dist_trainer.errors import UserError, cut
 
 _SHOWN_CHARACTERS = 80
 _MISSING: Any = object()
@@ -73,6 +73,6 @@ class DeepSpeedFileError(UserError):
         return "\n".join(
             [
                 super().__str__(),
-                *(f"{label} {mistake.line()}" for label, mistake in zip(labels, self.mistakes[1:], strict=False)),
+                *(f"{label} {cut(mistake.line())}" for label, mistake in zip(labels, self.mistakes[1:], strict=False)),
             ]
         )
