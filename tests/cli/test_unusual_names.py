@@ -165,8 +165,7 @@ def test_a_run_trains_and_goes_on_in_such_a_folder(folder: Path) -> None:
 
 def test_a_rank_that_cannot_start_and_a_run_that_fails_say_the_name(folder: Path) -> None:
     _, err = start(folder, "train", "--set", f"data.source=no{NAME}", terminal=ASCII, status=2)
-    assert b"a setting is not UTF-8 text" in err
-    assert rb"no\udce9t\udcff" in err
+    assert rb"no\xe9t\xff" in err or rb"no\udce9t\udcff" in err
     run_dir = f"new{NAME}"
     _, err = start(folder, "train", "--run-dir", run_dir, "--resume", f"no{NAME}", terminal=ASCII, status=2)
     assert rb"no\xe9t\xff" in err or rb"no\udce9t\udcff" in err
