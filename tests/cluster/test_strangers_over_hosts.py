@@ -80,7 +80,8 @@ def test_another_user_on_its_hosts_learns_nothing_and_is_not_let_in(lab: Lab, ru
     for launcher, launched in runs.items():
         assert launched.status() == 128 + signal.SIGTERM, launcher
         # On a machine that is busy it may say so.
-        assert [line for line in launched.output().splitlines() if "still waiting for" not in line] == [], launcher
+        said = [line for line in launched.output().splitlines() if "still waiting for" not in line]
+        assert said == ["dist_trainer: interrupted before the first step (SIGTERM)"], launcher
         assert OF_THE_USER not in (launched.out_dir / "resolved" / "launch.json").read_text()
     lab.wait_until_nothing_runs()
     assert [secret_files(lab, host) for host in HOSTS] == [[], []]

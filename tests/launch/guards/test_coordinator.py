@@ -87,6 +87,7 @@ def test_a_rank_that_comes_twice_is_sent_away() -> None:
         assert set(coordinator.membership.members) == {0}
 
 
+ENDED = {"lines": [], "is_echo": False, "why": None, "cause": None, "may_be_echo": False}
 SENT_AWAY = "a connection from 127.0.0.1 did not know this run's secret, and was closed"
 
 
@@ -161,7 +162,7 @@ def test_a_message_that_is_changed_or_repeated_ends_the_connection_and_is_not_ta
         client = guard(port, 0, "node1", 0, stack)
         client.first("job")
         if is_changed:
-            ended = client.channel.seal(encode("ended", status=1, lines=[], is_echo=False))
+            ended = client.channel.seal(encode("ended", status=1, **ENDED))
             client.socket.sendall(ended.replace(b'"status": 1', b'"status": 0'))
         else:
             client.socket.sendall(client.say("beat"))
@@ -223,7 +224,7 @@ def test_what_ranks_print_does_not_command_the_terminal(capsys: pytest.CaptureFi
         client = guard(port, 0, "node1", 0, stack)
         text = "loss\t7.5\r\n\x1b]0;title\x07\x9b2J\udc9b\u202e\ud800"
         client.say("output", text=text, is_error=False)
-        client.say("ended", status=0, lines=[], is_echo=False)
+        client.say("ended", status=0, **ENDED)
         client.first("bye")
         assert coordinator.trouble is None
     assert capsys.readouterr().out == "loss\t7.5\n\\x1b]0;title\\x07\\x9b2J\\x9b\\u202e\\ud800"
