@@ -28,7 +28,7 @@ def test_the_first_rank_that_wrote_is_the_cause_and_launch_counts_over_all() -> 
 
 def test_what_was_written_before_this_start_does_not_count(tmp_path: Path) -> None:
     """Whatever its time: the clock may have been set back since."""
-    Start.now(tmp_path).write(error("of an earlier start", time_s=10.0**12))
+    Start.now(tmp_path).write(error("of an earlier start", time_s=4.0e9))
     start = Start.now(tmp_path)
     assert not start.has_end()
     start.write(end_event(ERROR, "now", 1))

@@ -81,7 +81,7 @@ def test_no_rank_ends_before_the_one_that_speaks_has_spoken(tmp_path: Path) -> N
 def test_an_error_of_an_earlier_start_silences_nobody_whatever_its_time(tmp_path: Path) -> None:
     """The clock has been set back since; and where it is ahead, an error of now is older than the start."""
     path = tmp_path / "records" / EVENTS_FILE
-    RecordWriter(path).write(Event("error", "of an earlier start", 0, 10.0**12))
+    RecordWriter(path).write(Event("error", "of an earlier start", 0, 4.0e9))
     failing = fail(0, "own", tmp_path, after=path.stat().st_size)
     assert failing.communicate(timeout=60)[1] == "dist_trainer: error: own\n"
 
