@@ -9,8 +9,7 @@ elsewhere. Its other stages allocate in the first step, as torch's optimizers do
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from unittest import mock
+from contextlib import contextmanager
 
 
 @contextmanager
@@ -19,7 +18,12 @@ def without_blank_step() -> Iterator[None]:
     from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
-    with ExitStack() as patched:
-        for optimizer in (FP16_Optimizer, FP16_UnfusedOptimizer):
-            patched.enter_context(mock.patch.object(optimizer, "initialize_optimizer_states"))
+    optimizers = (FP16_Optimizer, FP16_UnfusedOptimizer)
+    steps = [optimizer.initialize_optimizer_states for optimizer in optimizers]
+    for optimizer in optimizers:
+        optimizer.initialize_optimizer_states = lambda self: None
+    try:
         yield
+    finally:
+        for optimizer, step in zip(optimizers, steps, strict=True):
+            optimizer.initialize_optimizer_states = step
