@@ -1,4 +1,4 @@
-"""What a plan comes to."""
+"""What a plan comes to (`advice/outcome.py`)."""
 
 from __future__ import annotations
 
