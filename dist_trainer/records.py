@@ -69,7 +69,7 @@ class MemoryRecord:
     step: Count
     rank: Count
     host: str
-    device: str
+    device: str | None
     allocated_peak_bytes: Count | None
     reserved_peak_bytes: Count | None
     device_used_bytes: Count | None
@@ -90,7 +90,7 @@ class DeviceSample:
     """
 
     host: str
-    device: str
+    device: str | None
     monotonic_s: float
     time_s: Seconds
     used_bytes: Count | None = None
@@ -116,7 +116,7 @@ class KnownFacts(TypedDict, total=False):
 
     argv: list[Any]
     boot_id: str
-    device: str
+    device: str | None
     diagnostic: str
     loss: Finite
     seconds: Seconds

@@ -87,7 +87,7 @@ def test_a_plan_is_held_against_the_real_engine(
 
 
 def test_a_benchmark_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="memory or plan-error"):
+    with pytest.raises(UserError, match="memory, plan-error"):
         main(["speed"])
     with pytest.raises(UserError, match="fraction"):
         main(["plan-error", "--tolerance", "2%"])

@@ -96,7 +96,8 @@ import json, os, runpy, sys
 acts = []
 def note(event, details):
     if event == "open":
-        if isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+        # A number is a stream that is open already.
+        if not isinstance(details[0], int) and isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             acts.append(f"open {details[0]}")
     elif event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "os.mkdir",
                    "os.rename", "os.remove", "socket.bind", "socket.connect"):

@@ -205,6 +205,6 @@ def test_nothing_stays_of_a_doctor_that_is_stopped(number: signal.Signals, lab: 
         assert doctor.poll() is None
         time.sleep(0.02)
     doctor.send_signal(number)
-    assert doctor.communicate()[0] == ""
+    assert doctor.communicate()[0] == ("\ndist_trainer: interrupted\n" if number == signal.SIGINT else "")
     wait_until_nothing_is_left(lab)
     assert list((folder / "runs").iterdir()) == []

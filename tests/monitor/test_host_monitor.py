@@ -34,7 +34,7 @@ from pathlib import Path
 from dist_trainer.monitor import host
 from dist_trainer.monitor import mailbox as mailbox
 from dist_trainer.monitor.gpu.devices import DeviceIdentity
-from dist_trainer.records import MemoryRecord, read_values, samples_file
+from dist_trainer.records import DeviceSample, MemoryRecord, read_values, samples_file
 folder, steps, interval_s, seen_bytes, shared, *uuids = sys.argv[1:]
 first = 8
 mailbox.FOLDER = Path(shared)
@@ -42,7 +42,7 @@ meeting = threading.Barrier(len(uuids))
 kinds = {}
 
 def are_seen():
-    samples = read_values(Path(folder) / samples_file(f"host-{first}"))
+    samples = read_values(Path(folder) / samples_file(f"host-{first}"), DeviceSample)
     seen = {one["rank"] for one in samples if (one["used_bytes"] or one["rss_bytes"] or 0) >= int(seen_bytes)}
     return len(seen) == len(uuids)
 
@@ -208,7 +208,7 @@ def test_a_rank_that_goes_on_for_long_says_its_figures_more_and_more_rarely(tmp_
     mailbox.post(0, asdict(Hello.of_this_process(0, None)))
     monitor = HostMonitor(tmp_path, mailbox, Place(0, 0, 1), 0)
     for step in range(1, 361):
-        monitor.write(MemoryRecord(step, 0, "h", "cpu", 5, 5, None, step, -60.0 * step, 60.0 * step))
+        monitor.write(MemoryRecord(step, 0, "h", "cpu", 5, 5, None, step, 1e6 - 60.0 * step, 60.0 * step))
         monitor.at_step_edge()
     monitor.stop()
     steps = [one.step for one in read_records(tmp_path / host_memory_file(0), MemoryRecord)]

@@ -142,4 +142,4 @@ def test_without_slurm_nothing_is_submitted(folder: Path, capsys: pytest.Capture
 @pytest.mark.parametrize("arguments", [(), ("cancel",)])
 def test_slurm_alone_asks_what_to_do(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["slurm", *arguments]) == 2
-    assert "submit or status or lint" in capsys.readouterr().err
+    assert "submit, status, lint" in capsys.readouterr().err

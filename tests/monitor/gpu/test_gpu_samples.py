@@ -58,7 +58,7 @@ def test_every_field_of_a_full_look_is_recorded_in_its_unit(look: Look) -> None:
     assert (sample.device, sample.used_bytes, sample.used_version, sample.total_bytes) == (gpu_uuid(0), 7, 2, 100)
     assert (sample.process_bytes, sample.utilization_percent, sample.power_w) == (5, 87, 250.5)
     assert (sample.temperature_c, sample.sm_clock_mhz, sample.memory_clock_mhz) == (61, 1410, 1215)
-    assert (sample.throttle_reasons, sample.ecc_errors) == (["sw_power_cap", "sw_thermal_slowdown"], 3)
+    assert (sample.throttle_reasons, sample.ecc_errors) == (("sw_power_cap", "sw_thermal_slowdown"), 3)
     assert sample.rss_bytes is not None and sample.rss_bytes > 10**6
     assert sample.time_s > 1.7e9 and sample.monotonic_s < sample.time_s
 
@@ -319,7 +319,7 @@ def test_each_xid_number_is_one_event_and_stands_in_the_samples(look: Look) -> N
     script.xid(gpu, 79, at=2)
     looked = look(script, "ffff")
     assert [(event.facts["diagnostic"], event.facts["code"]) for event in looked.events] == [("xid", 31), ("xid", 79)]
-    assert [sample.xid_errors for sample in looked.written if sample.xid_errors] == [[31], [31, 79]]
+    assert [sample.xid_errors for sample in looked.written if sample.xid_errors] == [(31,), (31, 79)]
 
 
 def test_nvml_that_others_have_shut_down_is_initialised_again_once(look: Look) -> None:
