@@ -96,9 +96,11 @@ import json, os, runpy, sys
 acts = []
 def note(event, details):
     if event == "open":
+        path, _, flags = details
         # A number is a stream that is open already.
-        if not isinstance(details[0], int) and isinstance(details[2], int) and details[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            acts.append(f"open {details[0]}")
+        is_path = not isinstance(path, int) and isinstance(flags, int)
+        if is_path and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            acts.append(f"open {path}")
     elif event in ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.exec", "os.system", "os.mkdir",
                    "os.rename", "os.remove", "socket.bind", "socket.connect"):
         acts.append(event)
