@@ -197,9 +197,9 @@ def test_under_nohup_a_hang_up_ends_nothing(launcher: str, tmp_path: Path) -> No
     assert process.poll() is None
     assert all(Path("/proc", str(pid)).exists() for pid in ranks)
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=LIMIT_S)
+    text, _ = process.communicate(timeout=LIMIT_S)
     told = "dist_trainer: interrupted before the first step (SIGTERM)\n"
-    assert (process.returncode, errors) == (128 + signal.SIGTERM, told)
+    assert (process.returncode, text) == (128 + signal.SIGTERM, told)
     assert_gone(out_dir)
 
 
