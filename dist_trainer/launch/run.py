@@ -20,7 +20,7 @@ from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.environment import without_what_pdsh_shows
 from dist_trainer.launch.guards.coordinator import Coordinator
 from dist_trainer.launch.guards.job import guarded, job_for, membership_for
-from dist_trainer.launch.guards.membership import Trouble
+from dist_trainer.launch.guards.membership import Membership, Trouble
 from dist_trainer.launch.guards.protocol import FROM_SRUN
 from dist_trainer.launch.hosts.network import address_towards
 from dist_trainer.launch.hosts.run_secret import RunSecret, is_secret_id, new_secret, secret_by_hand
@@ -72,6 +72,34 @@ def run_request(
     and when it raises nothing is left. On other hosts nothing is started before it is done; where `secret` goes by a
     file it has brought that.
     """
+    membership = membership_for(launcher, request)
+    with _taken_back(secret, membership):
+        return _run(launcher, request, prepare, secret, membership, is_port_fixed=is_port_fixed, limits=limits)
+
+
+@contextmanager
+def _taken_back(secret: RunSecret, membership: Membership) -> Iterator[None]:
+    """A secret's file goes with the guards of its host; from hosts to which some never came it is taken here."""
+    try:
+        yield
+    finally:
+        missing = membership.missing_hosts()
+        if secret.is_file and missing:
+            from dist_trainer.launch.hosts.reach import take_back_secret
+
+            take_back_secret(missing, secret)
+
+
+def _run(
+    launcher: str,
+    request: LaunchRequest,
+    prepare: Callable[[], Prepared],
+    secret: RunSecret,
+    membership: Membership,
+    *,
+    is_port_fixed: bool,
+    limits: Limits,
+) -> int:
     prepared = None if request.is_local else prepare()
     refusal: BaseException | None = None
     record: RunRecord | None = None
@@ -105,7 +133,7 @@ def run_request(
         Coordinator(
             listener,
             secret.value,
-            membership_for(launcher, request),
+            membership,
             start_limit_s=limits.start_s,
             say=say,
             # The host of the endpoint, where this is; else the order of hosts is the launcher's and the hostfile's.

@@ -201,6 +201,7 @@ def test_a_host_with_other_gpus_than_slots_is_named_with_its_line(lab: Lab, fold
     lab.power_on(
         "node2", environ={"LD_LIBRARY_PATH": str(driver.folder), "NVML_STUB_SCRIPT": str(driver.script_path(script))}
     )
+    lab.run("node1", ["sh", "-c", "rm -f /tmp/dist_trainer-*"])
     try:
         ended = lab.run(LOGIN, command, cwd=folder, environ=ENVIRONMENT)
     finally:
@@ -210,6 +211,8 @@ def test_a_host_with_other_gpus_than_slots_is_named_with_its_line(lab: Lab, fold
     assert "the slots of 1 of 2 hosts are not their GPUs" in ended.output
     assert "node2 (hosts:2): it has 4 GPUs, and slots=2" in ended.output
     assert not (folder / "gpus").exists()
+    # The secret had been brought to both before they were compared.
+    assert lab.run("node1", ["sh", "-c", "ls -d /tmp/dist_trainer-*"]).status == 2
 
 
 def test_hosts_on_which_ranks_could_not_start_are_named_before_anything_is_started(lab: Lab, folder: Path) -> None:

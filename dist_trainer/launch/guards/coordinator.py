@@ -119,6 +119,7 @@ class Coordinator:
         self._told_ranks: set[int] = set()
         self._unnumbered: list[tuple[_Hello, _Connection]] = []
         self._waiting: list[_Connection] = []
+        self._leaving: list[_Connection] = []
         self._grace_s: float | None = None
         self._is_closing = False
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
@@ -178,6 +179,7 @@ class Coordinator:
                 if any(key.data is None for key, _ in ready):
                     self._accept(selector)
                 self._send_jobs()
+                self._let_leave()
                 now_s = time.monotonic()
                 self._send_strangers_away(now_s, selector)
                 if now_s - beaten_s >= BEAT_S:
@@ -365,7 +367,16 @@ class Coordinator:
                 cause=message["cause"],
                 may_be_echo=message["may_be_echo"],
             )
-            self._send(connection, encode("bye"))
+            self._leaving.append(connection)
+
+    def _let_leave(self) -> None:
+        """Those whose ranks have ended, once all guards are here or none is awaited any more: who leaves a host takes
+        from it what the others there begin with.
+        """
+        if self._leaving and (self.membership.is_complete or self._grace_s is not None):
+            for connection in self._leaving:
+                self._send(connection, encode("bye"))
+            self._leaving.clear()
 
     def _send_jobs(self) -> None:
         """To those that wait; where rank 0's host finds the port, to that rank first."""

@@ -38,7 +38,6 @@ from dist_trainer.launch.processes import launchers_above, sweep_later
 from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S
 from dist_trainer.logs import rank_log_path
 
-_BYE_LIMIT_S = 2.0
 # Where the job is not there by then, the launching process still reads the files.
 _JOB_IS_READY_S = 0.01
 _TOLD_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -311,8 +310,7 @@ class Guard:
                 may_be_echo=told is not None and told.may_be_echo,
             )
         )
-        deadline_s = time.monotonic() + _BYE_LIMIT_S
-        while not self._has_bye and not self.is_lost and time.monotonic() < deadline_s:
+        while not (self._has_bye or self.is_lost):
             self._turn()
 
     def _send(self, message: bytes) -> None:
@@ -388,7 +386,7 @@ def _refuse(error: UserError) -> int:
 
 def _leave(place: Place, secret: RunSecret, to_sweep: list[tuple[int, int]]) -> None:
     if secret.is_file:
-        # The host's others are here already, or the run has ended.
+        # It was let go: the host's others are here already, or the run has ended.
         with contextlib.suppress(OSError):
             Path(secret.source).unlink()
     if place.local_rank == 0:

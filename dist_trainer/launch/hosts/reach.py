@@ -6,7 +6,7 @@ On the same way the run's secret comes to those hosts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from dist_trainer.cluster.topology import Host
@@ -18,6 +18,8 @@ from dist_trainer.launch.hosts.run_secret import RunSecret
 from dist_trainer.launch.plan import LaunchRequest
 
 _LIMIT_S = 60.0
+# Who does not answer by then has no secret either, or one of a run that has ended.
+_TAKE_BACK_LIMIT_S = 5.0
 _NUM_NAMED = 8
 
 
@@ -57,6 +59,11 @@ def check_hosts(request: LaunchRequest, secret: RunSecret, *, is_chosen: bool = 
             found=_named([f"{host.name} ({host.place}): {trouble}" for host, trouble in misfits]),
             hint=SLOTS_HINT,
         )
+
+
+def take_back_secret(hosts: Iterable[str], secret: RunSecret) -> None:
+    """Removes its file on hosts where no guard came that would have done it."""
+    run_on_hosts(hosts, ["rm", "-f", "--", secret.source], timeout_s=_TAKE_BACK_LIMIT_S)
 
 
 def find_problems(hosts: tuple[Host, ...], results: Mapping[str, RemoteResult]) -> dict[str, str]:

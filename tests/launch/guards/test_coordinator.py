@@ -69,6 +69,18 @@ def test_where_a_first_host_is_named_it_has_rank_0_and_hosts_follow_by_name_as_p
     assert ranks_given("node2") == [2, 3, 4, 5, 0, 1]
 
 
+def test_no_guard_leaves_before_all_are_here() -> None:
+    with ExitStack() as stack, serving(2) as (_, port):
+        quick = guard(port, 0, "node1", 0, stack)
+        quick.say("ended", status=0, **ENDED)
+        assert [quick.first(kind)["kind"] for kind in ("job", "beat")]
+        late = guard(port, 1, "node1", 1, stack)
+        kinds = iter(message["kind"] for message in quick.messages())
+        assert next(kind for kind in kinds if kind != "beat") == "bye"
+        late.say("ended", status=0, **ENDED)
+        assert late.first("bye")
+
+
 def test_a_guard_that_is_gone_before_the_ranks_have_numbers_is_trouble() -> None:
     with ExitStack() as stack, serving(2, "node1") as (coordinator, port):
         with GuardClient(port) as gone:
@@ -220,7 +232,7 @@ def test_who_proves_nothing_is_sent_away_after_a_while(monkeypatch: pytest.Monke
 
 
 def test_what_ranks_print_does_not_command_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with ExitStack() as stack, serving(2) as (coordinator, port):
+    with ExitStack() as stack, serving(1) as (coordinator, port):
         client = guard(port, 0, "node1", 0, stack)
         text = "loss\t7.5\r\n\x1b]0;title\x07\x9b2J\udc9b\u202e\ud800"
         client.say("output", text=text, is_error=False)
