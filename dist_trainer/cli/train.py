@@ -126,7 +126,8 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         fail_before_meeting(error, rank=rank.rank, debug="--debug" in argv)
 
-    from dist_trainer.train.start import Job, start
+    from dist_trainer.train.job import Job
+    from dist_trainer.train.start import start
 
     job = Job(
         request=request_from(args),

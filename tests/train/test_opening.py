@@ -9,7 +9,7 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import resolve
-from dist_trainer.train.start import _opening
+from dist_trainer.train.opening import opening_lines
 
 ALONE = RankInfo(0, 1, 0, 1, "127.0.0.1", None, "single")
 
@@ -19,7 +19,7 @@ def opening(tmp_path: Path, ds: object, **switches: float) -> list[str]:
     path.write_text(json.dumps(ds))
     request = Request(ds=str(path), switches=Switches(learning_rate=switches.get("learning_rate")))
     resolved = resolve(request, world_size=1, device=ANY_DEVICE)
-    return _opening(resolved, ALONE, tmp_path, ANY_DEVICE, 1)
+    return opening_lines(resolved, ALONE, tmp_path, ANY_DEVICE, 1)
 
 
 def test_what_stands_for_an_auto_is_said_with_its_reason(tmp_path: Path) -> None:

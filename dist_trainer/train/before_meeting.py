@@ -1,0 +1,143 @@
+"""What a rank finds out before it meets the others: files, checkpoint, device, plan, data, and mistakes in them."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_trainer.checkpoints.before_start import check_before_start
+from dist_trainer.checkpoints.card import DataFacts, Made
+from dist_trainer.checkpoints.changed import made_by, refuse_another_kind
+from dist_trainer.checkpoints.find import Resume
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.resolve import ResolvedRun, resolve
+from dist_trainer.config.run import MemoryConfig
+from dist_trainer.encoding import as_utf8
+from dist_trainer.errors import UserError
+from dist_trainer.logs import quiet_deepspeed
+from dist_trainer.train.job import Job
+
+if TYPE_CHECKING:
+    from dist_trainer.memory.advice.preflight import Preflight
+    from dist_trainer.memory.targets import Baseline
+    from dist_trainer.train.loop import PhaseData
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run as this rank is to train it. `data` is that of each phase; `planned` is rank 0's alone."""
+
+    resolved: ResolvedRun
+    resume: Resume
+    data: list[PhaseData]
+    made_by: Made
+    device: DeviceFacts
+    num_threads: int
+    planned: Preflight | None
+    baseline: Baseline | None
+
+
+def prepare(job: Job) -> Prepared:
+    """Brings in torch, after all that is to be known or set before it. Raises UserError for the user's mistakes."""
+    is_first = job.rank.rank == 0
+    # The mistakes in files and checkpoint, before torch is imported; the real device is asked afterwards.
+    resume, asked = check_before_start(
+        job.request,
+        world_size=job.rank.world_size,
+        resume=job.resume,
+        run_dir=job.run_dir,
+        with_files=is_first,
+    )
+    baseline = read_baseline(job, asked)
+    choose_cuda_allocator(asked.run.memory)
+    from dist_trainer.train import process
+    from dist_trainer.train.planning import plan_first
+
+    with quiet_deepspeed():
+        device = process.device_facts()
+        if job.measure_allocator:
+            _refuse_to_measure_on(device)
+            process.quiet_profiler()
+        num_threads = process.set_threads(job.rank)
+        resolved = resolve(job.request, world_size=job.rank.world_size, device=device, done=resume.phases)
+        planned = plan_first(job.request, resolved, job.rank, device, force=job.force) if is_first else None
+        data = open_data(resolved, show_progress=is_first)
+        now = describe_run(resolved, job.rank, data)
+        if resume.found is not None:
+            refuse_another_kind(resume.found, now)
+    return Prepared(resolved, resume, data, now, device, num_threads, planned, baseline)
+
+
+def read_baseline(job: Job, asked: ResolvedRun) -> Baseline | None:
+    """The measured peak of the run that this one is compared with. Raises UserError where it cannot be."""
+    if job.baseline is None:
+        return None
+    from dist_trainer.report import baseline
+
+    return baseline.read_baseline(job.baseline, asked.run.model, asked.deepspeed)
+
+
+def choose_cuda_allocator(memory: MemoryConfig) -> None:
+    """Sets torch's CUDA allocator, which reads the environment as torch comes in, unless the user did."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    if not memory.expandable_segments or any(name in os.environ for name in names):
+        return
+    major, minor = importlib.metadata.version("torch").split(".")[:2]
+    os.environ[names[0] if (int(major), int(minor)) >= (2, 9) else names[1]] = "expandable_segments:True"
+
+
+def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
+    """Opens the token files of every phase to train; prepares the default corpus first if it is not there yet.
+
+    Raises UserError for data that is too short for a phase, before the phases in front of it have trained.
+    """
+    from dist_trainer.data.corpus import STANDARD_LIBRARY, standard_library_dataset
+    from dist_trainer.data.sampler import num_windows
+    from dist_trainer.data.tokens import has_split, open_tokens
+    from dist_trainer.train.loop import PhaseData
+
+    vocab_size = resolved.run.model.vocab_size
+    opened = []
+    for phase in resolved.phases:
+        if phase.data == STANDARD_LIBRARY:
+            path = standard_library_dataset(vocab_size, progress=show_progress and sys.stdout.isatty())
+        else:
+            path = Path(phase.data)
+        training = open_tokens(path, "train", vocab_size)
+        validation = None
+        if resolved.run.evaluation.num_batches and has_split(path, "val"):
+            validation = open_tokens(path, "val", vocab_size)
+        for tokens in filter(None, (training, validation)):
+            num_windows(tokens.num_tokens, phase.sequence_length, where=str(tokens.path))
+        opened.append(PhaseData(training, validation))
+    return opened
+
+
+def describe_run(resolved: ResolvedRun, rank: RankInfo, data: list[PhaseData]) -> Made:
+    """What makes this run's checkpoints."""
+    facts = {
+        phase.name: DataFacts(
+            path=as_utf8(str(files.train.path)),
+            num_tokens=files.train.num_tokens,
+            fingerprint=files.train.fingerprint,
+            tokenizer=files.train.info.tokenizer_sha256 if files.train.info else None,
+        )
+        for phase, files in zip(resolved.phases, data, strict=True)
+    }
+    return made_by(resolved, world_size=rank.world_size, data=facts)
+
+
+def _refuse_to_measure_on(device: DeviceFacts) -> None:
+    if device.kind != "cpu":
+        raise UserError(
+            "the CPU's allocator says nothing of a GPU",
+            where="command line",
+            key="--measure-allocator",
+            found=device.name,
+            hint="leave it out: torch's own peaks, which are exact, are in each rank's memory records",
+        )

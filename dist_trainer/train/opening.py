@@ -1,0 +1,77 @@
+"""What rank 0 says and records of a run before its first step."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import sys
+from pathlib import Path
+
+from dist_trainer import __version__
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.cluster.slurm import slurm_facts
+from dist_trainer.config import run as run_file
+from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.optimisations import describe
+from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.disk import write_text
+from dist_trainer.model.size import num_parameters
+from dist_trainer.redact import redacted_argv
+from dist_trainer.train import op_builds, planning
+from dist_trainer.train.before_meeting import Prepared
+from dist_trainer.train.display import Display
+from dist_trainer.train.loop import Recorder
+from dist_trainer.units import format_count
+
+
+def open_run(prepared: Prepared, rank: RankInfo, run_dir: Path, *, recorder: Recorder, display: Display) -> None:
+    """Both files as they are meant and the plan into the run's folder, the first lines, the event that begins a run."""
+    resolved, device = prepared.resolved, prepared.device
+    _write_resolved(resolved, run_dir)
+    for line in opening_lines(resolved, rank, run_dir, device, prepared.num_threads):
+        display.note(line)
+    if prepared.planned is not None:
+        for line in planning.keep(prepared.planned, run_dir):
+            display.note(line)
+    recorder.start(
+        f"{resolved.run.name} on {rank.world_size} ranks",
+        device=device.name,
+        world_size=rank.world_size,
+        argv=redacted_argv([sys.executable, "-m", "dist_trainer", *sys.argv[1:]]),
+        versions={
+            "dist_trainer": __version__,
+            **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
+        },
+        unigram_entropy_nats=prepared.data[-1].train.unigram_entropy_nats,
+        **slurm_facts(os.environ),
+    )
+    for notice in (*resolved.notices, *op_builds.notices()):
+        display.note(f"notice     {notice}")
+        recorder.event("notice", notice)
+
+
+def opening_lines(
+    resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: DeviceFacts, num_threads: int
+) -> list[str]:
+    model = resolved.run.model
+    ranks = "1 rank" if rank.world_size == 1 else f"{rank.world_size} ranks"
+    threads = f", {num_threads} threads each" if device.kind == "cpu" else ""
+    return [
+        f"model      {resolved.run.name}: {format_count(num_parameters(model))} parameters, "
+        f"{model.num_layers} layers x {model.hidden_size}, vocabulary {model.vocab_size}, "
+        f"context {model.context_length}",
+        f"world      {ranks} on {device.name} ({rank.source}){threads}",
+        f"batch      {resolved.train_batch_size} sequences = {resolved.micro_batch} micro batch x "
+        f"{resolved.accumulation} accumulation x {ranks}",
+        f"deepspeed  {resolved.deepspeed_source}: "
+        + ", ".join(f"{key} {value}" for key, value in describe(resolved.deepspeed).items()),
+        *(f"filled     {one}" for one in resolved.filled),
+        f"run        {run_dir}",
+    ]
+
+
+def _write_resolved(resolved: ResolvedRun, run_dir: Path) -> None:
+    folder = run_dir / "resolved"
+    write_text(folder / "run.yaml", run_file.dump(resolved.run))
+    write_text(folder / "ds_config.json", json.dumps(resolved.deepspeed, indent=2) + "\n")

@@ -1,0 +1,112 @@
+"""One rank's training, from the engine to the summary."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from dist_trainer.checkpoints.changed import differences
+from dist_trainer.checkpoints.position import Position
+from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.cluster.threads import count_host_cores
+from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.data.workers import default_num_workers
+from dist_trainer.memory.targets import Baseline
+from dist_trainer.monitor.allocator import AllocatorWatch
+from dist_trainer.monitor.memory import MemoryProbe
+from dist_trainer.monitor.rank import RankMonitor
+from dist_trainer.report import summary
+from dist_trainer.report.summary import Summary
+from dist_trainer.train import checkpoint, hygiene, muon, process
+from dist_trainer.train.before_meeting import Prepared
+from dist_trainer.train.display import Display
+from dist_trainer.train.engine import build_engine
+from dist_trainer.train.job import Job
+from dist_trainer.train.loop import Recorder, Run, train_phases
+from dist_trainer.train.monitoring import stop_monitor
+from dist_trainer.train.opening import open_run
+
+
+def train(job: Job, prepared: Prepared, run_dir: Path, monitor: RankMonitor) -> Summary | None:
+    """Trains, and on rank 0 sums up."""
+    rank, is_first = job.rank.rank, job.rank.rank == 0
+    resolved, device = prepared.resolved, prepared.device
+    display = Display(speaks=is_first)
+    device_index = process.device_index(job.rank, device)
+    probe = MemoryProbe(rank, torch.device("cuda", device_index) if device.kind == "cuda" else None, monitor)
+    recorder = Recorder(run_dir / "records", rank, probe)
+    if is_first:
+        open_run(prepared, job.rank, run_dir, recorder=recorder, display=display)
+
+    allocator = AllocatorWatch.begin() if job.measure_allocator else None
+    muon.import_uncompiled_unless_used(resolved.deepspeed)
+    hygiene.end_imports()
+    engine = build_engine(resolved, device_index=device_index)
+    if allocator is not None:
+        allocator.watch(engine)
+    torch.manual_seed(resolved.run.seed + rank)
+    position = _resume(engine, prepared, recorder=recorder, display=display)
+    run = Run(
+        resolved=resolved,
+        rank=job.rank,
+        engine=engine,
+        data=prepared.data,
+        num_workers=_num_workers(resolved, job.rank),
+        run_dir=run_dir,
+        recorder=recorder,
+        display=display,
+        position=position,
+        made_by=prepared.made_by,
+        saved_step=position.step,
+        max_steps=job.max_steps,
+        last_checkpoint_s=time.monotonic(),
+        allocator=allocator,
+    )
+    try:
+        train_phases(run)
+    finally:
+        display.close()
+    # Before the summary, which reads what the monitors have written.
+    stop_monitor(monitor, job.rank)
+    result = _sum_up(run, prepared.baseline) if is_first else None
+    engine.destroy()
+    return result
+
+
+def _resume(engine: Any, prepared: Prepared, *, recorder: Recorder, display: Display) -> Position:
+    """Where the run stands: at its beginning, or where the checkpoint is that the engine is given here."""
+    resume = prepared.resume
+    for notice in resume.notices:
+        display.note(f"notice     {notice}")
+        recorder.event("notice", notice)
+    found = resume.found
+    if found is None:
+        return Position()
+    # Another seed asks for other noise, not for that of the checkpoint.
+    same_seed = found.card.made_by.run.get("seed") == prepared.resolved.run.seed
+    position = checkpoint.load(engine, found, with_random_state=same_seed)
+    changed = differences(found, prepared.made_by)
+    display.note(f"resumed from {found.folder} at step {position.step}")
+    for line in changed:
+        display.note(f"changed    {line}")
+    recorder.event("resume", str(found.folder), step=position.step, changed=changed)
+    return position
+
+
+def _num_workers(resolved: ResolvedRun, rank: RankInfo) -> int:
+    asked = resolved.run.data.num_workers
+    return default_num_workers(count_host_cores(), rank.local_world_size) if asked is None else asked
+
+
+def _sum_up(run: Run, baseline: Baseline | None) -> Summary:
+    run.recorder.event("end", f"step {run.position.step}", step=run.position.step)
+    result = summary.summarise(run.run_dir, baseline=baseline)
+    summary.write(result, run.run_dir)
+    width = max(100, shutil.get_terminal_size().columns)
+    summary.show(result, run.run_dir, Console(highlight=False, width=width))
+    return result
