@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.config.request import Request
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
-from dist_trainer.encoding import print_script
+from dist_trainer.encoding import print_script, printable
 from dist_trainer.errors import EXIT_OK
 from dist_trainer.launch.environment import named_env
 from dist_trainer.launch.hosts.facts import read_host_facts, whose_mpirun
@@ -46,6 +47,7 @@ from dist_trainer.launch.run import (
 from dist_trainer.streams import outlive_readers
 
 if TYPE_CHECKING:
+    from dist_trainer.config.resolve import ResolvedRun
     from dist_trainer.memory.advice.preflight import Preflight
 
 # They import torch first, and meanwhile there is time to plan; with the others rank 0 does it as soon.
@@ -149,7 +151,9 @@ def run(
         return request.arguments if run_dir else (*request.arguments, "--run-dir", str(chosen_dir))
 
     if args.dry_run:
-        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+        checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+        if checked is not None:
+            _say_beside_the_command(checked)
         next_dir = run_dir or next_run_dir(*names_of(train_request))
         port = told_port or planned_port(next_dir)
         shown = replace(request, arguments=arguments_with(next_dir), master_port=port)
@@ -197,14 +201,24 @@ def run(
         )
 
 
-def check_files(request: Request | None, num_ranks: int, *, resume: str, run_dir: Path | None) -> None:
-    """Raises UserError for a mistake in either file, or in what overrides them, and for a checkpoint that is not whole
-    or not of such a run.
-    """
-    if request is not None:
-        from dist_trainer.checkpoints.before_start import check_before_start
+def check_files(request: Request | None, num_ranks: int, *, resume: str, run_dir: Path | None) -> ResolvedRun | None:
+    """The run on a device that can do everything; None where what is to run is not ours.
 
-        check_before_start(request, world_size=num_ranks, resume=resume, run_dir=run_dir)
+    Raises UserError for a mistake in either file, or in what overrides them, and for a checkpoint that is not whole or
+    not of such a run.
+    """
+    if request is None:
+        return None
+    from dist_trainer.checkpoints.before_start import check_before_start
+
+    return check_before_start(request, world_size=num_ranks, resume=resume, run_dir=run_dir)[1]
+
+
+def _say_beside_the_command(resolved: ResolvedRun) -> None:
+    """What the start lines of the run will say of its settings: on stderr, for stdout is what a shell reads."""
+    lines = [*(f"filled     {one}" for one in resolved.filled), *(f"notice     {one}" for one in resolved.notices)]
+    for line in lines:
+        print(printable(line), file=sys.stderr)
 
 
 def names_of(request: Request | None) -> tuple[str, str]:

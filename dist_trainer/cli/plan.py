@@ -104,11 +104,11 @@ def _plan(args: argparse.Namespace) -> int:
     ranks = None if args.rank is None else (args.rank,)
     plan = case.plan(resolved, ranks)
     status = EXIT_OK if outcome.is_good(plan, case.host) else EXIT_FAILURE
+    notices = [*filter(None, [world.assumption]), *resolved.notices]
     if args.json:
-        sys.stdout.write(dump_plan(plan))
+        sys.stdout.write(dump_plan(plan, filled=resolved.filled, notices=notices))
         return status
     settings = read_settings(resolved.deepspeed, cuda=device.kind == "cuda")
-    notices = [*filter(None, [world.assumption]), *resolved.notices]
     text = show.render(
         plan,
         host=case.host,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +12,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, MinLen
 
 from dist_trainer import typed_json
+from dist_trainer.config.deepspeed.resolve import Filled
 from dist_trainer.disk import write_text
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.typed_json import Count
@@ -93,8 +95,13 @@ def write_plan(plan: Plan, run_dir: Path) -> None:
     write_text(run_dir / "resolved" / PLAN_FILE, dump_plan(plan))
 
 
-def dump_plan(plan: Plan) -> str:
-    return json.dumps(all_as_utf8(dataclasses.asdict(plan)), indent=2) + "\n"
+def dump_plan(plan: Plan, **beside: Sequence[Filled] | Sequence[str]) -> str:
+    """As JSON, with what is told beside it by name: lists of lines, or of what was filled."""
+    told = {
+        name: [dataclasses.asdict(one) if isinstance(one, Filled) else one for one in entries]
+        for name, entries in beside.items()
+    }
+    return json.dumps(all_as_utf8(dataclasses.asdict(plan) | told), indent=2) + "\n"
 
 
 def read_plan(run_dir: Path) -> Plan | None:

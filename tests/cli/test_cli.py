@@ -358,6 +358,26 @@ def test_a_dry_run_is_the_golden_text(folder: Path, capsys: pytest.CaptureFixtur
     )
 
 
+def test_a_dry_run_says_beside_the_command_what_was_filled_and_what_does_nothing(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": 2, "stage3_prefetch_bucket_size": 1000},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+    }
+    Path("auto.json").write_text(json.dumps(config))
+    assert main(["launch", "--dry-run", "--ds", "auto.json", "--nproc-per-node", "2"]) == 0
+    said = capsys.readouterr()
+    assert said.out.endswith("--run-dir runs/tiny-auto-001\n")
+    assert said.err.splitlines() == [
+        "filled     train_batch_size = 4 (micro batch x accumulation x world size)",
+        "notice     zero_optimization.stage3_prefetch_bucket_size does nothing: zero_optimization.stage is 2, "
+        "and it is for stage 3",
+    ]
+
+
 def test_a_launch_runs_its_plan_and_ends_with_its_status(folder: Path, started: list[LaunchPlan]) -> None:
     assert main(["launch", "--ds", "zero1", "--seed", "3"]) == 7
     (plan,) = started

@@ -61,6 +61,22 @@ def test_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert (status, values["world_size"], [rank["rank"] for rank in values["ranks"]]) == (0, 8, [3])
 
 
+def test_json_says_what_was_filled_and_what_does_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = {
+        "train_batch_size": "auto",
+        "train_micro_batch_size_per_gpu": 2,
+        "zero_optimization": {"stage": 2, "stage3_prefetch_bucket_size": 1000},
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
+    }
+    (folder / "auto.json").write_text(json.dumps(config))
+    values = json.loads(plan(capsys, "--ds", "auto.json", "--nproc-per-node", "2", "--json")[1])
+    assert values["filled"] == [
+        {"key": "train_batch_size", "value": 4, "why": "micro batch x accumulation x world size"}
+    ]
+    (notice,) = values["notices"]
+    assert notice.startswith("zero_optimization.stage3_prefetch_bucket_size does nothing: ")
+
+
 def test_without_a_gpu_the_world_that_is_assumed_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "world size 2: no GPU here and no --nproc-per-node" in plan(capsys)[1]
     assert "world size" not in plan(capsys, "--nproc-per-node", "2")[1]
