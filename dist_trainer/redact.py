@@ -10,6 +10,9 @@ REDACTED = "(not recorded)"
 # The end of a name says what it is: WANDB_API_KEY, PGPASSWORD, comet.api_key, --hf-token; not num_tokens, KEYBOARD.
 _SECRET_NAME = re.compile(r"(?i).*?(?:(?:^|[\W_])key|apikey|token|secret|passwd|password|passphrase|credentials?)")
 _IN_ADDRESS = re.compile(r"(://[^/@\s:]*):[^/@\s]+@")
+_IN_QUERY = re.compile(
+    r"(?i)([?&](?:(?:[\w.-]*[._-])?key|[\w.-]*(?:apikey|token|secret|passwd|password|signature))=)[^&#\s]+"
+)
 
 
 def redacted_env(env: Mapping[str, str], secret_names: Iterable[str] = ()) -> dict[str, str]:
@@ -39,4 +42,4 @@ def redacted_argv(argv: Sequence[str]) -> list[str]:
 
 
 def _without_password(text: str) -> str:
-    return _IN_ADDRESS.sub(rf"\1:{REDACTED}@", text)
+    return _IN_QUERY.sub(rf"\1{REDACTED}", _IN_ADDRESS.sub(rf"\1:{REDACTED}@", text))

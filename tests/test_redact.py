@@ -29,6 +29,15 @@ def test_a_password_in_an_address_is_not_recorded() -> None:
     assert redacted_argv(["http://me:of-the-user@proxy:8080/x"]) == [hidden]
 
 
+def test_a_token_in_the_query_of_an_address_is_not_recorded() -> None:
+    asked = "data.source=https://store/a?part=1&X-Amz-Signature=of-the-user&api_key=abc#top"
+    hidden = f"data.source=https://store/a?part=1&X-Amz-Signature={REDACTED}&api_key={REDACTED}#top"
+    assert redacted_argv([asked]) == [hidden]
+    assert redacted_env({"STORE": "https://store/a?num_tokens=1&monkey=2"}) == {
+        "STORE": "https://store/a?num_tokens=1&monkey=2"
+    }
+
+
 def test_words_of_a_command_line_that_say_they_are_secret() -> None:
     argv = ["--set", "comet.api_key=abc", "--api-key=abc", "--hf-token", "abc", "--seed", "1", "--token", "--fresh"]
     assert redacted_argv(argv) == [

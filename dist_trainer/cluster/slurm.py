@@ -9,6 +9,9 @@ from dist_trainer.errors import UserError
 
 # The fact of an event that says which start of a job wrote it.
 SLURM_START = "slurm"
+_MAX_NUM_DIGITS = 20
+# SIGTERM comes at the limit, and hosts' clocks are not one.
+_CLOCKS_DIFFER_S = 5.0
 
 
 def in_allocation(environ: Environ) -> bool:
@@ -30,6 +33,14 @@ def slurm_facts(environ: Environ) -> dict[str, object]:
             "restarts": int(restarts) if restarts.isdecimal() else 0,
         }
     }
+
+
+def is_at_time_limit(environ: Environ, now_s: float) -> bool:
+    """Whether the time that SLURM gave the job is over, or about to be, by this host's clock: for words alone."""
+    end_s = environ.get("SLURM_JOB_END_TIME", "")
+    return (
+        end_s.isascii() and end_s.isdecimal() and len(end_s) < _MAX_NUM_DIGITS and now_s > int(end_s) - _CLOCKS_DIFFER_S
+    )
 
 
 def allocated_topology(environ: Environ, num_ranks_per_host: int | None = None) -> Topology:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 
-from dist_trainer.cluster.slurm import slurm_facts
+from dist_trainer.cluster.slurm import is_at_time_limit, slurm_facts
 from dist_trainer.encoding import printable
 from dist_trainer.errors import EXIT_TARGET_MISSED
 from dist_trainer.launch.guards.membership import Trouble
@@ -72,6 +73,8 @@ def say_interrupted(number: signal.Signals, record: RunRecord | None, *, is_loca
     from dist_trainer.endings import interrupted
 
     message = interrupted(number.name, None if record is None else record.last_step())
+    if number == signal.SIGTERM and is_at_time_limit(os.environ, time.time()):
+        message += ": SLURM's time limit for the job"
     restore_terminal(is_local=is_local)
     say(message)
     if record is not None:

@@ -53,7 +53,7 @@ def test_a_launcher_that_is_not_there(launcher: str, monkeypatch: pytest.MonkeyP
 
 def test_what_was_started_is_written_down(tmp_path: Path) -> None:
     asked = LaunchRequest(
-        arguments=("train", "--ds", "zero2"),
+        arguments=("train", "--ds", "zero2", "--set", "comet.api_key=of-the-user"),
         topology=Topology.of_this_host(2),
         master_port=23456,
         facts=HostFacts("box", "/env/bin/python", num_cores=8, num_gpus=0, is_root=False, environ={"PATH": "/bin"}),
@@ -61,9 +61,10 @@ def test_what_was_started_is_written_down(tmp_path: Path) -> None:
     )
     job = job_for("mpirun", asked, build_plan("mpirun", asked), tmp_path, is_port_fixed=False)
     write_launch_record("mpirun", asked, job, tmp_path, start_time_s=5.0)
+    hidden = ("--set", "comet.api_key=(not recorded)")
     assert json.loads((tmp_path / "resolved" / "launch.json").read_text()) == {
         "launcher": "mpirun",
-        "argv": ["/env/bin/python", "-m", "dist_trainer", "train", "--ds", "zero2"],
+        "argv": ["/env/bin/python", "-m", "dist_trainer", "train", "--ds", "zero2", *hidden],
         "env": {
             "OMP_NUM_THREADS": "4",
             "DS_ACCELERATOR": "cpu",

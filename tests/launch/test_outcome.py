@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,29 @@ def test_an_interruption_is_said_and_written_with_the_step_of_this_start(
     assert (last.kind, last.rank, last.message) == ("interrupted", None, "interrupted at step 10 (SIGINT)")
     say_interrupted(signal.SIGINT, None, is_local=True)
     assert "before the first step" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("end_s", "number", "is_said"),
+    [
+        (0.0, signal.SIGTERM, True),
+        (3600.0, signal.SIGTERM, False),
+        (0.0, signal.SIGINT, False),
+        (None, signal.SIGTERM, False),
+    ],
+)
+def test_the_time_limit_of_slurm_is_named(
+    end_s: float | None,
+    number: signal.Signals,
+    is_said: bool,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "Unknown" if end_s is None else str(int(time.time() + end_s)))
+    say_interrupted(number, None, is_local=True)
+    said = capsys.readouterr().err
+    what = f"dist_trainer: interrupted before the first step ({number.name})"
+    assert said == what + (": SLURM's time limit for the job\n" if is_said else "\n")
 
 
 def test_a_folder_that_is_gone_keeps_nobody_from_being_told(tmp_path: Path) -> None:
