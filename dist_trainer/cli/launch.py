@@ -168,9 +168,14 @@ def run(
     # Ranks find the folder held by the launch that started them, and know it by this.
     launch_id = secrets.token_hex(8)
 
-    def prepare() -> Prepared:
+    if not request.is_local:
         check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
-        if not request.is_local and rendezvous is None and launcher != "srun":
+
+    def prepare() -> Prepared:
+        if request.is_local:
+            # While the launcher comes up.
+            check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+        elif rendezvous is None and launcher != "srun":
             # Only now: asyncio takes a third of the time in which a run on this host is on its way.
             from dist_trainer.launch.hosts.reach import check_hosts
 
