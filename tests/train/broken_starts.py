@@ -1,6 +1,7 @@
 """Starts that all ranks fail at nearly the same moment: whichever is first, the terminal shows one message, once.
 
-The long form, of which the suite runs one start a launcher; it takes about eight seconds a start on two cores:
+The long form, of which the suite runs one start a launcher; it takes about eight seconds a start on two cores. srun is
+asked in a SLURM of this host alone, for which it has to be started by root:
 
     PYTHONPATH=tests:tests/train python tests/train/broken_starts.py [NUM_STARTS [LAUNCHER...]]
 """
@@ -11,25 +12,43 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from ranks import BRISK, Ended, mini_config, run
+from ranks import BRISK, Ended, bin_environment, mini_config, run
+
+import slurm
 
 START = {
     "torchrun": ("torchrun", "--nproc_per_node=2", "-m", "dist_trainer"),
     "deepspeed": ("deepspeed", "--num_accelerators", "2", "--module", "dist_trainer"),
     "mpirun": ("mpirun", "-n", "2", "--oversubscribe", "python", "-m", "dist_trainer"),
 }
-WAYS = [(launcher, is_bare) for launcher in START for is_bare in (False, True)]
+SRUN = ("srun", "--ntasks=2", "--kill-on-bad-exit=1", sys.executable, "-m", "dist_trainer")
+LAUNCHERS = (*START, "srun")
 
 
-def start(folder: Path, run_dir: Path, launcher: str, *words: str, is_bare: bool) -> Ended:
-    """Trains on two ranks, by the launcher itself or under `launch`."""
-    under = (sys.executable, "-m", "dist_trainer", "launch", "--launcher", launcher, "--nproc-per-node", "2")
-    before = (*START[launcher], "train") if is_bare else under
+def start(
+    folder: Path, run_dir: Path, launcher: str, *words: str, is_bare: bool, environ: Mapping[str, str] | None = None
+) -> Ended:
+    """Trains on two ranks, by the launcher itself or under `launch`; for srun `environ` says which SLURM."""
+    under = (sys.executable, "-m", "dist_trainer", "launch", "--launcher", launcher)
+    if launcher == "srun":
+        before = (*SRUN, "train") if is_bare else ("salloc", "--quiet", "--ntasks=2", *under)
+    else:
+        before = (*START[launcher], "train") if is_bare else (*under, "--nproc-per-node", "2")
     switches = ("--config", str(mini_config(folder)), "--run-dir", str(run_dir), *BRISK)
-    return run([*before, *switches, *words], cwd=folder)
+    return run([*before, *switches, *words], cwd=folder, environ=environ)
+
+
+@contextmanager
+def environment(launcher: str, folder: Path) -> Iterator[Mapping[str, str] | None]:
+    if launcher != "srun":
+        yield None
+        return
+    with slurm.one_host_slurm(folder / "slurm") as environ:
+        yield bin_environment(environ)
 
 
 def without_its_checkpoint(run_dir: Path) -> list[str]:
@@ -77,21 +96,21 @@ def main(num_starts: int, launchers: list[str]) -> int:
         switches = ("--max-steps", "1", "--set", "checkpoints.at_end=true")
         made = start(folder, folder / "whole", "torchrun", *switches, is_bare=False)
         assert made.status == 0, made.output
-        for launcher, is_bare in WAYS:
-            if launcher not in launchers:
-                continue
-            for number in range(num_starts):
-                what, break_it = list(BREAKAGES.items())[number % len(BREAKAGES)]
-                ended = start(folder, run_dir, launcher, *break_it(run_dir), is_bare=is_bare)
-                is_right = ended.status != 0 and len(messages(ended.output)) == 1
-                num_wrong += not is_right
-                how = "bare" if is_bare else "under launch"
-                print(f"{launcher} {how}, {what}: status {ended.status}, {messages(ended.output)}", flush=True)
-                if not is_right:
-                    print(ended.output, flush=True)
+        for launcher in launchers:
+            with environment(launcher, folder) as environ:
+                for number in range(2 * num_starts):
+                    is_bare = number >= num_starts
+                    what, break_it = list(BREAKAGES.items())[number % len(BREAKAGES)]
+                    ended = start(folder, run_dir, launcher, *break_it(run_dir), is_bare=is_bare, environ=environ)
+                    is_right = ended.status != 0 and len(messages(ended.output)) == 1
+                    num_wrong += not is_right
+                    how = "bare" if is_bare else "under launch"
+                    print(f"{launcher} {how}, {what}: status {ended.status}, {messages(ended.output)}", flush=True)
+                    if not is_right:
+                        print(ended.output, flush=True)
     print(f"{num_wrong} starts were not told of by one message")
     return int(num_wrong > 0)
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 20, sys.argv[2:] or list(START)))
+    sys.exit(main(int(sys.argv[1]) if sys.argv[1:] else 20, sys.argv[2:] or list(LAUNCHERS)))

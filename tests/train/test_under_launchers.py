@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import sshd
-from broken_starts import START, WAYS, messages, start, with_a_rate_too_high
+from broken_starts import START, messages, start, with_a_rate_too_high
 from ranks import BRISK, bin_environment, losses, mini_config, run, train
 
 import slurm
@@ -197,12 +197,22 @@ def test_launch_ends_with_the_ranks_status_and_without_a_traceback(launcher: str
     assert "Traceback" not in ended.output
 
 
-@pytest.mark.parametrize(("launcher", "is_bare"), [*WAYS[::2], ("torchrun", True)])
-def test_what_stops_all_ranks_at_once_is_said_by_one(launcher: str, is_bare: bool, folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "is_bare"),
+    [
+        *((launcher, False) for launcher in START),
+        pytest.param("srun", False, marks=pytest.mark.cluster),
+        ("torchrun", True),
+    ],
+)
+def test_what_stops_all_ranks_at_once_is_said_by_one(
+    launcher: str, is_bare: bool, folder: Path, request: pytest.FixtureRequest
+) -> None:
     """The short form of broken_starts.py."""
     require(launcher)
+    environ = bin_environment(request.getfixturevalue("slurm_environ")) if launcher == "srun" else None
     run_dir = folder / f"broken-{launcher}-{is_bare}"
-    ended = start(folder, run_dir, launcher, *with_a_rate_too_high(run_dir), is_bare=is_bare)
+    ended = start(folder, run_dir, launcher, *with_a_rate_too_high(run_dir), is_bare=is_bare, environ=environ)
     assert ended.status == 1
     (message,) = messages(ended.output)
     cause = cause_among(list(read_records(run_dir / "records" / EVENTS_FILE, Event)))
