@@ -133,12 +133,13 @@ def test_the_chunked_loss_agrees_with_the_full_one(folder: Path, zero2_losses: l
 
 def test_tiny_learns_more_than_how_often_each_token_occurs(folder: Path) -> None:
     run_dir = folder / "tiny"
-    arguments = ["-m", "dist_trainer", "train", "--phase", "1", "--run-dir", str(run_dir)]
-    ended = run_ranks(arguments, cwd=folder, world_size=2)
+    # The shipped run, of which a quarter of the tokens does at this rate.
+    quickly = ["--phase", "1", "--max-steps", "80", "--micro-batch", "8", "--accumulation", "1", "--lr", "8e-3"]
+    ended = run_ranks(["-m", "dist_trainer", "train", *quickly, "--run-dir", str(run_dir)], cwd=folder, world_size=2)
     assert ended.status == 0, ended.output
     summary = json.loads((run_dir / "summary.json").read_text())
-    assert summary["num_steps"] == 150
-    assert summary["last_loss"] < summary["unigram_entropy_nats"] - 0.5
+    assert summary["num_steps"] == 80
+    assert summary["validation_loss"] < summary["unigram_entropy_nats"] - 0.5
     assert [verdict["reason"] for verdict in summary["verdicts"]] == ["no GPU", "no GPU"]
     assert largest_checkpoint(run_dir) == pytest.approx(computed_checkpoint(run_dir), rel=0.02)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 
 from dist_trainer.errors import UserError
-from dist_trainer.launch.guards.proof import NONCE_BYTES, PROOF_BYTES, GuardProof, StrangerError
+from dist_trainer.launch.guards.proof import NO_PROOF, NONCE_BYTES, PROOF_BYTES, GuardProof, StrangerError
 from dist_trainer.launch.guards.protocol import SILENCE_S, Channel
 
 # The launching process listens before a guard is started: where nobody does, it has ended.
@@ -81,7 +81,12 @@ def _prove(connected: socket.socket, secret: bytes, told_to_end: Callable[[], bo
             if not data:
                 raise _NoProofError("the connection was closed")
             challenge += data
-    answer, channel = proof.answer(challenge)
+    try:
+        answer, channel = proof.answer(challenge)
+    except StrangerError:
+        with contextlib.suppress(OSError):
+            connected.sendall(NO_PROOF)
+        raise
     connected.sendall(answer)
     return channel
 

@@ -263,9 +263,6 @@ class Coordinator:
                 messages = connection.channel.feed(data)
             elif data:
                 messages = self._prove(connection, data)
-            elif connection.proof.has_greeting:
-                # It has seen our proof, and did not take it for one.
-                raise StrangerError
         except BlockingIOError:
             return
         except StrangerError:

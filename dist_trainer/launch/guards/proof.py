@@ -2,7 +2,7 @@
 
     guard -> launch   MAGIC, the guard's nonce
     launch -> guard   launch's nonce, its proof
-    guard -> launch   its proof; from here on messages, see `protocol`
+    guard -> launch   its proof, and from here on messages, see `protocol`; or NO_PROOF, when it does not believe launch
 
 A proof is an HMAC under the secret over both nonces, drawn anew for each connection, and over who it is that proves; so
 nothing that was ever said can be said again. The keys of what follows are made likewise, one for each direction. Until
@@ -19,6 +19,8 @@ MAGIC = b"dtguard2"
 NONCE_BYTES = 32
 PROOF_BYTES = 32
 HELLO_BYTES = len(MAGIC) + NONCE_BYTES
+# A guard that goes away without a word has only ended.
+NO_PROOF = bytes(PROOF_BYTES)
 
 
 class StrangerError(Exception):

@@ -13,6 +13,7 @@ from guard_client import SECRET, GuardClient, is_closed
 
 from dist_trainer.errors import UserError
 from dist_trainer.launch.guards import coordinator as coordinator_module
+from dist_trainer.launch.guards.connecting import EndedError, connect
 from dist_trainer.launch.guards.coordinator import NUM_SPARE_PLACES, Coordinator, Job
 from dist_trainer.launch.guards.membership import Membership
 from dist_trainer.launch.guards.proof import HELLO_BYTES, MAGIC, GuardProof
@@ -153,6 +154,24 @@ def test_what_a_stranger_sends_neither_ends_nor_joins_a_run(attack: str) -> None
             if attack == "nothing"
             else ["a connection from 127.0.0.1 did not know this run's secret, and was closed"]
         )
+
+
+@pytest.mark.parametrize("is_believed", [True, False])
+def test_a_guard_that_ends_early_is_no_stranger_and_one_with_another_secret_is(is_believed: bool) -> None:
+    said: list[str] = []
+    with ExitStack() as stack, serving(1, say=said.append) as (_, port):
+        if is_believed:
+            early = stranger(port, stack)
+            early.sendall(GuardProof(SECRET).hello)
+            early.recv(64, socket.MSG_WAITALL)
+            early.shutdown(socket.SHUT_WR)
+            assert is_closed(early)
+        else:
+            told_to_end = iter([False, False, True])
+            with pytest.raises(EndedError):
+                connect(("127.0.0.1", port), b"another secret", told_to_end=lambda: next(told_to_end, True))
+        assert guard(port, 0, "node1", 0, stack).first("job")
+    assert bool(said) != is_believed
 
 
 def test_what_a_guard_has_said_is_worth_nothing_said_again() -> None:
