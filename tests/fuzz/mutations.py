@@ -6,6 +6,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Literal
 
 Form = Literal["text", "json", "jsonl", "bytes"]
@@ -228,7 +229,8 @@ def _json(rng: random.Random, data: bytes) -> bytes:
         del parent[key]
     elif kind == 1:
         other, other_key = rng.choice(places)
-        parent[key] = copy.deepcopy(other[other_key]) if other is not parent[key] else None
+        with suppress(RecursionError):
+            parent[key] = copy.deepcopy(other[other_key]) if other is not parent[key] else None
     elif kind == 2:
         parent[key] = nested(rng.choice((1, 2, 60, 300)), parent[key])
     elif kind == 3 and isinstance(parent, dict):

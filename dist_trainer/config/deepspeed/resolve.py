@@ -117,9 +117,10 @@ def resolve(raw: Mapping[str, Any], facts: Facts, *, source: str) -> dict[str, A
 def read_resolved(path: Path) -> dict[str, Any]:
     """What `resolve` gave, from the file in a run's folder. Raises UserError for what is not that."""
     config = _checked(read(path), str(path))
-    for key in _BATCH_KEYS:
-        if config.get(key) in (None, AUTO):
-            raise UserError("this is no resolved configuration", where=str(path), key=key, found=config.get(key))
+    missing = [key for key in _BATCH_KEYS if config.get(key) is None]
+    for key in (*missing, *(left.key for left in _autos(config, config, children()[""], ""))):
+        found = "nothing" if key in missing else AUTO
+        raise UserError("this is no resolved configuration", where=str(path), key=key, found=found)
     return config
 
 

@@ -13,6 +13,7 @@ from dist_trainer import typed_json
 from dist_trainer.config import run as run_file
 from dist_trainer.config.deepspeed.resolve import read_resolved
 from dist_trainer.config.run import RunConfig, TargetConfig
+from dist_trainer.encoding import all_as_utf8, printable
 from dist_trainer.errors import UserError
 from dist_trainer.memory.plan import PLAN_FILE, Plan
 from dist_trainer.records import Event
@@ -66,11 +67,11 @@ def read_asked(run_dir: Path, events: list[Event]) -> Asked:
         try:
             return read(path)
         except (UserError, OSError, DamagedError) as error:
-            problems.append(f"resolved/{name} cannot be read: {_reason(error)}")
+            problems.append(f"resolved/{name} cannot be read: {printable(_reason(error))}")
             return None
 
     run = sound("run.yaml", lambda path: run_file.check(run_file.read(path), source="run.yaml"))
-    deepspeed = sound("ds_config.json", read_resolved)
+    deepspeed = sound("ds_config.json", lambda path: all_as_utf8(read_resolved(path)))
     launch = sound("launch.json", lambda path: typed_json.read(path, LaunchRecord))
     plan = sound(PLAN_FILE, lambda path: typed_json.read(path, Plan))
     start = next((event for event in reversed(events) if event.kind == "start"), None)

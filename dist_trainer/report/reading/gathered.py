@@ -72,7 +72,7 @@ class Gathered:
         total = values.get("total_bytes")
         if total is not None:
             self.device_bytes, self.used_version = total, values.get("used_version")
-        self.host, self.device, self.last_s = values["host"], values["device"], time_s
+        self.host, self.device, self.last_s = values["host"], values["device"] or CPU, time_s
         self.is_sampled = True
 
     def take_record(self, values: Mapping[str, Any]) -> None:
@@ -90,7 +90,7 @@ class Gathered:
             self.allocator_bytes[phase] = max(num_bytes, self.allocator_bytes.get(phase, -1))
         if not self.is_sampled:
             self._draw(time_s, used, values.get("rss_bytes"))
-        self.host, self.device = values["host"], values["device"]
+        self.host, self.device = values["host"], values["device"] or CPU
         self.last_s = max(time_s, self.last_s or 0.0)
 
     def include(self, other: Gathered) -> None:
