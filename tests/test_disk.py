@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import run
 from small_disks import in_own_mounts
 
 from dist_trainer.disk import WriteError, cannot_write, check_room, explained, write_text, writing
@@ -65,6 +66,46 @@ def test_room_is_looked_for_where_the_folder_will_be(tmp_path: Path) -> None:
     assert raised.value.expected == "1000000000.00 GB"
 
 
+def test_a_few_bytes_are_said_as_such(tmp_path: Path) -> None:
+    with pytest.raises(WriteError) as raised, writing(tmp_path / "steps.jsonl", 312):
+        raise os_error(errno.ENOSPC)
+    told = explained(raised.value)
+    assert told is not None and told.expected == "room for 312 bytes"
+
+
+def test_what_was_free_is_what_was_free_when_it_failed() -> None:
+    code = """
+import os
+from pathlib import Path
+from dist_trainer.disk import WriteError, cannot_write, explained, write_text
+try:
+    write_text(Path("/mnt/plan.json"), "x" * 3_000_000)
+except WriteError as error:
+    os.unlink("/mnt/plan.json")
+    print(explained(error))
+    print(cannot_write("it cannot be written", error, Path("/mnt")))
+"""
+    ended = in_own_mounts('mount -t tmpfs -o size=1m tmpfs /mnt && exec "$@"', [sys.executable, "-c", code])
+    assert ended.output.count("device, 0 bytes free in /mnt") == 2, ended.output
+
+
+def test_where_the_folder_of_the_process_is_gone_the_reason_is_still_said() -> None:
+    code = """
+import errno, os, tempfile
+from pathlib import Path
+from dist_trainer.disk import explained, writing
+os.chdir(tempfile.mkdtemp())
+os.rmdir(os.getcwd())
+try:
+    with writing(Path("run/steps.jsonl"), 10):
+        raise OSError(errno.ENOENT, "gone")
+except OSError as error:
+    print(explained(error).problem)
+"""
+    ended = run([sys.executable, "-c", code], cwd=Path.cwd())
+    assert ended.output == "a folder or file is gone\n"
+
+
 def test_text_is_written_with_its_folder(tmp_path: Path) -> None:
     write_text(tmp_path / "new" / "file", "ä\n")
     assert (tmp_path / "new" / "file").read_bytes() == "ä\n".encode()
@@ -112,7 +153,7 @@ def test_on_a_disk_that_is_full_every_writer_says_so() -> None:
     script = 'mount -t tmpfs -o size=1m tmpfs /mnt && exec "$@"'
     ended = in_own_mounts(script, [sys.executable, "-c", ON_A_FULL_DISK])
     assert ended.output.count("the disk is full") == 4, ended.output
-    assert ended.output.count("MB free in /mnt") == 4
+    assert ended.output.count("bytes free in /mnt") == 4
     assert ended.output.count("room for 3.0 MB") == 2
     assert "/mnt/data" in ended.output and "/mnt/records/events.jsonl" in ended.output
     assert ended.output.endswith("True True\n"), "what was whole can be read"

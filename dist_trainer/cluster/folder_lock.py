@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Literal
 
 from dist_trainer.cache import write_whole
+from dist_trainer.disk import cannot_write
 from dist_trainer.errors import UserError
 
 Part = Literal["launch", "ranks"]
@@ -269,12 +270,7 @@ class _LockFile:
         )
 
     def _cannot(self, error: OSError) -> UserError:
-        return UserError(
-            "The run's folder cannot be locked.",
-            where=str(self._run_dir / LOCK_DIR),
-            found=error.strerror,
-            hint="name a folder that can be written to",
-        )
+        return cannot_write("The run's folder cannot be locked", error, self._run_dir / LOCK_DIR)
 
 
 def _this_process(part: Part, launch_id: str | None, file: int) -> Holder:

@@ -20,13 +20,15 @@ from dist_trainer.cache import cache_dir
 from dist_trainer.data.atomic_folder import remove_abandoned
 from dist_trainer.data.info import FORMAT_VERSION, INFO_FILE
 from dist_trainer.data.sources import SourceFile, source_file
-from dist_trainer.errors import EXIT_OK, EXIT_USER_ERROR, UserError
+from dist_trainer.disk import cannot_write
+from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, RunError, UserError
 
 STANDARD_LIBRARY = "stdlib"
 
 _LEFT_OUT_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"})
 # It holds the paths of the machine which built this Python: other machines' corpora would differ.
 _LEFT_OUT_PREFIX = "_sysconfigdata"
+_OTHER_CACHE = "set XDG_CACHE_HOME to a folder that can, or name a prepared dataset"
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         _prepare_once(options.folder, options.vocab_size, options.progress)
     except UserError as error:
         print(json.dumps(vars(error)))
-        return EXIT_USER_ERROR
+        return error.exit_status
     return EXIT_OK
 
 
@@ -100,9 +102,10 @@ def _prepare_in_child(folder: Path, vocab_size: int, progress: bool) -> None:
         assert child.stdout is not None
         answer = child.stdout.read()
         status = child.wait()
-    if status == EXIT_USER_ERROR and answer:
+    if status in (EXIT_USER_ERROR, EXIT_FAILURE) and answer:
         fields = json.loads(answer)
-        raise UserError(fields.pop("problem"), **fields)
+        kind = UserError if status == EXIT_USER_ERROR else RunError
+        raise kind(fields.pop("problem"), **fields)
     if status != EXIT_OK:
         raise UserError(
             "the standard library's corpus could not be prepared",
@@ -145,12 +148,7 @@ def _locked(folder: Path) -> Iterator[bool]:
         lock.parent.mkdir(parents=True, exist_ok=True)
         stream = lock.open("w")
     except OSError as error:
-        raise UserError(
-            "the cache folder cannot be written",
-            where=str(folder.parent),
-            found=error.strerror,
-            hint="set XDG_CACHE_HOME to a folder that can, or name a prepared dataset",
-        ) from error
+        raise cannot_write("the cache folder cannot be written", error, folder.parent, hint=_OTHER_CACHE) from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_disks import in_own_mounts
 
 from dist_trainer.cluster import filesystem, folder_lock
 from dist_trainer.cluster.folder_lock import FolderLock
@@ -216,6 +217,22 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be locked") as caught:
         FolderLock(tmp_path, "ranks")
     assert str(tmp_path / "lock") in str(caught.value)
+
+
+def test_a_full_disk_is_named_with_what_is_free() -> None:
+    code = """
+from pathlib import Path
+from dist_trainer.cluster.folder_lock import FolderLock
+from dist_trainer.errors import RunError
+try:
+    FolderLock(Path("/mnt/run"), "launch")
+except RunError as error:
+    print(error)
+"""
+    script = 'mount -t tmpfs -o size=64k tmpfs /mnt && mkdir /mnt/run && cat /dev/zero > /mnt/hog; exec "$@"'
+    ended = in_own_mounts(script, [sys.executable, "-c", code])
+    assert "The run's folder cannot be locked: the disk is full" in ended.output
+    assert "0 bytes free in /mnt/run" in ended.output
 
 
 def test_a_second_start_is_refused_before_it_changes_anything(tmp_path: Path) -> None:

@@ -151,6 +151,24 @@ def test_a_folder_that_is_gone_is_told_at_once(how: str, running: Running) -> No
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
+def test_where_no_terminal_is_there_is_no_progress_bar(launcher: str, tmp_path: Path) -> None:
+    """Open MPI gives its ranks a terminal whatever there is; a bar in a pipe hides the cursor of who reads it."""
+    if shutil.which(launcher, path=bin_environment()["PATH"]) is None:
+        pytest.skip(f"{launcher} is not installed")
+    with (tmp_path / "stdout").open("wb") as stdout:
+        running = Running(tmp_path, launcher, stdout=stdout.fileno())
+    try:
+        running.wait_for_step(3)
+        running.process.send_signal(signal.SIGTERM)
+        assert running.status() == 143
+    finally:
+        running.process.kill()
+    printed = (tmp_path / "stdout").read_text()
+    assert "\x1b" not in printed
+    assert printed.splitlines()[-1].startswith("step 1 ")
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "mpirun"])
 def test_who_reads_two_lines_and_goes_away_ends_nothing(launcher: str, tmp_path: Path) -> None:
     if shutil.which(launcher, path=bin_environment()["PATH"]) is None:
         pytest.skip(f"{launcher} is not installed")

@@ -45,7 +45,7 @@ class Job:
     """What every rank runs. `env` is added to what the rank's guard has; `host_env` to that of one host's ranks.
 
     `master_port` is where rank 0's host is to look for a free port first; None leaves the meeting place to the
-    launcher. `is_local`: the ranks share this process's terminal.
+    launcher. `is_local`: the ranks share this process's output, and where `has_terminal` its terminal.
     """
 
     argv: tuple[str, ...]
@@ -56,6 +56,7 @@ class Job:
     is_port_fixed: bool
     logs_dir: str | None
     is_local: bool
+    has_terminal: bool = False
     peers: tuple[str, ...] = ()
     local_ranks: tuple[tuple[int, int], ...] = ()
     host_env: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
@@ -412,6 +413,7 @@ class Coordinator:
                 finds_port=rank == 0 and job.master_port is not None and self._port is None,
                 logs_dir=job.logs_dir,
                 is_local=job.is_local,
+                has_terminal=job.has_terminal,
                 peers=job.peers,
             ),
         )

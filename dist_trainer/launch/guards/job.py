@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 from dist_trainer.launch.environment import forwarded_env
@@ -42,6 +43,7 @@ def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Pa
         is_port_fixed=is_port_fixed,
         logs_dir=str(run_dir / "logs"),
         is_local=request.is_local,
+        has_terminal=os.isatty(1),
         peers=_peers(request),
         local_ranks=()
         if launcher == "srun" or request.rendezvous

@@ -186,8 +186,10 @@ class Guard:
             self._send(encode("port", port=int(environ["MASTER_PORT"])))
         if job["peers"] and "GLOO_SOCKET_IFNAME" not in environ:
             environ.update(_interface_env(job["peers"], environ))
-        # At the terminal rank 0 shows its progress itself.
-        is_captured = not (job["is_local"] and self.place.rank == 0)
+        # At the terminal rank 0 shows its progress itself. Open MPI gives it one also where there is none: what goes to
+        # a file or a pipe there must not become a bar.
+        is_shown = job["is_local"] and (job["has_terminal"] or not os.isatty(1))
+        is_captured = not (is_shown and self.place.rank == 0)
         if job["logs_dir"]:
             logs_dir = Path(job["cwd"]) / job["logs_dir"]
             self._run_dir = logs_dir.parent
