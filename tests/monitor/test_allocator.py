@@ -18,7 +18,7 @@ from dist_trainer.monitor.allocator import (
     peaks_of,
 )
 from dist_trainer.records import MemoryRecord, memory_file, read_records
-from dist_trainer.train import process, start
+from dist_trainer.train import before_meeting, process
 
 KIB = 1024
 
@@ -161,7 +161,7 @@ def test_a_watch_can_end_after_one_step() -> None:
 
 def test_on_a_gpu_it_is_refused() -> None:
     with pytest.raises(UserError, match="--measure-allocator"):
-        start._refuse_to_measure_on(ANY_DEVICE)
+        before_meeting._refuse_to_measure_on(ANY_DEVICE)
 
 
 @pytest.mark.integration
