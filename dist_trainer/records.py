@@ -63,7 +63,7 @@ class MemoryRecord:
     """Peaks on one rank up to the end of `step`. A figure that cannot be had here is None.
 
     `allocator_peaks_bytes`: the CPU allocator's exact peak by phase (init, forward, backward, step), where it was
-    measured.
+    measured. `monotonic_s` and `start_id` are as a DeviceSample's.
     """
 
     step: Count
@@ -75,8 +75,9 @@ class MemoryRecord:
     device_used_bytes: Count | None
     rss_bytes: Count
     time_s: Seconds
-    monotonic_s: float | None = None
+    monotonic_s: Seconds | None = None
     allocator_peaks_bytes: dict[str, Count] | None = None
+    start_id: Count = 0
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,16 @@ class DeviceSample:
     reserves, 1 does not. `process_bytes`: on the GPU, of this rank or of the watched command's tree. `rss_bytes`: their
     resident set on the host. `ecc_errors`: uncorrected, since the driver was loaded. `xid_errors`: the numbers that the
     driver reported since the sample before. `rank`: whose GPU it is; None for a watched command.
+
+    `time_s` is for people: that clock may be set back. What came after what of one rank is told by `start_id`, which
+    names the start of the run (how long events.jsonl was before it, in bytes: more for a later one), and within a start
+    by `monotonic_s`. `phase`: of training; None before the first. `is_last`: the sampler ended in order, and this was
+    its last look.
     """
 
     host: str
     device: str | None
-    monotonic_s: float
+    monotonic_s: Seconds
     time_s: Seconds
     used_bytes: Count | None = None
     used_version: int | None = None
@@ -107,6 +113,9 @@ class DeviceSample:
     ecc_errors: int | None = None
     xid_errors: tuple[int, ...] | None = None
     rank: Count | None = None
+    phase: str | None = None
+    start_id: Count = 0
+    is_last: bool = False
 
 
 class KnownFacts(TypedDict, total=False):
@@ -119,9 +128,11 @@ class KnownFacts(TypedDict, total=False):
     device: str | None
     diagnostic: str
     loss: Finite
+    monotonic_s: Seconds
     seconds: Seconds
     slurm: dict[str, Any]
     source: str
+    start_id: Count
     status: int
     step: Count
     unigram_entropy_nats: Finite | None

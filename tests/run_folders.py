@@ -35,8 +35,25 @@ def append(path: Path, text: str) -> None:
         file.write(text)
 
 
+def ended(samples: Iterable[Mapping[str, object]]) -> Iterable[Mapping[str, object]]:
+    """As a sampler leaves them that came to its end."""
+    held: Mapping[str, object] | None = None
+    for one in samples:
+        if held is not None:
+            yield held
+        held = one
+    if held is not None:
+        yield {**held, "is_last": True}
+
+
 def event(kind: str, message: str, after_s: float, *, rank: int | None = 0, **facts: object) -> dict[str, object]:
-    return {"kind": kind, "message": message, "rank": rank, "time_s": START_S + after_s, "facts": facts}
+    return {
+        "kind": kind,
+        "message": message,
+        "rank": rank,
+        "time_s": START_S + after_s,
+        "facts": {"monotonic_s": after_s, **facts},
+    }
 
 
 def step(number: int, *, num_steps: int = 12, after_s: float | None = None, **others: object) -> dict[str, object]:
@@ -155,7 +172,9 @@ def make_gpu_run(
     for rank, peak in enumerate(peaks) if num_gpus_a_host is None else ():
         device = f"GPU-{rank}"
         points = curve(peak, num_samples=num_samples, seconds=seconds)
-        write_lines(records / samples_file(f"rank-{rank}"), (sample(at, used, device=device) for at, used in points()))
+        write_lines(
+            records / samples_file(f"rank-{rank}"), ended(sample(at, used, device=device) for at, used in points())
+        )
         write_lines(
             records / memory_file(rank), (memory(one, rank, peak, device=device) for one in range(1, num_steps + 1))
         )
@@ -179,7 +198,7 @@ def write_host(records: Path, first: int, peaks: list[int], *, num_samples: int,
     write_lines(
         records / samples_file(f"host-{first}"),
         (
-            sample(at, used, rank=rank, **named[rank])  # type: ignore[arg-type]
+            sample(at, used, rank=rank, is_last=at == seconds, **named[rank])  # type: ignore[arg-type]
             for looks in zip(*curves, strict=True)
             for rank, (at, used) in zip(places, looks, strict=True)
         ),
@@ -224,7 +243,7 @@ def make_monitor_run(folder: Path, *, status: int = 0, ends: bool = True) -> Pat
     for gpu, peak in enumerate((3_000_000_000, 1_000_000_000)):
         points = curve(peak, num_samples=100, seconds=30.0)
         rows = (sample(at, used, device=f"GPU-{gpu}", process_bytes=used - 300_000_000) for at, used in points())
-        write_lines(records / samples_file(f"gpu-{gpu}"), rows)
+        write_lines(records / samples_file(f"gpu-{gpu}"), ended(rows))
     (folder / "resolved").mkdir(parents=True)
     launch = {"launcher": "monitor", "argv": ["python", "job.py", "--size", "3"], "num_ranks": None, "host": "h1"}
     (folder / "resolved" / "launch.json").write_text(json.dumps(launch))

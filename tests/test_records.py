@@ -11,6 +11,7 @@ import pytest
 from dist_trainer.records import (
     EVENTS_FILE,
     STEPS_FILE,
+    DeviceSample,
     Event,
     LeftOut,
     MemoryRecord,
@@ -212,3 +213,13 @@ def test_a_line_of_which_the_disk_takes_a_part_is_written_to_its_end(
     writer.write(Event("notice", "y", 0, 2.0))
     writer.close()
     assert [event.message[:1] for event in read_records(tmp_path / EVENTS_FILE, Event)] == ["x", "y"]
+
+
+@pytest.mark.parametrize("moment", ["NaN", "Infinity", "-1.0", "1e300"])
+def test_a_moment_that_no_clock_shows_is_damage(tmp_path: Path, moment: str) -> None:
+    path = tmp_path / "samples.jsonl"
+    sound = '{"host":"h","device":"cpu","monotonic_s":5.0,"time_s":1.0}\n'
+    path.write_text(sound + sound.replace("5.0", moment))
+    left_out: LeftOut = {}
+    assert [one.monotonic_s for one in read_records(path, DeviceSample, left_out)] == [5.0]
+    assert left_out == {path: 1}

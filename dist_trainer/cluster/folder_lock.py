@@ -27,6 +27,7 @@ from types import TracebackType
 from typing import Literal
 
 from dist_trainer.cache import write_whole
+from dist_trainer.cluster.process_start import started_ticks
 from dist_trainer.disk import cannot_write
 from dist_trainer.errors import UserError
 
@@ -68,7 +69,7 @@ class Holder:
 
     @property
     def runs_here(self) -> bool:
-        return _started_ticks(self.pid) == self.started_ticks
+        return started_ticks(self.pid) == self.started_ticks
 
 
 class FolderLock:
@@ -281,7 +282,7 @@ def _this_process(part: Part, launch_id: str | None, file: int) -> Holder:
         boot_id=_boot_id(),
         pid_namespace=_pid_namespace(),
         pid=pid,
-        started_ticks=_started_ticks(pid) or 0,
+        started_ticks=started_ticks(pid) or 0,
         since=time.strftime("%Y-%m-%d %H:%M:%S %z"),
         launch_id=launch_id,
         file=file,
@@ -301,13 +302,3 @@ def _pid_namespace() -> int:
         return Path("/proc/self/ns/pid").stat().st_ino
     except OSError:
         return 0
-
-
-def _started_ticks(pid: int) -> int | None:
-    """When the process started, in clock ticks since the boot; None where there is none, or only its status is left."""
-    try:
-        fields = Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return None
-    # proc(5): the state is field 3, the first behind the name, and the start is field 22.
-    return None if fields[0] in "ZX" else int(fields[19])

@@ -1,9 +1,9 @@
 """Which samples are worth a line, so that a file stays small over days and still shows every peak.
 
-A sample is kept at once when it is the first, holds a new peak of device memory, or news of the device. Besides, one is
-kept whenever memory has changed, together with the last one before the change; and one now and then where nothing
-happens. How often both may be grows with the length of the run, so that n hours take about log(n) times the lines of
-one: a busy stretch longer than the churn window becomes its lowest and its highest sample.
+A sample is kept at once when it is the first, of all or of a phase, or holds a new peak of device memory, or news of
+the device. Besides, one is kept whenever memory has changed, together with the last one before the change; and one now
+and then where nothing happens. How often both may be grows with the length of the run, so that n hours take about
+log(n) times the lines of one: a busy stretch longer than the churn window becomes its lowest and its highest sample.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Downsampler:
         )
 
         kept: list[DeviceSample] = []
-        if self._last_kept is None or is_new_peak or sample.xid_errors or heartbeat_is_due:
+        is_first = self._previous is None or sample.phase != self._previous.phase
+        if is_first or is_new_peak or sample.xid_errors or heartbeat_is_due:
             kept = [*self._settled(sample), sample]
         elif has_changed:
             if self._previous is not None and self._previous is not self._last_kept and self._lowest is None:

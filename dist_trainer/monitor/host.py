@@ -7,6 +7,7 @@ cannot see (SLURM may show each task its own alone), or that does not share the 
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from dist_trainer.cluster.process_start import started_ticks
 from dist_trainer.monitor import mailbox as mailboxes
 from dist_trainer.monitor.gpu.devices import DeviceIdentity
 from dist_trainer.monitor.gpu.diagnostics import MEMORY_FIELDS, Diagnostic, DiagnosticLog
@@ -53,20 +55,18 @@ class Hello:
 
     rank: int
     pid: int
-    started_s: float
+    started_ticks: int
     identity: DeviceIdentity | None
 
     @classmethod
     def of_this_process(cls, rank: int, identity: DeviceIdentity | None) -> Hello:
-        own = psutil.Process()
-        return cls(rank, own.pid, own.create_time(), identity)
+        pid = os.getpid()
+        return cls(rank, pid, started_ticks(pid) or 0, identity)
 
     @classmethod
     def read(cls, message: Mapping[str, Any]) -> Hello:
         known = message["identity"]
-        return cls(
-            message["rank"], message["pid"], message["started_s"], None if known is None else DeviceIdentity(**known)
-        )
+        return cls(**{**message, "identity": None if known is None else DeviceIdentity(**known)})
 
     @property
     def device(self) -> str:
@@ -79,12 +79,13 @@ def open_monitor(
     identity: DeviceIdentity | None,
     interval_s: float,
     *,
+    start_id: int = 0,
     name: str,
     meet: Callable[[], None],
 ) -> RankMonitor:
     """To be called by all ranks of the run: `meet` returns when all of them have called it, and is called three times.
 
-    `name` is one that no other run has now, the same on all ranks. `identity` and `interval_s` are as RankSampler's.
+    `name` is one that no other run has now, the same on all ranks. The rest is as RankSampler's.
     """
     # Two hosts may be containers that share one memory.
     path = mailboxes.FOLDER / f"dist_trainer-{name}-{socket.gethostname()}"
@@ -100,17 +101,19 @@ def open_monitor(
     if is_first and mailbox is not None:
         # All have it open who ever will: nothing is left when they are killed.
         path.unlink()
-        monitor = HostMonitor(records_dir, mailbox, place, interval_s)
+        monitor = HostMonitor(records_dir, mailbox, place, interval_s, start_id=start_id)
     meet()
     if not is_first and mailbox is not None and mailbox.has_accepted(place.local_rank, place.rank):
-        monitor = WatchedRank(mailbox, place.local_rank, CPU if identity is None else identity.uuid or CPU)
-    return monitor or RankSampler(records_dir, place.rank, identity, interval_s)
+        device = CPU if identity is None else identity.uuid or CPU
+        monitor = WatchedRank(mailbox, place.local_rank, device, start_id=start_id)
+    return monitor or RankSampler(records_dir, place.rank, identity, interval_s, start_id=start_id)
 
 
 class WatchedRank(RankMonitor):
     """A rank whose GPU the first rank of its host looks at. It has no thread and no files, and does not load NVML."""
 
-    def __init__(self, mailbox: Mailbox, slot: int, device: str) -> None:
+    def __init__(self, mailbox: Mailbox, slot: int, device: str, *, start_id: int = 0) -> None:
+        self.start_id = start_id
         self._device = device
         self._mailbox = mailbox
         self._slot = slot
@@ -137,16 +140,20 @@ class HostMonitor(RankMonitor):
     memory-host-N.jsonl. With `interval_s` 0 there is no thread, and all are looked at when a step of this rank ends.
     """
 
-    def __init__(self, records_dir: Path, mailbox: Mailbox, place: Place, interval_s: float) -> None:
+    def __init__(
+        self, records_dir: Path, mailbox: Mailbox, place: Place, interval_s: float, *, start_id: int = 0
+    ) -> None:
+        self.start_id = start_id
         self._mailbox = mailbox
         self._nvml: Nvml | None = None
         self._is_threaded = interval_s > 0
         self._logs: dict[int, DiagnosticLog] = {}
         source_name = f"host-{place.rank}"
         samples = RecordWriter(records_dir / samples_file(source_name)) if self._is_threaded else None
-        watched = list(self._watch(records_dir, place.local_world_size, samples))
-        self._own = next(one for one in watched if one.slot == place.local_rank)
-        self._ranks = _RanksOfHost(mailbox, watched, RecordWriter(records_dir / host_memory_file(place.rank)), samples)
+        self._watched = list(self._watch(records_dir, place.local_world_size, samples))
+        self._own = next(one for one in self._watched if one.slot == place.local_rank)
+        records = RecordWriter(records_dir / host_memory_file(place.rank))
+        self._ranks = _RanksOfHost(mailbox, self._watched, records, samples)
         self.sampler = Sampler([self._ranks], interval_s, self._say_of_all)
 
     @property
@@ -160,6 +167,11 @@ class HostMonitor(RankMonitor):
     def start(self) -> None:
         if self._is_threaded:
             self.sampler.start()
+
+    def begin_phase(self, name: str) -> None:
+        # All ranks of a run begin it together.
+        for one in self._watched:
+            one.series.phase = name
 
     def at_step_edge(self) -> None:
         if self._is_threaded:
@@ -186,17 +198,19 @@ class HostMonitor(RankMonitor):
             if message is None:
                 continue
             hello = Hello.read(message)
-            self._logs[hello.rank] = DiagnosticLog(records_dir, rank=hello.rank, source=f"rank-{hello.rank}")
+            self._logs[hello.rank] = DiagnosticLog(
+                records_dir, rank=hello.rank, source=f"rank-{hello.rank}", start_id=self.start_id
+            )
             source = self._source(hello, is_own=slot == 0)
             if source is not None:
                 self._mailbox.accept(slot, hello.rank)
-                yield _Watched(slot, hello, Series(source, samples, spacing=SPACING))
+                yield _Watched(slot, hello, Series(source, samples, spacing=SPACING, start_id=self.start_id))
 
     def _source(self, hello: Hello, *, is_own: bool) -> Source | None:
         """None where the rank had better look for itself. A host without NVML has none for any of its ranks."""
         log = self._logs[hello.rank]
         try:
-            process = OtherProcess(hello.pid, hello.started_s)
+            process = OtherProcess(hello.pid, hello.started_ticks)
         except psutil.Error:
             return None
         if hello.identity is None:

@@ -52,4 +52,5 @@ class MemoryProbe:
             rss_bytes=psutil.Process().memory_info().rss,
             time_s=time.time(),
             monotonic_s=time.monotonic(),
+            start_id=self.monitor.start_id,
         )

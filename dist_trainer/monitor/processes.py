@@ -9,6 +9,8 @@ from typing import Protocol
 
 import psutil
 
+from dist_trainer.cluster.process_start import started_ticks
+
 # At most this part of the time goes into walking the process table, which takes long where there are many processes.
 _WALK_FRACTION = 0.05
 
@@ -39,10 +41,12 @@ class OwnProcess:
 class OtherProcess:
     """Another process of this host."""
 
-    def __init__(self, pid: int, started_s: float) -> None:
-        """`started_s` tells it from a process of the same id elsewhere, or later. Raises psutil.NoSuchProcess."""
+    def __init__(self, pid: int, started: int) -> None:
+        """`started`, in clock ticks since the boot, tells it from a process of the same id elsewhere, or later. Raises
+        psutil.NoSuchProcess.
+        """
         self._process = psutil.Process(pid)
-        if self._process.create_time() != started_s:
+        if started_ticks(pid) != started:
             raise psutil.NoSuchProcess(pid)
 
     def pids(self) -> Collection[int]:

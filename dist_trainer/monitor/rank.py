@@ -23,8 +23,10 @@ class RankMonitor(ABC):
     """What watches one rank's memory, from before the model is built to the end: start() and stop(), or `with`.
 
     `device` is the UUID of the GPU or MIG instance, or "cpu"; `peak_used_bytes` the most bytes in use on it in any look
-    so far, None where this process does not look at it.
+    so far, None where this process does not look at it. `start_id` is the records', see DeviceSample.
     """
+
+    start_id = 0
 
     @property
     @abstractmethod
@@ -36,6 +38,9 @@ class RankMonitor(ABC):
 
     def start(self) -> None:  # noqa: B027
         """Begins to look; where another process does, there is nothing to begin."""
+
+    def begin_phase(self, name: str) -> None:  # noqa: B027
+        """Samples are of this phase from now on; where another process looks, it knows."""
 
     @abstractmethod
     def at_step_edge(self) -> None:
@@ -65,15 +70,24 @@ class RankSampler(RankMonitor):
     thread nor samples, and the GPU is looked at when a step ends. NVML that cannot be had is one event, and no failure.
     """
 
-    def __init__(self, records_dir: Path, rank: int, identity: DeviceIdentity | None, interval_s: float) -> None:
+    def __init__(
+        self,
+        records_dir: Path,
+        rank: int,
+        identity: DeviceIdentity | None,
+        interval_s: float,
+        *,
+        start_id: int = 0,
+    ) -> None:
+        self.start_id = start_id
         source_name = f"rank-{rank}"
         self._rank = rank
-        self._log = DiagnosticLog(records_dir, rank=rank, source=source_name)
+        self._log = DiagnosticLog(records_dir, rank=rank, source=source_name, start_id=start_id)
         self._nvml: Nvml | None = None
         self._gpu: GpuSource | None = None
         source: Source = HostSource(OwnProcess(), rank=rank) if identity is None else self._open_gpu(identity)
         path = records_dir / samples_file(source_name) if interval_s else None
-        self._series = Series(source, path)
+        self._series = Series(source, path, start_id=start_id)
         self._is_threaded = interval_s > 0
         self._records_path = records_dir / memory_file(rank)
         self._records: RecordWriter | None = None
@@ -86,6 +100,9 @@ class RankSampler(RankMonitor):
     @property
     def peak_used_bytes(self) -> int | None:
         return self._series.peak_used_bytes
+
+    def begin_phase(self, name: str) -> None:
+        self._series.phase = name
 
     def at_step_edge(self) -> None:
         if self._gpu is not None:

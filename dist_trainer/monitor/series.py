@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from dist_trainer.monitor.downsampling import Downsampler
@@ -13,18 +14,24 @@ class Series:
     """Looks, keeps the peaks, and writes what is worth a line; nothing is written where `file` is None.
 
     `file` is a path, or a writer that others write with too, which is left open. `spacing` is the downsampler's.
+    `start_id` is the samples', and so is `phase`, which may be changed at any time.
 
     The peaks are plain numbers that another thread may read at any time; None until there was something to see.
     """
 
-    def __init__(self, source: Source, file: Path | RecordWriter | None, *, spacing: float = 1.0) -> None:
+    def __init__(
+        self, source: Source, file: Path | RecordWriter | None, *, spacing: float = 1.0, start_id: int = 0
+    ) -> None:
         self.source = source
+        self.phase: str | None = None
         self.peak_used_bytes: int | None = None
         self.peak_process_bytes: int | None = None
         self.peak_rss_bytes: int | None = None
         self.used_version: int | None = None
         self.total_bytes: int | None = None
         self.num_looks = 0
+        self._start_id = start_id
+        self._newest: DeviceSample | None = None
         self._downsampler = Downsampler(spacing=spacing)
         self._is_shared = isinstance(file, RecordWriter)
         self._writer = RecordWriter(file) if isinstance(file, Path) else file
@@ -34,7 +41,9 @@ class Series:
         sample = self.source.look(is_full=is_full)
         self.num_looks += 1
         if sample is None:
+            self._newest = None
             return
+        sample = self._newest = replace(sample, phase=self.phase, start_id=self._start_id)
         self.peak_used_bytes = _higher(self.peak_used_bytes, sample.used_bytes)
         self.peak_process_bytes = _higher(self.peak_process_bytes, sample.process_bytes)
         self.peak_rss_bytes = _higher(self.peak_rss_bytes, sample.rss_bytes)
@@ -43,10 +52,11 @@ class Series:
         self._write(self._downsampler.offer(sample, is_full=is_full))
 
     def close(self) -> None:
-        """Writes what was held back. Raises OSError as `look` does."""
+        """Writes what was held back, and the last look as the last. Raises OSError as `look` does."""
         self.source.close()
         if self._writer is not None:
-            self._write(self._downsampler.flush())
+            rest = [sample for sample in self._downsampler.flush() if sample is not self._newest]
+            self._write(rest if self._newest is None else [*rest, replace(self._newest, is_last=True)])
             if not self._is_shared:
                 self._writer.close()
             self._writer = None

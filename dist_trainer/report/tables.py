@@ -140,19 +140,21 @@ def phase_table(findings: Findings, summary: Summary) -> Table | None:
     """The highest value within each training phase, of the fullest GPU in it."""
     if not findings.marks or not findings.histories:
         return None
-    names = ["before training", *(name for _, name in findings.marks)]
+    phases = (None, *dict.fromkeys(name for _, name in findings.marks))
     labels = {verdict.source: label(verdict) for verdict in summary.verdicts}
     rows = []
-    for index, name in enumerate(names):
+    for phase in phases:
         peaks = [
-            (history.phase_peaks[index] or 0, labels[history.measured.source])
+            (history.phase_peaks[phase], labels[history.measured.source])
             for history in findings.histories
-            if history.phase_peaks[index] is not None
+            if phase in history.phase_peaks
         ]
         if peaks:
             highest, whose = max(peaks)
             lowest = min(peaks)[0]
-            rows.append((name, format_bytes(highest), whose, format_bytes(lowest)))
+            rows.append(
+                ("before training" if phase is None else phase, format_bytes(highest), whose, format_bytes(lowest))
+            )
     if not rows:
         return None
     return Table("Peak in each phase", ("", "highest", "of", "lowest of all"), tuple(rows))

@@ -54,7 +54,13 @@ class Recorder:
     def start(self, message: str, **facts: Any) -> None:
         """The event that begins a run, with what tells a reader whether it goes on."""
         if self._events is not None:
-            self.event("start", message, **facts, **show_life(self._records_dir / EVENTS_FILE))
+            life = show_life(self._records_dir / EVENTS_FILE)
+            self.event("start", message, **facts, **life, monotonic_s=time.monotonic())
+
+    def phase(self, phase: Phase, *, step: int) -> None:
+        """The event that begins a phase, of which memory is from now on."""
+        self.probe.monitor.begin_phase(phase.name)
+        self.event("phase", f"phase {phase.number}: {phase.name}", step=step, monotonic_s=time.monotonic())
 
     def step(self, record: StepRecord) -> None:
         """Raises RunError where the run's folder is not where it was."""
@@ -121,7 +127,7 @@ def train_phases(run: Run) -> None:
         done = run.position.progress(phase.name).steps
         if done >= phase.steps or not run.steps_left:
             continue
-        run.recorder.event("phase", f"phase {phase.number}: {phase.name}", step=run.position.step)
+        run.recorder.phase(phase, step=run.position.step)
         run.display.phase(phase, last_step=int(min(phase.steps, run.steps_left + done)))
         _train_phase(run, phase, data)
         hygiene.empty_cache()

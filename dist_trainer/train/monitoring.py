@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import secrets
-from pathlib import Path
 
 import torch.distributed as dist
 
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.endings import Start
 from dist_trainer.monitor import host
 from dist_trainer.monitor.memory import rank_device
 from dist_trainer.monitor.rank import RankMonitor, RankSampler
 from dist_trainer.train import process
 
 
-def open_monitor(rank: RankInfo, resolved: ResolvedRun, run_dir: Path, device: DeviceFacts) -> RankMonitor:
+def open_monitor(rank: RankInfo, resolved: ResolvedRun, started: Start, device: DeviceFacts) -> RankMonitor:
     """What watches this rank's GPU from before the model is built to the end: this rank, or in a large run its host's
     first.
     """
-    records_dir, interval_s = run_dir / "records", resolved.run.memory.sample_every_s
+    records_dir, interval_s = started.run_dir / "records", resolved.run.memory.sample_every_s
+    start_id = started.events_size
     identity = rank_device(process.device_index(rank, device) if device.kind == "cuda" else None)
     if rank.world_size <= host.MAX_NUM_RANKS_ALONE:
-        return RankSampler(records_dir, rank.rank, identity, interval_s)
+        return RankSampler(records_dir, rank.rank, identity, interval_s, start_id=start_id)
     name = process.agree_on(secrets.token_hex(8) if rank.rank == 0 else None)
     place = host.Place(rank.rank, rank.local_rank, rank.local_world_size)
-    return host.open_monitor(records_dir, place, identity, interval_s, name=name, meet=dist.barrier)
+    return host.open_monitor(records_dir, place, identity, interval_s, start_id=start_id, name=name, meet=dist.barrier)
 
 
 def stop_monitor(monitor: RankMonitor, rank: RankInfo) -> None:

@@ -52,7 +52,7 @@ def start(job: Job) -> NoReturn:
             process.open_logs(run_dir, job.rank)
         from dist_trainer.train.monitoring import open_monitor
 
-        with said_plainly(run_dir), open_monitor(job.rank, prepared.resolved, run_dir, prepared.device) as monitor:
+        with said_plainly(run_dir), open_monitor(job.rank, prepared.resolved, started, prepared.device) as monitor:
             # Brings in DeepSpeed: what it logs then goes to the rank's log, and the memory it takes is seen.
             from dist_trainer.train.training import train
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nvml_stub
@@ -40,10 +41,13 @@ def look(driver: nvml_stub.Driver, tmp_path: Path) -> Look:
         )
         assert done.returncode == 0, done.stderr
         device, peak = done.stdout.split()[-2:]
+        lines = list(read_records(records / samples_file("rank-0"), DeviceSample))
         return Looked(
             device,
             None if peak == "None" else int(peak),
-            list(read_records(records / samples_file("rank-0"), DeviceSample)),
+            # The last look has a line of its own where it had been written.
+            list({one.monotonic_s: replace(one, is_last=False) for one in lines}.values()),
+            [one.is_last for one in lines] == [False] * (len(lines) - 1) + [True],
             list(read_records(records / EVENTS_FILE, Event)),
         )
 

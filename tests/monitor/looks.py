@@ -32,11 +32,14 @@ print(rank.device, rank.peak_used_bytes)
 
 @dataclass(frozen=True)
 class Looked:
-    """What a rank wrote down. `written` are the samples as they stand in the file."""
+    """What a rank wrote down. `written` are the samples as they stand in the file, each once; `has_last` says whether
+    the last line, and no other, is marked as the last look.
+    """
 
     device: str
     peak_used_bytes: int | None
     written: list[DeviceSample]
+    has_last: bool
     events: list[Event]
 
     @property

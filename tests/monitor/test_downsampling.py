@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -56,6 +57,15 @@ def test_an_xid_is_kept_whenever_it_comes() -> None:
     downsampler.offer(sample(0, 5), is_full=True)
     news = sample(1, 5, xid=(79,))
     assert downsampler.offer(news, is_full=True) == [news]
+
+
+def test_the_first_of_a_phase_is_kept_whatever_it_holds() -> None:
+    downsampler = Downsampler()
+    downsampler.offer(sample(0, 5), is_full=True)
+    assert downsampler.offer(sample(1, 5), is_full=False) == []
+    first = replace(sample(2, 5), phase="short")
+    assert downsampler.offer(first, is_full=False) == [first]
+    assert downsampler.offer(replace(first, monotonic_s=0.3), is_full=False) == []
 
 
 def test_a_resident_set_that_trembles_is_no_change_but_one_that_moves_is() -> None:

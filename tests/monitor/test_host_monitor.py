@@ -10,10 +10,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 from nvml_stub import GPU_IS_LOST, NO_PERMISSION, Driver, Script, gpu_uuid
 
 from dist_trainer.monitor.host import Hello, HostMonitor, Place
 from dist_trainer.monitor.mailbox import Mailbox
+from dist_trainer.monitor.processes import OtherProcess
 from dist_trainer.records import (
     EVENTS_FILE,
     DeviceSample,
@@ -200,6 +203,17 @@ def test_ranks_on_a_cpu_have_their_resident_sets_watched(tmp_path: Path) -> None
         assert {sample.device for sample in host.samples(rank)} == {"cpu"}
         assert all((sample.rss_bytes or 0) > 10**6 for sample in host.samples(rank))
     assert host.events == []
+
+
+def test_a_rank_is_the_same_process_after_its_hosts_clock_was_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    hello = Hello.of_this_process(0, None)
+    boot_s = psutil.boot_time()
+    for module in (psutil, psutil._psplatform):
+        monkeypatch.setattr(module, "boot_time", lambda: boot_s - 3600.0)
+    process = OtherProcess(hello.pid, hello.started_ticks)
+    assert list(process.pids()) == [os.getpid()]
+    with pytest.raises(psutil.NoSuchProcess):
+        OtherProcess(hello.pid, hello.started_ticks + 1)
 
 
 def test_a_rank_that_goes_on_for_long_says_its_figures_more_and_more_rarely(tmp_path: Path) -> None:

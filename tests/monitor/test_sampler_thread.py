@@ -44,6 +44,10 @@ def wait_for(condition: Callable[[], bool], limit_s: float = 20.0) -> None:
         time.sleep(0.005)
 
 
+def lasts(path: Path) -> list[bool]:
+    return [sample.is_last for sample in read_records(path, DeviceSample)]
+
+
 def threads() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
 
@@ -56,6 +60,28 @@ def test_the_first_look_and_the_last_are_full(tmp_path: Path) -> None:
     sampler.stop()
     assert (source.full[0], source.full[-1], source.is_closed) == (True, True, True)
     assert source.full.count(True) < len(source.full)
+
+
+def test_the_last_look_is_marked_and_no_other(tmp_path: Path) -> None:
+    sampler = Sampler([Series(source := Scripted(lambda look: 5), tmp_path / "s.jsonl")], 0.01, lambda diagnostic: None)
+    sampler.start()
+    wait_for(lambda: len(source.looked_s) > 5)
+    assert not any(lasts(tmp_path / "s.jsonl"))
+    sampler.stop()
+    *others, last = lasts(tmp_path / "s.jsonl")
+    assert last and not any(others)
+
+
+def test_a_look_that_failed_at_the_end_leaves_no_other_marked_as_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Scripted(lambda look: 5)
+    series = Series(source, tmp_path / "s.jsonl")
+    series.look(is_full=True)
+    monkeypatch.setattr(source, "look", lambda *, is_full: None)
+    series.look(is_full=True)
+    series.close()
+    assert lasts(tmp_path / "s.jsonl") == [False]
 
 
 def test_looks_that_a_slow_driver_made_late_are_skipped_and_not_made_up_for() -> None:
@@ -104,7 +130,7 @@ def test_stopping_twice_is_stopping(tmp_path: Path) -> None:
     assert threads() == []
 
 
-def test_a_driver_that_hangs_does_not_keep_a_run_from_ending(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_driver_that_hangs_does_not_keep_a_run_from_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dist_trainer.monitor.sampler.STOP_LIMIT_S", 0.05)
     answer = threading.Event()
 
@@ -112,12 +138,13 @@ def test_a_driver_that_hangs_does_not_keep_a_run_from_ending(monkeypatch: pytest
         answer.wait(20)
         return 5
 
-    sampler = Sampler([Series(Scripted(hang), None)], 0.01, lambda diagnostic: None)
+    sampler = Sampler([Series(Scripted(hang), tmp_path / "s.jsonl")], 0.01, lambda diagnostic: None)
     sampler.start()
     (thread,) = threads()
     started_s = time.monotonic()
     sampler.stop()
     assert time.monotonic() - started_s < 10
+    assert lasts(tmp_path / "s.jsonl") == []
     answer.set()
     thread.join(20)
     assert threads() == []
@@ -145,6 +172,17 @@ def test_a_cpu_rank_samples_its_resident_set_and_says_nothing(tmp_path: Path) ->
     assert {sample.device for sample in samples} == {"cpu"}
     assert all(sample.rss_bytes is not None and sample.used_bytes is None for sample in samples)
     assert list(read_records(tmp_path / EVENTS_FILE, Event)) == []
+
+
+def test_samples_say_which_start_of_the_run_they_are_of_and_which_phase(tmp_path: Path) -> None:
+    with RankSampler(tmp_path, 0, None, 3600.0, start_id=17) as sampler:
+        path = tmp_path / samples_file("rank-0")
+        wait_for(lambda: path.stat().st_size > 0)
+        sampler.begin_phase("short")
+        sampler.sampler.look(is_full=False)
+    samples = list(read_records(path, DeviceSample))
+    assert [sample.phase for sample in samples] == [None, "short", "short"]
+    assert {sample.start_id for sample in samples} == {17}
 
 
 def test_each_line_is_a_whole_object_with_both_clocks(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,11 @@ def diagnostics(records: Path) -> list[tuple[int, str, int | None]]:
     return [(event.rank, event.facts["diagnostic"], event.facts["code"]) for event in events if event.kind == "monitor"]
 
 
+def phases(samples: list[DeviceSample]) -> list[str | None]:
+    """In their order."""
+    return [phase for phase, _ in groupby(sample.phase for sample in samples)]
+
+
 def test_each_rank_records_its_own_gpu_and_a_lost_one_stops_nothing(
     driver: Driver, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +82,8 @@ def test_each_rank_records_its_own_gpu_and_a_lost_one_stops_nothing(
         3 * GB,
         2 * GB,
     ]
+    assert [phases(of_rank) for of_rank in samples] == [[None, "short", "long"]] * 2
+    assert [sample.is_last for sample in samples[0]] == [False] * (len(samples[0]) - 1) + [True]
     assert {sample.process_bytes for sample in samples[0]} == {GB // 2}
     assert {sample.power_w for sample in samples[0]} == {200.0, None}
     assert {record.device_used_bytes for record in memory[0]} == {3 * GB}
@@ -111,6 +119,8 @@ def test_in_a_large_run_the_first_rank_of_each_host_watches_all_its_gpus(
         samples = read_records(records / samples_file(f"host-{first}"), DeviceSample)
         own = [sample for sample in samples if sample.rank == rank]
         assert {sample.device for sample in own} == {gpu_uuid(rank)}
+        assert phases(own) == [None, "short", "long"]
+        assert [sample.is_last for sample in own] == [False] * (len(own) - 1) + [True]
         assert max(sample.used_bytes or 0 for sample in own) == (2 + rank) * GB
         assert min(sample.rss_bytes for sample in own if sample.rss_bytes is not None) > 10**7
         of_host = read_records(records / host_memory_file(first), MemoryRecord)

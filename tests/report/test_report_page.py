@@ -153,9 +153,15 @@ def test_markdown_has_the_same_verdict_tables_and_facts(met: Path) -> None:
     assert all(line.endswith("|") for line in tables)
 
 
-def test_the_peak_of_each_phase_is_that_of_its_own_time(tmp_path: Path) -> None:
+def test_the_peak_of_each_phase_is_that_of_its_own_samples(tmp_path: Path) -> None:
     run_dir = make_gpu_run(tmp_path, (1,))
-    rows = [sample(5.0, GB), sample(12.0, 2 * GB), sample(20.0, 3 * GB), sample(21.0, GB)]
+    rows = [
+        sample(5.0, GB),
+        sample(12.0, 2 * GB, phase="short context"),
+        # A clock that was set back.
+        {**sample(20.0, 3 * GB, phase="full context"), "time_s": 1.0},
+        sample(21.0, GB, phase="full context"),
+    ]
     write_lines(run_dir / "records" / samples_file("rank-0"), rows)
     table = make_page(compared(run_dir)).phases
     assert table is not None

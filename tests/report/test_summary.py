@@ -172,9 +172,10 @@ def test_a_trouble_that_passed_does_not_keep_the_judgement_back(tmp_path: Path) 
     assert summarise(run_dir).verdict.judgement == "met"
 
 
-def test_samples_that_end_long_before_the_run_leave_the_rest_unknown(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rest", [[], [sample(99.0, None, is_last=True)]], ids=["without a last", "not read at last"])
+def test_samples_that_end_before_the_run_leave_the_rest_unknown(tmp_path: Path, rest: list[dict[str, object]]) -> None:
     run_dir = make_gpu_run(tmp_path, num_steps=100)
-    write_lines(run_dir / "records" / samples_file("rank-0"), [sample(5.0, 2_000_000_000)])
+    write_lines(run_dir / "records" / samples_file("rank-0"), [sample(5.0, 2_000_000_000), *rest])
     assert summarise(run_dir).verdicts[0].reason.endswith("(the samples end there)")
 
 
@@ -303,7 +304,8 @@ def test_a_run_that_was_killed_is_known_to_be_at_once_whatever_the_clock_says(tm
 def test_events_count_in_the_order_in_which_they_were_written(tmp_path: Path) -> None:
     """The clock was set back an hour before the error."""
     run_dir = make_gpu_run(tmp_path, ends=False)
-    append(run_dir / "records" / EVENTS_FILE, json.dumps(event("error", "a disk is full", -3600.0)) + "\n")
+    error = {**event("error", "a disk is full", 20.0), "time_s": START_S - 3600.0}
+    append(run_dir / "records" / EVENTS_FILE, json.dumps(error) + "\n")
     assert read_findings(run_dir).progress.text == "failed at step 12: a disk is full"
 
 

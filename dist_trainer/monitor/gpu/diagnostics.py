@@ -50,13 +50,15 @@ Say = Callable[[Diagnostic], None]
 class DiagnosticLog:
     """Appends each diagnostic to events.jsonl as an event of kind "monitor", once for a kind, a device and an Xid code.
 
-    `rank` is the one that the events bear; `source` names the file of samples that they are about.
+    `rank` is the one that the events bear; `source` names the file of samples that they are about, `start_id` is
+    theirs.
     """
 
-    def __init__(self, records_dir: Path, *, rank: int, source: str) -> None:
+    def __init__(self, records_dir: Path, *, rank: int, source: str, start_id: int = 0) -> None:
         self._path = records_dir / EVENTS_FILE
         self._rank = rank
         self._source = source
+        self._start_id = start_id
         self._said: set[tuple[str, str | None, int | None]] = set()
 
     def say(self, diagnostic: Diagnostic) -> None:
@@ -73,6 +75,7 @@ class DiagnosticLog:
             "code": diagnostic.code,
             "pid": os.getpid(),
             "monotonic_s": time.monotonic(),
+            "start_id": self._start_id,
         }
         # A disk that is full stops neither the training nor the samples that can still be read from memory.
         with suppress(OSError):

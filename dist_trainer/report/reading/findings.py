@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from dist_trainer.report.reading.steps import Steps, steps_of
 
 @dataclass(frozen=True)
 class Findings:
-    """`marks` are the moments at which training phases began, as (seconds since the epoch, name), in order.
+    """`marks` are the moments at which training phases began, as (seconds since the epoch, name), in order, for
+    drawing: a clock that was set back within a start does not put them back.
 
     `problems` are what could not be read, in words.
     """
@@ -50,10 +52,8 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
     marks = tuple(_marks(events))
     starts = [event for event in events if event.kind == "start"]
     edges = [event for event in events if event.kind in ("start", "end")]
-    ended_s = edges[-1].time_s if edges and edges[-1].kind == "end" else None
-    memory = read_memory(
-        records_dir, events, marks_s=[time_s for time_s, _ in marks], ended_s=ended_s, left_out=left_out
-    )
+    has_ended = bool(edges) and edges[-1].kind == "end"
+    memory = read_memory(records_dir, events, phase_starts=steps.phase_starts(), has_ended=has_ended, left_out=left_out)
     asked = read_asked(run_dir, events)
     lasts = [history.last_s for history in memory.histories if history.last_s is not None]
     lasts += steps.columns["time_s"][-1:]
@@ -95,7 +95,17 @@ def _left_out_lines(left_out: LeftOut) -> list[str]:
     ]
 
 
-def _marks(events: list[Event]) -> list[tuple[float, str]]:
-    return [
-        (event.time_s, event.message.partition(": ")[2] or event.message) for event in events if event.kind == "phase"
-    ]
+def _marks(events: list[Event]) -> Iterator[tuple[float, str]]:
+    start: Event | None = None
+    for event in events:
+        if event.kind == "start":
+            start = event
+        elif event.kind == "phase":
+            yield _drawn_s(event, start), event.message.partition(": ")[2] or event.message
+
+
+def _drawn_s(event: Event, start: Event | None) -> float:
+    """As the curves are: from the start on by what has passed since."""
+    if start is None or not {"monotonic_s"} <= event.facts.keys() & start.facts.keys():
+        return event.time_s
+    return float(start.time_s + event.facts["monotonic_s"] - start.facts["monotonic_s"])

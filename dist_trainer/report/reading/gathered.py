@@ -4,36 +4,45 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from typing import Any
+from operator import itemgetter
+from typing import Any, TypeVar
 
 from dist_trainer.memory.targets import CPU
 from dist_trainer.report.reading.envelope import Envelope
 
 CURVE_WIDTH_S = 0.05
+Name = TypeVar("Name", str, str | None)
+# A record's start_id, monotonic_s and time_s: moments of one source in their order, whatever the clock on the wall
+# was set to. The last is for people.
+Moment = tuple[int, float, float]
 
 
 class Gathered:
     """`used` and `resident` are the curves, of NVML's use and of the resident set. A figure without a record is None.
 
     Samples are to be taken in before the records of the same time: these give a curve only where there are no samples.
+    `phase_starts` are the first step of each phase and its name, in order. `is_whole` says whether the sampler ended in
+    order, and knew the use to the last.
     """
 
-    def __init__(self, rank: int | None, origin_s: float, marks_s: Sequence[float]) -> None:
+    def __init__(self, rank: int | None, origin_s: float, phase_starts: Sequence[tuple[int, str]]) -> None:
         self.rank = rank
         self.host = ""
         self.device = CPU
         self.is_sampled = False
+        self.is_whole = False
         self.used_version: int | None = None
         self.device_bytes: int | None = None
         self.allocator_bytes: dict[str, int] | None = None
-        self.last_s: float | None = None
-        self.last_used_s: float | None = None
+        self.last: Moment | None = None
+        self.last_used: Moment | None = None
         self.highest: dict[str, int] = {}
-        self.used_peaks: list[int | None] = [None] * (len(marks_s) + 1)
-        self.resident_peaks: list[int | None] = [None] * (len(marks_s) + 1)
+        self.used_peaks: dict[str | None, int] = {}
+        self.resident_peaks: dict[str | None, int] = {}
         self.used = Envelope(origin=origin_s, width=CURVE_WIDTH_S)
         self.resident = Envelope(origin=origin_s, width=CURVE_WIDTH_S)
-        self._marks_s = marks_s
+        self._phase_starts = phase_starts
+        self._began_s: dict[int, float] = {}
 
     @property
     def is_resident(self) -> bool:
@@ -41,21 +50,25 @@ class Gathered:
         return "used_bytes" not in self.highest
 
     @property
+    def last_s(self) -> float | None:
+        return None if self.last is None else self.last[-1]
+
+    @property
     def curve(self) -> Envelope:
         return self.resident if self.is_resident else self.used
 
     def take_sample(self, values: Mapping[str, Any]) -> None:
         """A DeviceSample."""
-        time_s = values["time_s"]
-        highest, marks_s = self.highest, self._marks_s
-        phase = bisect_right(marks_s, time_s) if marks_s else 0
+        highest, phase = self.highest, values["phase"]
+        moment = _moment(values)
+        at_s = self._drawn_s(moment)
         used = values.get("used_bytes")
         if used is not None:
-            self.used.add(time_s, used)
-            self.last_used_s = time_s
+            self.used.add(at_s, used)
+            self.last_used = moment
             if used > highest.get("used_bytes", -1):
                 highest["used_bytes"] = used
-            if used > (self.used_peaks[phase] or -1):
+            if used > self.used_peaks.get(phase, -1):
                 self.used_peaks[phase] = used
             process = values.get("process_bytes")
             if process is not None and process > highest.get("process_bytes", -1):
@@ -66,18 +79,18 @@ class Gathered:
                 highest["rss_bytes"] = rss
             if used is None:
                 # Of a GPU that was read the resident set is not shown over time.
-                self.resident.add(time_s, rss)
-                if rss > (self.resident_peaks[phase] or -1):
+                self.resident.add(at_s, rss)
+                if rss > self.resident_peaks.get(phase, -1):
                     self.resident_peaks[phase] = rss
         total = values.get("total_bytes")
         if total is not None:
             self.device_bytes, self.used_version = total, values.get("used_version")
-        self.host, self.device, self.last_s = values["host"], values["device"] or CPU, time_s
-        self.is_sampled = True
+        self.host, self.device, self.last = values["host"], values["device"] or CPU, moment
+        self.is_sampled, self.is_whole = True, values["is_last"] and used is not None
 
     def take_record(self, values: Mapping[str, Any]) -> None:
         """A MemoryRecord."""
-        highest, time_s = self.highest, values["time_s"]
+        highest, moment = self.highest, _moment(values)
         for name in ("allocated_peak_bytes", "reserved_peak_bytes", "rss_bytes"):
             value = values.get(name)
             if value is not None and value > highest.get(name, -1):
@@ -89,41 +102,54 @@ class Gathered:
             self.allocator_bytes = self.allocator_bytes or {}
             self.allocator_bytes[phase] = max(num_bytes, self.allocator_bytes.get(phase, -1))
         if not self.is_sampled:
-            self._draw(time_s, used, values.get("rss_bytes"))
-        self.host, self.device = values["host"], values["device"] or CPU
-        self.last_s = max(time_s, self.last_s or 0.0)
+            self._draw(moment, values["step"], used, values.get("rss_bytes"))
+        if self.last is None or moment >= self.last:
+            # Samples of an earlier start do not reach to the end of this one.
+            self.is_whole = self.is_whole and self.last is not None and moment[0] == self.last[0]
+            self.host, self.device, self.last = values["host"], values["device"] or CPU, moment
 
     def include(self, other: Gathered) -> None:
         """Takes in what other files hold of the same source, except for the curves."""
         self.highest = _higher(self.highest, other.highest)
         if other.allocator_bytes is not None:
             self.allocator_bytes = _higher(self.allocator_bytes or {}, other.allocator_bytes)
-        self.used_peaks = [_highest(pair) for pair in zip(self.used_peaks, other.used_peaks, strict=True)]
-        self.resident_peaks = [_highest(pair) for pair in zip(self.resident_peaks, other.resident_peaks, strict=True)]
-        if (other.last_s or 0.0) >= (self.last_s or 0.0):
-            self.host, self.device = other.host, other.device
+        self.used_peaks = _higher(self.used_peaks, other.used_peaks)
+        self.resident_peaks = _higher(self.resident_peaks, other.resident_peaks)
+        if other.last is not None and (self.last is None or other.last >= self.last):
+            self.host, self.device, self.last, self.is_whole = other.host, other.device, other.last, other.is_whole
             self.device_bytes = other.device_bytes or self.device_bytes
             self.used_version = other.used_version or self.used_version
-        self.last_s = _highest((self.last_s, other.last_s))
-        self.last_used_s = _highest((self.last_used_s, other.last_used_s))
+        self.last_used = max(filter(None, (self.last_used, other.last_used)), default=None)
         self.is_sampled = self.is_sampled or other.is_sampled
 
-    def _draw(self, time_s: float, used: int | None, rss: int | None) -> None:
-        phase = bisect_right(self._marks_s, time_s)
+    def _drawn_s(self, moment: Moment) -> float:
+        """Where a curve has it: each start where the clock on the wall had its first record, and from there on by what
+        has passed since.
+        """
+        start_id, monotonic_s, time_s = moment
+        began_s = self._began_s.setdefault(start_id, time_s - monotonic_s)
+        return began_s + monotonic_s
+
+    def _draw(self, moment: Moment, step: int, used: int | None, rss: int | None) -> None:
+        place = bisect_right(self._phase_starts, step, key=itemgetter(0))
+        phase = self._phase_starts[place - 1][1] if place else None
+        at_s = self._drawn_s(moment)
         for value, curve, of_phases in (
             (used, self.used, self.used_peaks),
             (rss, self.resident, self.resident_peaks),
         ):
             if value is not None:
-                curve.add(time_s, value)
-                of_phases[phase] = max(value, of_phases[phase] or -1)
+                curve.add(at_s, value)
+                of_phases[phase] = max(value, of_phases.get(phase, -1))
         if used is not None:
-            self.last_used_s = time_s
+            self.last_used = moment
 
 
-def _higher(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+def _moment(values: Mapping[str, Any]) -> Moment:
+    time_s, monotonic_s = values["time_s"], values["monotonic_s"]
+    # Records that do not say it are as the wall's clock has them.
+    return values["start_id"], time_s if monotonic_s is None else monotonic_s, time_s
+
+
+def _higher(one: Mapping[Name, int], other: Mapping[Name, int]) -> dict[Name, int]:
     return {name: max(one.get(name, -1), other.get(name, -1)) for name in {**one, **other}}
-
-
-def _highest(values: Sequence[Any]) -> Any:
-    return max((value for value in values if value is not None), default=None)

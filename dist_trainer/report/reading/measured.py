@@ -5,6 +5,7 @@ Of more than a few sources no curve is kept but the range over all and the fulle
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,24 +14,23 @@ from pathlib import Path
 from dist_trainer.memory.targets import CPU, Measured
 from dist_trainer.records import MONITOR_EVENT, SAMPLER_FAILED, Event, LeftOut
 from dist_trainer.report.reading.envelope import Envelope
-from dist_trainer.report.reading.gathered import CURVE_WIDTH_S, Gathered
+from dist_trainer.report.reading.gathered import CURVE_WIDTH_S, Gathered, Moment
 from dist_trainer.report.reading.memory_files import FileGroup, find_files, first_time_s, gather, in_order
 
 MAX_NUM_CURVES = 8
-# A rank's samples end this long before the run does where all is well: it waits for the others.
-QUIET_END_S = 60.0
 
 
 @dataclass(frozen=True)
 class History:
     """One source. `curve` is NVML's use over time, or the resident set where `is_resident`; None where there are many
-    sources and this is not the fullest. `phase_peaks` are its highest values from each of the run's marks on.
+    sources and this is not the fullest. `phase_peaks` are its highest values in each phase of training, None being what
+    was before the first. `last_s` is when it was last recorded, for people.
     """
 
     measured: Measured
     curve: Envelope | None
     is_resident: bool
-    phase_peaks: tuple[int | None, ...]
+    phase_peaks: Mapping[str | None, int]
     last_s: float | None
 
 
@@ -64,12 +64,12 @@ def read_memory(
     records_dir: Path,
     events: Sequence[Event],
     *,
-    marks_s: Sequence[float] = (),
-    ended_s: float | None = None,
+    phase_starts: Sequence[tuple[int, str]] = (),
+    has_ended: bool = False,
     left_out: LeftOut | None = None,
 ) -> Memory:
-    """Every source with a file in the folder. `marks_s` are the moments at which phases begin, in order; `ended_s` is
-    when the run ended, None while it goes on. `left_out` gets how many lines of which file are damaged.
+    """Every source with a file in the folder. `phase_starts` are the first step of each phase and its name, in order;
+    `has_ended` says whether the run came to its end. `left_out` gets how many lines of which file are damaged.
     """
     groups = find_files(records_dir)
     firsts = [event.time_s for event in events if event.kind == "start"][:1]
@@ -79,7 +79,7 @@ def read_memory(
     groups_of: dict[str, list[FileGroup]] = {}
     curves = _Curves(origin_s)
     for group in groups:
-        for source, part in gather(group, origin_s, marks_s, left_out).items():
+        for source, part in gather(group, origin_s, phase_starts, left_out).items():
             groups_of.setdefault(source, []).append(group)
             curves.take(source, part)
             if source in found:
@@ -88,14 +88,16 @@ def read_memory(
                 found[source] = part
     diagnostics = _diagnostics_by_source(events)
     histories = [
-        _history(source, found[source], curves.of(source, found[source]), diagnostics.get(source, ()), ended_s=ended_s)
+        _history(
+            source, found[source], curves.of(source, found[source]), diagnostics.get(source, ()), has_ended=has_ended
+        )
         for source in sorted(found, key=in_order)
     ]
     top = _fullest(histories)
     if top is not None and top.curve is None:
         curve = Envelope(origin=origin_s, width=CURVE_WIDTH_S)
         for group in groups_of[top.measured.source]:
-            part = gather(group, origin_s, marks_s)[top.measured.source]
+            part = gather(group, origin_s, phase_starts)[top.measured.source]
             curve.include(part.resident if top.is_resident else part.used)
         histories[histories.index(top)] = replace(top, curve=curve)
     is_resident = all(history.is_resident for history in histories)
@@ -157,7 +159,7 @@ def _fullest(histories: Iterable[History]) -> History | None:
 
 
 def _history(
-    source: str, found: Gathered, curve: Envelope | None, diagnostics: Sequence[Event], *, ended_s: float | None
+    source: str, found: Gathered, curve: Envelope | None, diagnostics: Sequence[Event], *, has_ended: bool
 ) -> History:
     highest = found.highest
     measured = Measured(
@@ -174,10 +176,10 @@ def _history(
         allocator_bytes=found.allocator_bytes,
         resident_bytes=highest.get("rss_bytes"),
         is_sampled=found.is_sampled,
-        unknown=_unknown(found, diagnostics, ended_s=ended_s),
+        unknown=_unknown(found, diagnostics, has_ended=has_ended),
     )
     peaks = found.resident_peaks if found.is_resident else found.used_peaks
-    return History(measured, curve, found.is_resident, tuple(peaks), found.last_s)
+    return History(measured, curve, found.is_resident, peaks, found.last_s)
 
 
 def _diagnostics_by_source(events: Sequence[Event]) -> Mapping[str, list[Event]]:
@@ -191,19 +193,25 @@ def _diagnostics_by_source(events: Sequence[Event]) -> Mapping[str, list[Event]]
     return diagnostics
 
 
-def _unknown(found: Gathered, diagnostics: Sequence[Event], *, ended_s: float | None) -> str | None:
+def _unknown(found: Gathered, diagnostics: Sequence[Event], *, has_ended: bool) -> str | None:
     """Since when NVML's use is not known, and why; None where it is known to the last."""
     if found.device == CPU:
         return None
-    if found.last_used_s is None:
+    if found.last_used is None:
         return str(diagnostics[0].facts.get("diagnostic", diagnostics[0].message)) if diagnostics else None
     # A reading after the diagnostic says that it passed.
-    lasting = [event for event in diagnostics if event.time_s >= found.last_used_s]
+    lasting = [event for event in diagnostics if _moment(event) >= found.last_used]
     if lasting:
         return f"not known after {clock(lasting[0].time_s)} ({lasting[0].facts.get('diagnostic', lasting[0].message)})"
-    if found.is_sampled and ended_s is not None and ended_s - found.last_used_s > QUIET_END_S:
-        return f"not known after {clock(found.last_used_s)} (the samples end there)"
+    if has_ended and found.is_sampled and not found.is_whole:
+        return f"not known after {clock(found.last_used[-1])} (the samples end there)"
     return None
+
+
+def _moment(diagnostic: Event) -> Moment:
+    """One that does not say when it was is taken to last."""
+    facts = diagnostic.facts
+    return facts.get("start_id", 0), facts.get("monotonic_s", math.inf), diagnostic.time_s
 
 
 def clock(time_s: float) -> str:

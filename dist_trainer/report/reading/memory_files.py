@@ -62,7 +62,7 @@ def in_order(source: str) -> tuple[bool, str, int]:
 
 
 def first_time_s(groups: Iterable[FileGroup]) -> float | None:
-    """When the first record of all was made."""
+    """When the first record of all was made, by the clock on the wall: where the drawing begins."""
     firsts = []
     for group in groups:
         for path, kind, _ in _files(group):
@@ -73,13 +73,13 @@ def first_time_s(groups: Iterable[FileGroup]) -> float | None:
 
 
 def gather(
-    group: FileGroup, origin_s: float, marks_s: Sequence[float], left_out: LeftOut | None = None
+    group: FileGroup, origin_s: float, phase_starts: Sequence[tuple[int, str]], left_out: LeftOut | None = None
 ) -> dict[str, Gathered]:
-    """What the files hold, by source. `marks_s` are the moments at which phases begin, in order; `left_out` gets how
-    many lines of which file are damaged.
+    """What the files hold, by source. `phase_starts` are the first step of each phase and its name, in order;
+    `left_out` gets how many lines of which file are damaged.
     """
     if group.source is not None:
-        only = Gathered(group.rank, origin_s, marks_s)
+        only = Gathered(group.rank, origin_s, phase_starts)
         for path, kind, take in _files(group):
             for values in read_values(path, kind, left_out):
                 take(only, values)
@@ -94,7 +94,7 @@ def gather(
                 continue
             of_rank = by_rank.get(rank)
             if of_rank is None:
-                of_rank = by_rank[rank] = Gathered(rank, origin_s, marks_s)
+                of_rank = by_rank[rank] = Gathered(rank, origin_s, phase_starts)
             take(of_rank, values)
         if left_out is not None and num_nobodys:
             left_out[path] = left_out.get(path, 0) + num_nobodys

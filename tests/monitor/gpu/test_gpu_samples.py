@@ -75,7 +75,7 @@ def test_the_peak_is_the_highest_of_all_looks_and_is_written(look: Look) -> None
     script, gpu = scripted(used_bytes=1)
     script.used(gpu, {3: 9, 4: 2})
     looked = look(script, "fmmmmmm")
-    assert looked.peak_used_bytes == 9
+    assert looked.peak_used_bytes == 9 and looked.has_last
     assert [sample.used_bytes for sample in looked.written] == [1, 1, 9, 2, 2]
 
 
@@ -264,6 +264,7 @@ def test_a_gpu_that_goes_in_the_middle_is_one_event_and_its_peak_stays(look: Loo
     assert looked.events[0].facts["monotonic_s"] > looked.written[0].monotonic_s
     last = looked.written[-1]
     assert (last.used_bytes, last.process_bytes) == (None, None) and last.rss_bytes is not None
+    assert looked.has_last
 
 
 @pytest.mark.parametrize(
@@ -302,7 +303,7 @@ def test_an_error_of_one_moment_costs_that_moment(look: Look) -> None:
     script.error(UNKNOWN, device=gpu, at=1, until=2)
     looked = look(script, "fff")
     assert looked.diagnostics == ["unknown error"]
-    assert looked.peak_used_bytes == 9
+    assert looked.peak_used_bytes == 9 and looked.has_last
 
 
 def test_an_error_of_every_call_is_one_event(look: Look) -> None:
@@ -310,6 +311,15 @@ def test_an_error_of_every_call_is_one_event(look: Look) -> None:
     script.error(UNKNOWN, device=gpu, at=1)
     looked = look(script, "ffffff")
     assert looked.diagnostics == ["unknown error"]
+
+
+def test_an_error_that_came_back_for_good_is_no_second_event_and_shows_in_the_last_look(look: Look) -> None:
+    script, gpu = scripted(used_bytes=1)
+    script.error(UNKNOWN, device=gpu, at=1, until=2)
+    script.error(UNKNOWN, device=gpu, at=3)
+    looked = look(script, "ffffff")
+    assert looked.diagnostics == ["unknown error"]
+    assert looked.has_last and looked.written[-1].used_bytes is None
 
 
 def test_each_xid_number_is_one_event_and_stands_in_the_samples(look: Look) -> None:
