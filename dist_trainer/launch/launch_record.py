@@ -8,7 +8,7 @@ from pathlib import Path
 from dist_trainer.cluster.topology import render_include
 from dist_trainer.disk import write_text
 from dist_trainer.encoding import all_as_utf8
-from dist_trainer.launch.guards.coordinator import Job
+from dist_trainer.launch.guards.job import Job
 from dist_trainer.launch.plan import LaunchRequest
 from dist_trainer.redact import redacted_argv, redacted_env
 

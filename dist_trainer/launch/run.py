@@ -19,7 +19,7 @@ from dist_trainer.disk import writing
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
 from dist_trainer.launch.environment import without_what_pdsh_shows
 from dist_trainer.launch.guards.coordinator import Coordinator
-from dist_trainer.launch.guards.job import guarded, job_for, membership_for
+from dist_trainer.launch.guards.guarding import guarded, job_for, membership_for
 from dist_trainer.launch.guards.membership import Membership, Trouble
 from dist_trainer.launch.guards.protocol import FROM_SRUN
 from dist_trainer.launch.hosts.network import address_towards

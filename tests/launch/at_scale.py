@@ -43,7 +43,8 @@ def main() -> None:
 
 
 def measure_guards(num_ranks: int) -> None:
-    from dist_trainer.launch.guards.coordinator import Coordinator, Job
+    from dist_trainer.launch.guards.coordinator import Coordinator
+    from dist_trainer.launch.guards.job import Job
     from dist_trainer.launch.guards.membership import Membership
 
     listener = socket.create_server(("127.0.0.1", 0), backlog=4096)

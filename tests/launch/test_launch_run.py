@@ -13,7 +13,7 @@ import pytest
 
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
-from dist_trainer.launch.guards.job import job_for
+from dist_trainer.launch.guards.guarding import job_for
 from dist_trainer.launch.hosts.run_secret import new_secret
 from dist_trainer.launch.launch_record import write_launch_record
 from dist_trainer.launch.launchers.choose import build_plan

@@ -1,73 +1,51 @@
-"""From a launch request to what its guards are told, and to the request that starts the guards instead of the ranks."""
+"""What every rank runs, and what of it the guard of one rank is told."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from pathlib import Path
+from dataclasses import dataclass
 
-from dist_trainer.launch.environment import forwarded_env
-from dist_trainer.launch.guards.coordinator import Job
-from dist_trainer.launch.guards.membership import Membership
-from dist_trainer.launch.hosts.run_secret import RunSecret, public_id
-from dist_trainer.launch.plan import GUARD_MODULE, LaunchPlan, LaunchRequest
+from dist_trainer.launch.guards.protocol import encode
 
 
-def guarded(request: LaunchRequest, address: str, secret: RunSecret) -> LaunchRequest:
-    """The same ranks, each started by its guard, which finds the launching process at `address` (HOST:PORT).
+@dataclass(frozen=True)
+class Job:
+    """What every rank runs. `env` is added to what the rank's guard has; `host_env` to that of one host's ranks.
 
-    What the user named for every rank comes by way of the guards: on its way to other hosts a launcher may show it.
+    `master_port` is where rank 0's host is to look for a free port first; None leaves the meeting place to the
+    launcher. `is_local`: the ranks share this process's output, and where `has_terminal` its terminal.
     """
-    env = request.env if request.is_local else ()
-    meeting = request.rendezvous
-    return dataclasses.replace(
-        request,
-        module=GUARD_MODULE,
-        arguments=(address, secret.source),
-        env=env,
-        is_guarded=True,
-        rendezvous=meeting and dataclasses.replace(meeting, job_id=public_id(meeting.job_id)),
-    )
 
+    argv: tuple[str, ...]
+    cwd: str
+    env: tuple[tuple[str, str], ...]
+    master_addr: str
+    master_port: int | None
+    is_port_fixed: bool
+    logs_dir: str | None
+    is_local: bool
+    has_terminal: bool = False
+    peers: tuple[str, ...] = ()
+    local_ranks: tuple[tuple[int, int], ...] = ()
+    host_env: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
-def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Path, *, is_port_fixed: bool) -> Job:
-    """What each guard starts. Under torchrun the agents choose the meeting place, under srun SLURM the local rank."""
-    hosts = request.topology.hosts
-    env = {} if request.is_local else forwarded_env(request)
-    return Job(
-        argv=(request.facts.interpreter, "-m", request.module, *request.arguments),
-        cwd=str(Path.cwd()),
-        env=tuple((env | dict(plan.env) | dict(request.env)).items()),
-        master_addr=dict(plan.env).get("MASTER_ADDR") or ("127.0.0.1" if request.is_local else hosts[0].name),
-        master_port=None if launcher == "torchrun" else request.master_port,
-        is_port_fixed=is_port_fixed,
-        logs_dir=str(run_dir / "logs"),
-        is_local=request.is_local,
-        has_terminal=os.isatty(1),
-        peers=_peers(request),
-        local_ranks=()
-        if launcher == "srun" or request.rendezvous
-        else tuple((local_rank, host.num_slots) for host in hosts for local_rank in range(host.num_slots)),
-        host_env=()
-        if launcher == "deepspeed" or request.is_local or request.rendezvous
-        else tuple(
-            (host.name, (("CUDA_VISIBLE_DEVICES", ",".join(map(str, host.slots))),))
-            for host in hosts
-            if not host.has_first_slots
-        ),
-    )
-
-
-def membership_for(launcher: str, request: LaunchRequest) -> Membership:
-    """Which rank is expected on which host. How srun spreads an uneven number of tasks is SLURM's to say."""
-    topology = request.topology
-    if request.rendezvous or (launcher == "srun" and not topology.is_even):
-        return Membership(request.num_ranks)
-    return Membership(topology.num_ranks, tuple(host.name for host in topology.hosts for _ in host.slots))
-
-
-def _peers(request: LaunchRequest) -> tuple[str, ...]:
-    """Two of the run's hosts, or the one that is known: a rank asks for the way to one that is not its own."""
-    if request.rendezvous:
-        return (request.rendezvous.host,)
-    return tuple(host.name for host in request.topology.hosts[:2]) if len(request.topology.hosts) > 1 else ()
+    def message(self, rank: int, host: str, port: int | None) -> bytes:
+        """For the guard of `rank`, which was expected on `host` ("" where none was); `port` is the meeting place's,
+        None where it is not known: rank 0's guard finds one then.
+        """
+        local_rank, local_world_size = self.local_ranks[rank] if self.local_ranks else (None, None)
+        return encode(
+            "job",
+            rank=rank,
+            argv=self.argv,
+            cwd=self.cwd,
+            env=dict(self.env) | dict(dict(self.host_env).get(host, ())),
+            local_rank=local_rank,
+            local_world_size=local_world_size,
+            master_addr=self.master_addr,
+            master_port=self.master_port if port is None else port,
+            finds_port=rank == 0 and self.master_port is not None and port is None,
+            logs_dir=self.logs_dir,
+            is_local=self.is_local,
+            has_terminal=self.has_terminal,
+            peers=self.peers,
+        )

@@ -12,9 +12,11 @@ import pytest
 from guard_client import SECRET, GuardClient, is_closed
 
 from dist_trainer.errors import UserError
-from dist_trainer.launch.guards import coordinator as coordinator_module
+from dist_trainer.launch.guards import connections as connections_module
 from dist_trainer.launch.guards.connecting import EndedError, connect
-from dist_trainer.launch.guards.coordinator import NUM_SPARE_PLACES, Coordinator, Job
+from dist_trainer.launch.guards.connections import NUM_SPARE_PLACES
+from dist_trainer.launch.guards.coordinator import Coordinator
+from dist_trainer.launch.guards.job import Job
 from dist_trainer.launch.guards.membership import Membership
 from dist_trainer.launch.guards.proof import HELLO_BYTES, MAGIC, GuardProof
 from dist_trainer.launch.guards.protocol import encode
@@ -243,7 +245,7 @@ def test_a_flood_of_connections_neither_keeps_guards_out_nor_stays(greets: bool)
 
 
 def test_who_proves_nothing_is_sent_away_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(coordinator_module, "PROOF_LIMIT_S", 0.2)
+    monkeypatch.setattr(connections_module, "PROOF_LIMIT_S", 0.2)
     with ExitStack() as stack, serving(1) as (_, port):
         slow = stranger(port, stack)
         slow.sendall(MAGIC)

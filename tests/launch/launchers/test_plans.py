@@ -16,7 +16,7 @@ from dist_trainer.cluster.slurm import allocated_topology
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
 from dist_trainer.launch.environment import without_what_pdsh_shows
-from dist_trainer.launch.guards.job import guarded, job_for
+from dist_trainer.launch.guards.guarding import guarded, job_for
 from dist_trainer.launch.hosts.run_secret import RunSecret
 from dist_trainer.launch.launchers.choose import build_plan, choose_launcher
 from dist_trainer.launch.plan import HostFacts, LaunchPlan, LaunchRequest, Rendezvous, argument_groups
