@@ -13,7 +13,7 @@ lint: $(STAMP)
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
-	.venv/bin/shellcheck launch.sh .ci/run slurm/*.sbatch tests/lab_host.sh
+	.venv/bin/shellcheck launch.sh .ci/run slurm/*.sbatch tests/lab_host.sh tests/quick_g++
 
 $(STAMP): pyproject.toml constraints.txt
 	./launch.sh --setup dev

@@ -11,10 +11,16 @@ from lab import Lab, lab, why_no_lab
 
 import slurm
 
-LAUNCH = Path(__file__).parent / "launch"
+TESTS = Path(__file__).parent
+LAUNCH = TESTS / "launch"
 
 # Threads that spin while they wait for each other take four times the time where others want the cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# DeepSpeed's operators are compiled once, for the tests alone: a user's training gets them optimised.
+if "TORCH_EXTENSIONS_DIR" not in os.environ and "CXX" not in os.environ:
+    os.environ["TORCH_EXTENSIONS_DIR"] = str(TESTS.parent / ".pytest_cache" / "torch_extensions")
+    os.environ["CXX"] = str(TESTS / "quick_g++")
 
 # A busy machine is no reason for a property to fail.
 settings.register_profile("untimed", deadline=None)
