@@ -184,11 +184,22 @@ def test_torch_is_not_imported(tmp_path: Path) -> None:
 # What is written down.
 
 
+# Holds its bytes from when the other one has its own, too.
+HOLD = """
+import pathlib, sys, time
+held = b"x" * 60_000_000
+own, other = map(pathlib.Path, sys.argv[1:])
+own.touch()
+while not other.exists():
+    time.sleep(0.05)
+time.sleep(2)
+"""
+
+
 def test_without_a_gpu_the_resident_set_of_the_whole_tree_is_recorded_and_nothing_is_said(tmp_path: Path) -> None:
-    hold = "x = b'x' * 60_000_000; import time; time.sleep(3)"
-    watched = watch(
-        tmp_path / "run", ["sh", "-c", f'"{sys.executable}" -c "{hold}" & "{sys.executable}" -c "{hold}"; wait']
-    )
+    (tmp_path / "hold.py").write_text(HOLD)
+    python = f'"{sys.executable}" hold.py'
+    watched = watch(tmp_path / "run", ["sh", "-c", f'cd "{tmp_path}"; {python} a b & {python} b a; wait'])
     assert watched.sources == ["host"]
     samples = watched.samples("host")
     assert max(sample.rss_bytes or 0 for sample in samples) > 120_000_000
