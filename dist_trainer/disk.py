@@ -11,6 +11,9 @@ from pathlib import Path
 from dist_trainer.errors import RunError, UserError
 from dist_trainer.units import format_bytes
 
+# `errno.ENOSPC` where bytes are free: each file takes an inode, and there are none left.
+_NO_INODES = "the file system has no room for one more file (its inodes are used up)"
+_NO_INODES_HINT = "remove files there, however small, or name a folder on another disk, then start it again"
 _PROBLEMS = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
@@ -36,13 +39,14 @@ _HINTS = {
 
 class WriteError(OSError):
     """An OSError that knows what was being written: `filename`, and `num_bytes` where that is known. `room` is what was
-    free there then: what is left behind is removed before anybody is told.
+    free there then, and `has_inodes` whether one more file could be made: what is left behind is removed before
+    anybody is told.
     """
 
     def __init__(self, error: OSError, path: Path, num_bytes: int | None = None) -> None:
         super().__init__(error.errno, error.strerror or str(error), str(error.filename or path))
         self.num_bytes = num_bytes
-        self.room = _room(Path(self.filename), is_full=error.errno == errno.ENOSPC)
+        self.room, self.has_inodes = _room(Path(self.filename))
 
 
 @contextmanager
@@ -56,11 +60,14 @@ def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
         raise WriteError(error, path, num_bytes) from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Makes the folder too. Raises WriteError."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Makes the folder too; a private file is its owner's alone (mode 0600). Raises WriteError."""
     data = text.encode()
     with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if private:
+            path.unlink(missing_ok=True)
+            path.touch(mode=0o600, exist_ok=False)
         path.write_bytes(data)
 
 
@@ -81,7 +88,7 @@ def cannot_write(problem: str, error: OSError, path: Path, *, hint: str | None =
     """`problem` with its reason, for what was to be written at `path`; with a `hint` of its own."""
     named = WriteError(OSError(error.errno, error.strerror or str(error)), path, getattr(error, "num_bytes", None))
     if isinstance(error, WriteError):
-        named.room = error.room
+        named.room, named.has_inodes = error.room, error.has_inodes
     told = explained(named)
     if told is None:
         return UserError(problem, where=str(path), found=named.strerror, hint=hint)
@@ -101,29 +108,31 @@ def explained(error: OSError, folder: Path | None = None) -> UserError | None:
         return None
     known = error if isinstance(error, WriteError) else WriteError(error, place)
     kind = UserError if error.errno in _MISTAKES else RunError
+    found = ", ".join(part for part in (error.strerror, known.room) if part)
+    if error.errno == errno.ENOSPC and not known.has_inodes:
+        return RunError(_NO_INODES, where=str(place), found=found, hint=_NO_INODES_HINT)
     return kind(
         _PROBLEMS[error.errno],
         where=str(place),
-        found=", ".join(part for part in (error.strerror, known.room) if part),
+        found=found,
         expected=None if known.num_bytes is None else f"room for {_amount(known.num_bytes)}",
         hint=_HINTS.get(error.errno, "look at the folder and its file system, then start it again"),
     )
 
 
-def _room(path: Path, *, is_full: bool) -> str | None:
-    """What is free where `path` is, or was to be."""
+def _room(path: Path) -> tuple[str | None, bool]:
+    """What is free where `path` is, or was to be, in words, None where that is not known; and whether there are inodes.
+
+    A file system that counts no inodes (btrfs) says that it has none at all.
+    """
     try:
         standing = _nearest(path)
-    except FileNotFoundError:
-        # The folder in which this process stands is gone, and with it the way to what is named from there.
-        return None
-    free_bytes = _free_bytes(standing)
-    if free_bytes is None:
-        return None
-    words = f"{_amount(free_bytes)} free in {standing}"
-    if is_full and os.statvfs(standing).f_favail == 0:
-        words += ", and no room for one more file (inodes)"
-    return words
+        facts = os.statvfs(standing)
+    except OSError:
+        # Of a path from the folder in which this process stands, that folder may be gone.
+        return None, True
+    free_bytes = facts.f_bavail * facts.f_frsize
+    return f"{_amount(free_bytes)} free in {standing}", facts.f_favail > 0 or facts.f_files == 0
 
 
 def _amount(num_bytes: int) -> str:

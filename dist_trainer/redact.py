@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 REDACTED = "(not recorded)"
 
 # The end of a name says what it is: WANDB_API_KEY, PGPASSWORD, comet.api_key, --hf-token; not num_tokens, KEYBOARD.
-_SECRET_NAME = re.compile(r"(?i).*?(?:(?:^|[\W_])key|apikey|token|secret|passwd|password|passphrase|credentials?)")
+_SECRET = r"(?:(?:^|[\W_])key|apikey|token|secret|passwd|password|passphrase|credentials?)"
+_SECRET_NAME = re.compile(rf"(?i).*?{_SECRET}")
 _IN_ADDRESS = re.compile(r"(://[^/@\s:]*):[^/@\s]+@")
+# A code host takes a token as the name of the user; ssh://git@host has none.
+_AS_USER = re.compile(r"(?i)(https?://)[^/@\s:]+@")
 _IN_QUERY = re.compile(
     r"(?i)([?&](?:(?:[\w.-]*[._-])?key|[\w.-]*(?:apikey|token|secret|passwd|password|signature))=)[^&#\s]+"
+)
+# `{"api_key": "x"}`, `{api_key: x}`: a block in JSON or YAML, as --set takes one.
+_IN_BLOCK = re.compile(
+    rf"""(?i)((?:^|[{{,]\s*)["']?[\w.-]*?{_SECRET}["']?\s*:\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s,}}\]][^,}}\]]*)"""
 )
 
 
@@ -19,7 +27,7 @@ def redacted_env(env: Mapping[str, str], secret_names: Iterable[str] = ()) -> di
     """The variables without the values of those named, and of those whose names say that they are secret."""
     hidden = set(secret_names)
     return {
-        name: REDACTED if name in hidden or _SECRET_NAME.fullmatch(name) else _without_password(value)
+        name: REDACTED if name in hidden or _SECRET_NAME.fullmatch(name) else redacted_text(value)
         for name, value in env.items()
     }
 
@@ -36,10 +44,28 @@ def redacted_argv(argv: Sequence[str]) -> list[str]:
         elif equals and is_named:
             words.append(f"{name}={REDACTED}")
         else:
-            words.append(_without_password(word))
+            words.append(redacted_text(word))
         is_value = word.startswith("--") and not equals and is_named
     return words
 
 
-def _without_password(text: str) -> str:
-    return _IN_QUERY.sub(rf"\1{REDACTED}", _IN_ADDRESS.sub(rf"\1:{REDACTED}@", text))
+def redacted_config(value: Any) -> Any:
+    """A configuration, a JSON value, without the texts that stand under a name that says that they are secret."""
+    if isinstance(value, Mapping):
+        return {
+            name: REDACTED
+            if isinstance(inner, str) and inner and _SECRET_NAME.fullmatch(name)
+            else redacted_config(inner)
+            for name, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [redacted_config(inner) for inner in value]
+    return value
+
+
+def redacted_text(text: str) -> str:
+    """A value without what is secret in it: in addresses, and in blocks of JSON or YAML."""
+    text = _IN_ADDRESS.sub(rf"\1:{REDACTED}@", text)
+    text = _AS_USER.sub(rf"\1{REDACTED}@", text)
+    text = _IN_QUERY.sub(rf"\1{REDACTED}", text)
+    return _IN_BLOCK.sub(rf'\1"{REDACTED}"', text)

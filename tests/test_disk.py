@@ -167,3 +167,27 @@ def test_the_command_line_says_it_too_and_shows_no_traceback(tmp_path: Path) -> 
     assert ended.status == 2, ended.output
     assert "the output cannot be written: the file system is read-only" in ended.output
     assert "Traceback" not in ended.output
+
+
+def test_where_files_are_all_that_lacks_room_that_is_said() -> None:
+    code = """
+from pathlib import Path
+from dist_trainer.disk import WriteError, cannot_write, explained, write_text
+try:
+    write_text(Path("/mnt/a/b/plan.json"), "{}")
+except WriteError as error:
+    print(explained(error))
+    print(cannot_write("it cannot be written", error, Path("/mnt")))
+"""
+    script = 'mount -t tmpfs -o size=9m,nr_inodes=2 tmpfs /mnt && exec "$@"'
+    ended = in_own_mounts(script, [sys.executable, "-c", code])
+    assert ended.output.count("no room for one more file (its inodes are used up)") == 2, ended.output
+    assert "9.4 MB free in /mnt" in ended.output and "expected" not in ended.output
+
+
+def test_a_private_file_is_its_owners_also_where_an_open_one_stood(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "file"
+    write_text(path, "before")
+    assert path.stat().st_mode & 0o077 != 0
+    write_text(path, "after", private=True)
+    assert (path.stat().st_mode & 0o777, path.read_text()) == (0o600, "after")

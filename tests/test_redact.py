@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_trainer.redact import REDACTED, redacted_argv, redacted_env
+from dist_trainer.redact import REDACTED, redacted_argv, redacted_config, redacted_env
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,34 @@ def test_words_of_a_command_line_that_say_they_are_secret() -> None:
         "--token",
         "--fresh",
     ]
+
+
+@pytest.mark.parametrize(
+    ("word", "hidden"),
+    [
+        ('comet={"api_key": "a\\"bc", "project": "x"}', f'comet={{"api_key": "{REDACTED}", "project": "x"}}'),
+        ("comet={project: x, api_key: abc}", f'comet={{project: x, api_key: "{REDACTED}"}}'),
+        ("comet={'api_key': 'a,b', project: x}", f"comet={{'api_key': \"{REDACTED}\", project: x}}"),
+        ('a={"b": {"token": "abc"}}', f'a={{"b": {{"token": "{REDACTED}"}}}}'),
+        ("a={num_tokens: 3, tokenizer: bpe, monkey: x}", "a={num_tokens: 3, tokenizer: bpe, monkey: x}"),
+    ],
+)
+def test_a_secret_in_a_block_is_not_recorded(word: str, hidden: str) -> None:
+    assert redacted_argv(["--set", word]) == ["--set", hidden]
+
+
+def test_a_token_that_stands_as_an_address_user_is_not_recorded() -> None:
+    assert redacted_argv(["https://ghp_abc@host/x", "ssh://git@host/x"]) == [
+        f"https://{REDACTED}@host/x",
+        "ssh://git@host/x",
+    ]
+
+
+def test_a_configuration_without_its_secrets() -> None:
+    config = {"comet": {"api_key": "abc", "enabled": True}, "list": [{"token": "abc"}, {"token": ""}], "num_tokens": 3}
+    assert redacted_config(config) == {
+        "comet": {"api_key": REDACTED, "enabled": True},
+        "list": [{"token": REDACTED}, {"token": ""}],
+        "num_tokens": 3,
+    }
+    assert redacted_config({"steps": [1, 2]}) == {"steps": [1, 2]}

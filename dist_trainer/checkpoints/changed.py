@@ -15,6 +15,7 @@ from dist_trainer.config.deepspeed.rules import block, offload_device, precision
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import UserError
+from dist_trainer.redact import redacted_config
 
 _SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
 # DeepSpeed's default: it divides stage 3's states into pieces of this size.
@@ -32,7 +33,8 @@ _NOT_SET = "not set"
 def made_by(resolved: ResolvedRun, *, world_size: int, data: Mapping[str, DataFacts]) -> Made:
     """What makes the checkpoints of this run. `data` is by the phases' names; none where it is not opened yet."""
     # It will be compared with what was read from a file, which is UTF-8 whatever the names in it are.
-    run, deepspeed = all_as_utf8(resolved.run.model_dump(mode="json")), all_as_utf8(resolved.deepspeed)
+    run = all_as_utf8(resolved.run.model_dump(mode="json"))
+    deepspeed = redacted_config(all_as_utf8(resolved.deepspeed))
     return Made(world_size=world_size, run=run, deepspeed=deepspeed, data=dict(data))
 
 

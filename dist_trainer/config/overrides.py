@@ -7,6 +7,7 @@ from typing import Any
 
 from dist_trainer.config.deepspeed import batch, rates
 from dist_trainer.config.request import Switches
+from dist_trainer.redact import redacted_argv
 
 _MISSING: Any = object()
 # A switch, and the keys of the JSON that say what it says. Of a block that means "on" by being there, only that it is.
@@ -34,11 +35,12 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
 def settings_said_again(settings: Sequence[str]) -> list[str]:
     """A line for each `--set` whose key, or the block around it, a later `--set` says anew."""
     keys = [setting.partition("=")[0] for setting in settings]
+    shown = redacted_argv(settings)
     lines = []
-    for place, (setting, key) in enumerate(zip(settings, keys, strict=True), start=1):
+    for place, (setting, key) in enumerate(zip(shown, keys, strict=True), start=1):
         later = next((i for i in range(place, len(keys)) if key == keys[i] or key.startswith(f"{keys[i]}.")), None)
         if later is not None:
-            lines.append(f"--set {setting} does nothing: --set {settings[later]} comes after it")
+            lines.append(f"--set {setting} does nothing: --set {shown[later]} comes after it")
     return lines
 
 

@@ -28,7 +28,7 @@ STANDARD_LIBRARY = "stdlib"
 _LEFT_OUT_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"})
 # It holds the paths of the machine which built this Python: other machines' corpora would differ.
 _LEFT_OUT_PREFIX = "_sysconfigdata"
-_OTHER_CACHE = "set XDG_CACHE_HOME to a folder that can, or name a prepared dataset"
+_OTHER_CACHE = "set XDG_CACHE_HOME to a folder that has room and may be written, or name a prepared dataset"
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
@@ -132,7 +132,12 @@ def _prepare_once(folder: Path, vocab_size: int, progress: bool) -> None:
             remove_abandoned(folder)
         try:
             prepare_sources(
-                standard_library_sources(), folder, tokenizer=None, vocab_size=vocab_size, progress=progress
+                standard_library_sources(),
+                folder,
+                tokenizer=None,
+                vocab_size=vocab_size,
+                progress=progress,
+                hint_if_unwritable=_OTHER_CACHE,
             )
         except UserError:
             # Where there are no locks another process may have been first: its work is as good.

@@ -24,6 +24,7 @@ from dist_trainer.data.pieces import NUM_KEYS, Piece, read_pieces
 from dist_trainer.data.progress import Advance, byte_progress
 from dist_trainer.data.sources import SourceFile, find_sources
 from dist_trainer.data.vocabulary import encode, end_of_text_id, load_vocabulary, num_token_ids, train_vocabulary
+from dist_trainer.disk import writing
 from dist_trainer.errors import UserError
 from dist_trainer.units import GIB, MIB
 
@@ -72,12 +73,18 @@ def prepare(
 
 
 def prepare_sources(
-    sources: Sequence[SourceFile], output: Path, *, tokenizer: Path | None, vocab_size: int | None, progress: bool
+    sources: Sequence[SourceFile],
+    output: Path,
+    *,
+    tokenizer: Path | None,
+    vocab_size: int | None,
+    progress: bool,
+    hint_if_unwritable: str | None = None,
 ) -> DatasetInfo:
     """`prepare` for files found already."""
     total_bytes = sum(source.num_bytes for source in sources)
     piece_bytes = min(max(total_bytes // 256, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
-    with atomic_folder(output) as folder:
+    with atomic_folder(output, hint=hint_if_unwritable) as folder:
         survey = _Survey()
         with byte_progress("reading", total_bytes, enabled=progress) as advance:
             pieces = survey.watch(read_pieces(sources, piece_bytes), advance)
@@ -92,7 +99,8 @@ def prepare_sources(
                 for _ in pieces:
                     pass
         first_train_key = survey.first_train_key()
-        (folder / TOKENIZER_FILE).write_bytes(tokenizer_bytes)
+        with writing(folder / TOKENIZER_FILE, len(tokenizer_bytes)):
+            (folder / TOKENIZER_FILE).write_bytes(tokenizer_bytes)
 
         num_ids = num_token_ids(vocabulary)
         end_of_text = end_of_text_id(vocabulary, str(tokenizer))
@@ -104,11 +112,17 @@ def prepare_sources(
         ):
             train = _TokenWriter(train_stream, dtype, num_ids, end_of_text)
             val = _TokenWriter(val_stream, dtype, num_ids, end_of_text)
+            read_bytes = token_bytes = 0
             for batch in _batches(read_pieces(sources, piece_bytes)):
                 tokens = encode(vocabulary, [piece.text for piece in batch], str(tokenizer))
-                for piece, ids in zip(batch, tokens, strict=True):
-                    (val if piece.key < first_train_key else train).append(piece, ids)
-                    advance(piece.num_source_bytes)
+                read_bytes += sum(piece.num_source_bytes for piece in batch)
+                token_bytes += sum(map(len, tokens)) * dtype.itemsize
+                with writing(output, token_bytes * total_bytes // max(read_bytes, 1)):
+                    for piece, ids in zip(batch, tokens, strict=True):
+                        (val if piece.key < first_train_key else train).append(piece, ids)
+                        advance(piece.num_source_bytes)
+                    train_stream.flush()
+                    val_stream.flush()
             info = DatasetInfo(
                 format_version=FORMAT_VERSION,
                 vocab_size=num_ids,

@@ -11,6 +11,7 @@ import torch
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT
+from dist_trainer.redact import redacted_config
 from dist_trainer.train.blank_step import without_blank_step
 from dist_trainer.train.loss_scale import grow_between_steps
 from dist_trainer.train.schedule import scheduler_of
@@ -45,6 +46,8 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
             lr_scheduler=scheduler_of(resolved.deepspeed, source=resolved.deepspeed_source),
             config=copy.deepcopy(resolved.deepspeed),
         )
+    # It writes this into its checkpoints, which others may load; what it needed of it, it has read.
+    engine.config = redacted_config(engine.config)
     grow_between_steps(engine)
     compile_block = resolved.deepspeed.get("compile")
     if compile_block is not None:

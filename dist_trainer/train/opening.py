@@ -17,7 +17,7 @@ from dist_trainer.config.optimisations import describe
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.disk import write_text
 from dist_trainer.model.size import num_parameters
-from dist_trainer.redact import redacted_argv
+from dist_trainer.redact import redacted_argv, redacted_config
 from dist_trainer.train import op_builds, planning
 from dist_trainer.train.before_meeting import Prepared
 from dist_trainer.train.display import Display
@@ -74,4 +74,8 @@ def opening_lines(
 def _write_resolved(resolved: ResolvedRun, run_dir: Path) -> None:
     folder = run_dir / "resolved"
     write_text(folder / "run.yaml", run_file.dump(resolved.run))
-    write_text(folder / "ds_config.json", json.dumps(resolved.deepspeed, indent=2) + "\n")
+    write_text(
+        folder / "ds_config.json",
+        json.dumps(resolved.deepspeed, indent=2) + "\n",
+        private=redacted_config(resolved.deepspeed) != resolved.deepspeed,
+    )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from small_disks import in_own_mounts
 
 from dist_trainer.data import corpus
 from dist_trainer.data.corpus import standard_library_dataset, standard_library_sources
@@ -157,3 +158,20 @@ def test_the_child_ends_with_its_parent(tmp_path: Path) -> None:
 def test_the_child_says_its_error_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert corpus.main([str(tmp_path / "stdlib"), "5"]) == 2
     assert json.loads(capsys.readouterr().out)["found"] == 5
+
+
+def test_a_full_cache_says_which_variable_names_another(small_library: Path) -> None:
+    code = f"""
+from pathlib import Path
+from dist_trainer.data import corpus
+from dist_trainer.errors import UserError
+corpus.sysconfig.get_path = lambda name: {str(small_library)!r}
+try:
+    corpus._prepare_once(Path("/mnt/stdlib"), 300, False)
+except UserError as error:
+    print(error)
+"""
+    script = 'mount -t tmpfs -o size=40k tmpfs /mnt && exec "$@"'
+    ended = in_own_mounts(script, [sys.executable, "-c", code])
+    assert "the disk is full" in ended.output, ended.output
+    assert "set XDG_CACHE_HOME to a folder that has room" in ended.output

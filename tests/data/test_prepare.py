@@ -5,17 +5,21 @@ import json
 import math
 import re
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from ranks import run
+from small_disks import in_own_mounts
 from tokenizers import Tokenizer
 
 from dist_trainer.data.info import DatasetInfo, read_info
 from dist_trainer.data.prepare import prepare
-from dist_trainer.errors import UserError
+from dist_trainer.errors import EXIT_FAILURE, UserError
+from dist_trainer.units import parse_bytes
 
 Prepare = Callable[..., DatasetInfo]
 Prose = Callable[[int, int], str]
@@ -198,3 +202,19 @@ def test_an_input_named_twice_gives_the_same_bytes_as_once(
 ) -> None:
     info = prepare([text_folder, text_folder], tmp_path / "out", tokenizer=None, vocab_size=300, progress=False)
     assert info == prepared[1]
+
+
+def test_a_full_disk_is_told_with_the_bytes_that_the_tokens_need(tmp_path: Path, prose: Prose) -> None:
+    (tmp_path / "book.txt").write_text(prose(30_000, 0), encoding="utf-8")
+    command = [sys.executable, "-m", "dist_trainer", "data", "prepare", "--vocab-size", "300", "--input", "book.txt"]
+    whole = run([*command, "--output", "whole"], cwd=tmp_path)
+    assert whole.status == 0, whole.output
+    ended = in_own_mounts(
+        'mount -t tmpfs -o size=300k tmpfs /mnt && exec "$@"', [*command, "--output", "/mnt/out"], cwd=tmp_path
+    )
+    assert ended.status == EXIT_FAILURE
+    assert "the output cannot be written: the disk is full" in ended.output
+    needed = re.search(r"expected: room for (.*)", ended.output)
+    assert needed is not None, ended.output
+    num_bytes = sum((tmp_path / "whole" / f"{split}.bin").stat().st_size for split in ("train", "val"))
+    assert parse_bytes(needed[1]) == pytest.approx(num_bytes, rel=0.05)

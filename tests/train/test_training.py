@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from ranks import losses, mini_config, run_ranks, train
 
 from dist_trainer.config import run as run_file
@@ -13,6 +14,7 @@ from dist_trainer.memory.checkpoint_size import FRAME_BYTES, checkpoint_bytes
 from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.model.size import num_parameters
 from dist_trainer.records import read_steps
+from dist_trainer.redact import REDACTED
 
 pytestmark = pytest.mark.integration
 
@@ -164,3 +166,15 @@ def test_data_too_short_for_a_later_phase_is_an_error_before_anything_trains(fol
     assert "shorter than one sequence" in ended.output and str(data / f"{split}.bin") in ended.output
     assert "at least 65" in ended.output
     assert not run_dir.exists()
+
+
+def test_a_key_of_a_service_stands_in_one_file_that_is_its_owners(folder: Path) -> None:
+    comet = '{"enabled": false, "api_key": "of-the-user"}'
+    switches = ("--set", f"comet={comet}", "--set", "comet.api_key=of-the-user", "--set", "checkpoints.at_end=true")
+    run_dir = train(folder, "with-a-key", *switches, "--max-steps", "1", world_size=1)
+    told = [file for file in run_dir.rglob("*") if file.is_file() and b"of-the-user" in file.read_bytes()]
+    assert told == [run_dir / "resolved" / "ds_config.json"]
+    assert told[0].stat().st_mode & 0o777 == 0o600
+    model_states = next(run_dir.rglob("mp_rank_00_model_states.pt"))
+    kept = torch.load(model_states, weights_only=False)["ds_config"]
+    assert kept["comet"]["api_key"] == REDACTED and kept["zero_optimization"]["stage"] == 2

@@ -17,6 +17,7 @@ from dist_trainer.encoding import all_as_utf8, printable
 from dist_trainer.errors import UserError
 from dist_trainer.memory.plan import PLAN_FILE, Plan
 from dist_trainer.records import Event
+from dist_trainer.redact import redacted_config
 from dist_trainer.typed_json import Count, DamagedError
 
 T = TypeVar("T")
@@ -71,7 +72,7 @@ def read_asked(run_dir: Path, events: list[Event]) -> Asked:
             return None
 
     run = sound("run.yaml", lambda path: run_file.check(run_file.read(path), source="run.yaml"))
-    deepspeed = sound("ds_config.json", lambda path: all_as_utf8(read_resolved(path)))
+    deepspeed = sound("ds_config.json", lambda path: redacted_config(all_as_utf8(read_resolved(path))))
     launch = sound("launch.json", lambda path: typed_json.read(path, LaunchRecord))
     plan = sound(PLAN_FILE, lambda path: typed_json.read(path, Plan))
     start = next((event for event in reversed(events) if event.kind == "start"), None)
