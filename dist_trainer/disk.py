@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dist_trainer.errors import RunError, UserError
-from dist_trainer.units import format_bytes
+from dist_trainer.units import counted, format_bytes
 
 # `errno.ENOSPC` where bytes are free: each file takes an inode, and there are none left.
 _NO_INODES = "the file system has no room for one more file (its inodes are used up)"
@@ -137,7 +137,7 @@ def _room(path: Path) -> tuple[str | None, bool]:
 
 def _amount(num_bytes: int) -> str:
     """A line of a record is needed as much as a checkpoint, and is no 0.0 MB."""
-    return format_bytes(num_bytes) if num_bytes >= 100_000 else f"{num_bytes} bytes"
+    return format_bytes(num_bytes) if num_bytes >= 100_000 else counted(num_bytes, "byte")
 
 
 def _nearest(path: Path) -> Path:

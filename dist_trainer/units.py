@@ -49,6 +49,11 @@ def format_bytes(num_bytes: float) -> str:
     return format_gb(num_bytes) if abs(num_bytes) >= GB / 10 else f"{num_bytes / 10**6:.1f} MB"
 
 
+def counted(count: int, noun: str) -> str:
+    """'1 rank', '2 ranks'; `noun` is the singular of a word that takes an s."""
+    return f"1 {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def format_gib(num_bytes: float) -> str:
     return f"{num_bytes / GIB:.2f} GiB"
 

@@ -5,6 +5,7 @@ import pytest
 from dist_trainer.units import (
     GB,
     GIB,
+    counted,
     format_bytes,
     format_count,
     format_duration,
@@ -105,3 +106,7 @@ def test_a_whole_number(text: str, number: int | None) -> None:
 @pytest.mark.parametrize("text", ["²", "٣", "9" * 19, "9" * 5000, "1.0", "0x1"])
 def test_what_is_no_whole_number(text: str) -> None:
     assert whole_number(text) is None
+
+
+def test_one_of_a_thing_is_singular() -> None:
+    assert [counted(number, "rank") for number in (0, 1, 2)] == ["0 ranks", "1 rank", "2 ranks"]

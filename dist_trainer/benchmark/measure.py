@@ -35,6 +35,7 @@ from dist_trainer.model.size import num_parameters
 from dist_trainer.monitor.allocator import FORWARD, AllocatorProfile, MemoryEvent, mark_phases, peaks_of
 from dist_trainer.train import process, step
 from dist_trainer.train.engine import build_engine
+from dist_trainer.units import counted
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,9 @@ def measure_with_events(
         skipped = engine.skipped_steps
         engine.destroy()
     if skipped:
-        raise RunError("DeepSpeed left a step out, so its memory was not seen", found=f"{skipped} steps skipped")
+        raise RunError(
+            "DeepSpeed left a step out, so its memory was not seen", found=f"{counted(skipped, 'step')} skipped"
+        )
     events = profile.events()
     peaks = peaks_of(events)
     forwards = [live_bytes for phase, live_bytes in peaks.marks_live_bytes if phase == FORWARD]

@@ -20,7 +20,7 @@ from dist_trainer.config.resolve import BASELINE, ResolvedRun, resolve
 from dist_trainer.errors import RunError, UserError
 from dist_trainer.memory.plan import RankPlan
 from dist_trainer.memory.planner.planner import PlannedDevice, make_plan
-from dist_trainer.units import GB, format_gb
+from dist_trainer.units import GB, counted, format_gb
 
 CONFIGS = ("small", "medium", "large")
 DS = ("memory_saver", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "fast")
@@ -101,7 +101,7 @@ def request_of(setting: Setting) -> Request:
             f"{SEQUENCES_PER_STEP} sequences cannot be divided so",
             where=setting.ds,
             key="train_micro_batch_size_per_gpu",
-            found=f"{micro_batch} on {setting.num_gpus} GPUs",
+            found=f"{micro_batch} on {counted(setting.num_gpus, 'GPU')}",
             expected=f"a divisor of {SEQUENCES_PER_STEP}, with the number of GPUs",
         )
     return replace(request, switches=Switches(micro_batch=micro_batch, accumulation=accumulation))
@@ -190,7 +190,7 @@ def refuse_unless_available(need_bytes: int, setting: Setting) -> None:
     if available_bytes < need_bytes:
         raise UserError(
             "this machine has too little memory free to measure that",
-            where=f"{setting.config}, {setting.ds} on {setting.num_gpus} GPUs",
+            where=f"{setting.config}, {setting.ds} on {counted(setting.num_gpus, 'GPU')}",
             found=f"{format_gb(available_bytes)} available",
             expected=f"{format_gb(need_bytes)}",
             hint="free some, leave it out (--configs, --ds, --gpus), or plan only (--no-measure)",

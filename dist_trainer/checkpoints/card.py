@@ -20,6 +20,7 @@ from pydantic_core import from_json
 
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.encoding import all_as_utf8
+from dist_trainer.units import counted
 
 CARD_FILE = "checkpoint.json"
 _MAX_BYTES = 64 * 2**20
@@ -101,7 +102,7 @@ def check_files(folder: Path, card: Card) -> None:
         file = folder / name
         found = _stat_inside(file, folder).st_size
         if found != size_bytes:
-            raise DamageError(file, f"has {found} bytes and was written with {size_bytes}")
+            raise DamageError(file, f"has {counted(found, 'byte')} and was written with {size_bytes}")
 
 
 def read_inside(file: Path, folder: Path, *, max_bytes: int) -> bytes:

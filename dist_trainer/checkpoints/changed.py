@@ -16,6 +16,7 @@ from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.redact import redacted_config
+from dist_trainer.units import counted
 
 _SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
 # DeepSpeed's default: it divides stage 3's states into pieces of this size.
@@ -77,8 +78,8 @@ def _other_data(found: Found, now: Made) -> Iterator[str]:
             continue
         start = "from where it had been read to" if facts.fingerprint in known else "from its beginning"
         yield (
-            f"phase {phase} reads other data: {facts.path} ({facts.num_tokens} tokens) {start}, "
-            f"and read {was.path} ({was.num_tokens} tokens)"
+            f"phase {phase} reads other data: {facts.path} ({counted(facts.num_tokens, 'token')}) {start}, "
+            f"and read {was.path} ({counted(was.num_tokens, 'token')})"
         )
 
 

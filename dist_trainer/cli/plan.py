@@ -25,7 +25,7 @@ from dist_trainer.memory.advice.preflight import Case, dearer_than_baseline, exp
 from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.memory.plan import Plan, dump_plan, needed
 from dist_trainer.memory.planner.planner import PlannedDevice
-from dist_trainer.units import format_gb, parse_bytes
+from dist_trainer.units import counted, format_gb, parse_bytes
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,7 @@ def find_world(args: argparse.Namespace, facts: HostFacts) -> World:
     if asked is None and args.hostfile is None and launcher != "srun" and facts.num_gpus == 0:
         assumption = (
             f"world size {num_hosts * topology.num_ranks}: no GPU here and no --nproc-per-node, "
-            f"so {most} ranks a host, as `launch` would start"
+            f"so {counted(most, 'rank')} a host, as `launch` would start"
         )
     return World(num_hosts * topology.num_ranks, most, num_hosts == 1 and topology.is_local(facts.hostname), assumption)
 

@@ -31,6 +31,7 @@ from dist_trainer.slurm.job_state import ask_for_job
 from dist_trainer.slurm.notation import format_time, parse_array
 from dist_trainer.slurm.script import TASK_MARK, Training, output_pattern, render
 from dist_trainer.slurm.submit import read_submitted, submit
+from dist_trainer.units import counted
 
 # What `submit` writes for a switch of its own, and what would change the number of ranks or where the job runs.
 _SAID_BY_SWITCHES = (
@@ -327,10 +328,10 @@ def _refuse_second_job(run_dir: Path) -> None:
 
 def _size(prepared: _Prepared) -> str:
     layout, time_s = prepared.checked.layout, prepared.checked.time_s
-    nodes = "" if layout.num_nodes is None else f" on {layout.num_nodes} node{'s' if layout.num_nodes > 1 else ''}"
-    each = f"{len(prepared.tasks)} tasks, each " if prepared.tasks else ""
+    nodes = "" if layout.num_nodes is None else f" on {counted(layout.num_nodes, 'node')}"
+    each = f"{counted(len(prepared.tasks), 'task')}, each " if prepared.tasks else ""
     limit = "" if time_s is None else f", {format_time(time_s)}"
-    return f" ({each}{layout.num_ranks} rank{'s' if layout.num_ranks > 1 else ''}{nodes}{limit})"
+    return f" ({each}{counted(layout.num_ranks, 'rank')}{nodes}{limit})"
 
 
 def _status(argv: list[str]) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from dist_trainer.cluster.nodelist import expand_nodelist, expand_tasks_per_node
 from dist_trainer.errors import UserError
-from dist_trainer.units import whole_number
+from dist_trainer.units import counted, whole_number
 
 Environ = Mapping[str, str]
 
@@ -117,7 +117,7 @@ def read_slurm(environ: Environ) -> Place | None:
     node_id = _need(environ, "SLURM_NODEID", because=because)
     if node_id >= len(tasks_per_node):
         raise UserError(
-            f"SLURM_NODEID is {node_id}, but there are tasks on {len(tasks_per_node)} nodes.",
+            f"SLURM_NODEID is {node_id}, but there are tasks on {counted(len(tasks_per_node), 'node')}.",
             where=_PLACE,
             key=tasks_variable,
             found=environ[tasks_variable],

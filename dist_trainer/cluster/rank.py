@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from dist_trainer.cluster.environments import READERS, Environ, Place, mpi_launcher_variable, read_count
 from dist_trainer.errors import UserError
+from dist_trainer.units import counted
 
 FIRST_PORT = 20_000
 NUM_PORTS = 10_000
@@ -78,7 +79,7 @@ def _check(place: Place, environ: Environ) -> None:
     told = read_count(environ, "WORLD_SIZE")
     if told is not None and told != place.world_size:
         raise UserError(
-            f"WORLD_SIZE says {told}, but this is one of {place.world_size} ranks.",
+            f"WORLD_SIZE says {told}, but this is one of {counted(place.world_size, 'rank')}.",
             where="the environment",
             key="WORLD_SIZE",
             found=told,

@@ -6,6 +6,7 @@ from dist_trainer.cluster.environments import Environ, first_set, read_count
 from dist_trainer.cluster.nodelist import expand_nodelist, expand_tasks_per_node
 from dist_trainer.cluster.topology import Host, Topology
 from dist_trainer.errors import UserError
+from dist_trainer.units import counted
 
 # The fact of an event that says which start of a job wrote it.
 SLURM_START = "slurm"
@@ -61,7 +62,7 @@ def allocated_topology(environ: Environ, num_ranks_per_host: int | None = None) 
     counts = _ranks_per_node(environ, len(names)) if num_ranks_per_host is None else (num_ranks_per_host,) * len(names)
     if len(counts) != len(names):
         raise UserError(
-            f"SLURM names {len(names)} nodes, but tasks for {len(counts)}.",
+            f"SLURM names {counted(len(names), 'node')}, but tasks for {len(counts)}.",
             where="the environment",
             key="SLURM_TASKS_PER_NODE",
             found=environ.get("SLURM_TASKS_PER_NODE"),
@@ -102,7 +103,7 @@ def _check_cpus(environ: Environ, names: tuple[str, ...], counts: tuple[int, ...
     for name, count, num_cpus in zip(names, counts, per_node, strict=True):
         if count * cpus_per_task > num_cpus:
             raise UserError(
-                f"{count} ranks with {cpus_per_task} CPUs each are more than the allocation has on {name}.",
+                f"{count} ranks with {cpus_per_task} CPUs each need more than the allocation has on {name}.",
                 where="--nproc-per-node",
                 found=count,
                 expected=f"at most {num_cpus // cpus_per_task}",

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from dist_trainer.errors import UserError
+from dist_trainer.units import counted
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1")
 # An error is to be read: of a thousand hosts it names a few.
@@ -64,7 +65,7 @@ class Topology:
         for host in self.hosts:
             if num_slots > host.num_slots:
                 raise UserError(
-                    f"{num_slots} ranks a host are more than the slots of {host.name}.",
+                    f"{counted(num_slots, 'rank')} a host are more than the slots of {host.name}.",
                     where="--nproc-per-node",
                     found=num_slots,
                     expected=f"at most {host.num_slots}{_said_at(host)}",

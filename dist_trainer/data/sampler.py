@@ -12,6 +12,7 @@ import hashlib
 from dataclasses import dataclass
 
 from dist_trainer.errors import UserError
+from dist_trainer.units import counted
 
 _NUM_ROUNDS = 6
 _MASK = 2**64 - 1
@@ -27,7 +28,7 @@ def num_windows(num_tokens: int, sequence_length: int, *, where: str | None = No
             "the dataset is shorter than one sequence",
             where=where,
             key="sequence_length",
-            found=f"{num_tokens} tokens",
+            found=counted(num_tokens, "token"),
             expected=f"at least {sequence_length + 1}",
             hint="shorten the sequence, or prepare more text",
         )

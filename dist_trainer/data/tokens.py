@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from dist_trainer.data.info import INFO_FILE, DatasetInfo, read_info, tokens_file
 from dist_trainer.errors import RunError, UserError
-from dist_trainer.units import MIB
+from dist_trainer.units import MIB, counted
 
 SPLITS = ("train", "val")
 
@@ -83,8 +83,8 @@ class TokenFile:
         return RunError(
             "a token file has become shorter since it was opened",
             where=str(self.path),
-            found=f"{os.fstat(self._descriptor).st_size} bytes",
-            expected=f"{self.offset_bytes + self.num_tokens * itemsize} bytes",
+            found=counted(os.fstat(self._descriptor).st_size, "byte"),
+            expected=counted(self.offset_bytes + self.num_tokens * itemsize, "byte"),
             hint="nothing may write to a file that a run reads: put the whole file back, then resume the run",
         )
 
@@ -240,7 +240,7 @@ def _open_raw(path: Path, vocab_size: int) -> TokenFile:
         raise UserError(
             "a token file is cut short",
             where=str(path),
-            found=f"{size_bytes} bytes",
+            found=counted(size_bytes, "byte"),
             expected="an even number of bytes: tokens are uint16 where there is neither dataset.json nor a header",
         )
     return TokenFile(path, "uint16", 0, size_bytes // 2, vocab_size, None)
@@ -258,8 +258,8 @@ def _check_size(path: Path, size_bytes: int, expected_bytes: int, said_by: str) 
         raise UserError(
             "a token file is cut short" if size_bytes < expected_bytes else "a token file is too long",
             where=str(path),
-            found=f"{size_bytes} bytes",
-            expected=f"{expected_bytes} bytes, as {said_by} says",
+            found=counted(size_bytes, "byte"),
+            expected=f"{counted(expected_bytes, 'byte')}, as {said_by} says",
             hint="prepare or copy the dataset again",
         )
 

@@ -9,7 +9,7 @@ from dist_trainer.cluster.nodelist import fold_nodelist
 from dist_trainer.doctor.examination import Examination
 from dist_trainer.doctor.findings import LEVELS, Finding, worst
 from dist_trainer.encoding import all_as_utf8
-from dist_trainer.units import format_duration
+from dist_trainer.units import counted, format_duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -38,8 +38,8 @@ def show(findings: list[Finding], exam: Examination, console: Console) -> None:
 def summary(findings: list[Finding], exam: Examination) -> str:
     counts = Counter(finding.level for finding in findings)
     told = ", ".join(f"{counts[level]} {level}" for level in LEVELS if counts[level])
-    hosts = "1 host" if len(exam.hosts) == 1 else f"{len(exam.hosts)} hosts"
-    return f"\n{hosts}, {exam.num_ranks} ranks: {told}; {format_duration(exam.seconds)}"
+    hosts = counted(len(exam.hosts), "host")
+    return f"\n{hosts}, {counted(exam.num_ranks, 'rank')}: {told}; {format_duration(exam.seconds)}"
 
 
 def hosts_text(hosts: tuple[str, ...]) -> str:

@@ -12,6 +12,7 @@ from dist_trainer.doctor.session import Route
 from dist_trainer.errors import UserError
 from dist_trainer.launch.hosts import ssh
 from dist_trainer.launch.open_files import allow_open_files
+from dist_trainer.units import counted
 
 _MODULE = "dist_trainer.doctor.host"
 _OF_EACH_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK")
@@ -69,7 +70,7 @@ def enough_files(num_connections: int) -> Iterator[int]:
 
     def refusal(hard: int) -> UserError:
         return UserError(
-            f"{num_connections} connections need {needed} open files.",
+            f"{counted(num_connections, 'connection')} need {needed} open files.",
             where="ulimit -Hn",
             found=hard,
             hint="raise the limit, or look at part of the hosts with --include",

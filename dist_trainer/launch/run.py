@@ -31,6 +31,7 @@ from dist_trainer.launch.outcome import RunRecord, is_at_its_end, say, say_inter
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, Rendezvous
 from dist_trainer.launch.relay import relayed
 from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S, Ending, supervise
+from dist_trainer.units import counted
 
 START_LIMIT_S = 300.0
 _BACKLOG = 4096
@@ -165,7 +166,7 @@ def allow_connections(num_ranks: int) -> None:
 
     def refusal(hard: int) -> UserError:
         return UserError(
-            f"{num_ranks} ranks need as many connections to this process, which may not have so many open.",
+            f"{counted(num_ranks, 'rank')} need as many connections to this process, which may not have so many open.",
             where="ulimit -Hn",
             found=hard,
             expected=f"at least {needed}",

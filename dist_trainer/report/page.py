@@ -20,7 +20,7 @@ from dist_trainer.report.charts.breakdown import Breakdown, breakdown
 from dist_trainer.report.charts.chart import Chart, Drawn, draw
 from dist_trainer.report.charts.curves import Compared
 from dist_trainer.report.markdown import fenced, finalize, quoted
-from dist_trainer.report.summary import Summary
+from dist_trainer.report.summary import Summary, of_last_steps
 from dist_trainer.report.tables import Table
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
 from dist_trainer.units import format_bytes, format_count
@@ -115,7 +115,7 @@ def _tiles(summary: Summary) -> list[Tile]:
         found += _memory_tiles(summary, len(summary.verdicts))
     if summary.last_loss is not None:
         detail = "" if summary.validation_loss is None else f"validation {summary.validation_loss:.4f}"
-        found.append(Tile("loss", f"{summary.last_loss:.4f}", detail or "mean of the last 10 steps"))
+        found.append(Tile("loss", f"{summary.last_loss:.4f}", detail or of_last_steps(summary)))
     if summary.median_tokens_per_s is not None:
         found.append(Tile("tokens/s", format_count(summary.median_tokens_per_s), "median"))
     return found

@@ -21,10 +21,11 @@ from dist_trainer.report.reading.progress import State
 from dist_trainer.report.reading.steps import total
 from dist_trainer.report.remedies import remedies
 from dist_trainer.report.verdict import RunVerdict, describe, fullest, label, run_verdict
-from dist_trainer.units import format_bytes, format_count, format_duration
+from dist_trainer.units import counted, format_bytes, format_count, format_duration
 
 SUMMARY_FILE = "summary.json"
 MAX_NUM_ROWS = 8
+NUM_LAST_STEPS = 10
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summa
         num_steps=len(steps),
         num_tokens=int(total(columns["num_tokens"])),
         first_loss=columns["loss"][0] if len(steps) else None,
-        last_loss=mean_of_last(list(columns["loss"][-10:])),
+        last_loss=mean_of_last(list(columns["loss"][-NUM_LAST_STEPS:])),
         validation_loss=evaluations[-1].facts["loss"] if evaluations else None,
         unigram_entropy_nats=entropies[-1] if entropies else None,
         median_tokens_per_s=statistics.median(speeds) if speeds else None,
@@ -108,12 +109,20 @@ def _length_notes(findings: Findings) -> list[str]:
     known = [length for length in trained if length is not None]
     if not known or max(known) == asked.plan.sequence_length:
         return []
-    return [f"the plan is for {asked.plan.sequence_length} tokens a sequence, what was measured had {max(known)}"]
+    return [
+        f"the plan is for {counted(asked.plan.sequence_length, 'token')} a sequence, what was measured had {max(known)}"
+    ]
 
 
 def mean_of_last(losses: list[float]) -> float | None:
     """One step's loss is mostly its batch."""
     return sum(losses) / len(losses) if losses else None
+
+
+def of_last_steps(summary: Summary) -> str:
+    """What `last_loss` is, with as many steps as there were."""
+    num_steps = min(summary.num_steps, NUM_LAST_STEPS)
+    return f"mean of the last {num_steps} steps" if num_steps > 1 else "of the only step"
 
 
 def write(summary: Summary, run_dir: Path) -> Path:
@@ -163,7 +172,7 @@ def _others(shown: list[Verdict]) -> str:
 def _training_rows(summary: Summary) -> list[tuple[str, str]]:
     found = []
     if summary.first_loss is not None and summary.last_loss is not None:
-        found.append(("loss", f"{summary.first_loss:.4f} -> {summary.last_loss:.4f} (mean of the last 10 steps)"))
+        found.append(("loss", f"{summary.first_loss:.4f} -> {summary.last_loss:.4f} ({of_last_steps(summary)})"))
     if summary.validation_loss is not None:
         found.append(("validation loss", f"{summary.validation_loss:.4f}"))
     if summary.unigram_entropy_nats is not None:

@@ -20,7 +20,7 @@ from dist_trainer.report.reading.findings import Findings
 from dist_trainer.report.reading.measured import clock
 from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
-from dist_trainer.units import format_bytes, format_count, format_duration
+from dist_trainer.units import counted, format_bytes, format_count, format_duration
 
 UNKNOWN = "not known"
 NUM_GPUS_AT_ONCE = 8
@@ -55,7 +55,9 @@ def gpu_table(summary: Summary) -> Table:
     if len(verdicts) <= NUM_GPUS_AT_ONCE:
         return _gpus(verdicts, "Each GPU")
     verdicts.sort(key=lambda one: (one.judgement != "missed", -_figure(one)))
-    return _gpus(verdicts[:NUM_GPUS_AT_ONCE], f"{NUM_GPUS_AT_ONCE} of {len(verdicts)} GPUs, the fullest first")
+    return _gpus(
+        verdicts[:NUM_GPUS_AT_ONCE], f"{NUM_GPUS_AT_ONCE} of {counted(len(verdicts), 'GPU')}, the fullest first"
+    )
 
 
 def all_gpus_tables(summary: Summary) -> list[Table]:
@@ -66,7 +68,7 @@ def all_gpus_tables(summary: Summary) -> list[Table]:
     if len(verdicts) <= NUM_GPUS_AT_ONCE:
         return []
     if len(verdicts) <= MAX_NUM_GPUS:
-        return [_gpus(verdicts, f"All {len(verdicts)} GPUs")]
+        return [_gpus(verdicts, f"All {counted(len(verdicts), 'GPU')}")]
     return [_spread(verdicts), _hosts(verdicts)]
 
 
@@ -83,7 +85,7 @@ def _spread(verdicts: Sequence[Verdict]) -> Table:
         if (count := sum(one.judgement == judgement for one in verdicts))
     )
     return Table(
-        f"The peaks of all {len(verdicts)} GPUs",
+        f"The peaks of all {counted(len(verdicts), 'GPU')}",
         ("", "peak", "of", "host", "device"),
         tuple(rows),
         note=f"The target: {counts}. Each GPU is in summary.json.",
@@ -109,7 +111,11 @@ def _hosts(verdicts: Sequence[Verdict]) -> Table:
             (host, str(len(those)), _gb(_figure(top) or None), label(top), _gb(lowest or None), str(num_missed))
         )
         kinds.append("missed" if num_missed else "")
-    title = f"{len(rows)} of {len(by_host)} hosts, the fullest first" if len(rows) < len(by_host) else "Each host"
+    title = (
+        f"{len(rows)} of {counted(len(by_host), 'host')}, the fullest first"
+        if len(rows) < len(by_host)
+        else "Each host"
+    )
     return Table(title, ("host", "GPUs", "highest", "of", "lowest", "missed"), tuple(rows), tuple(kinds))
 
 
@@ -197,7 +203,7 @@ def run_table(findings: Findings, summary: Summary) -> Table:
     rows += _model_rows(asked)
     if asked.world_size is not None:
         device = facts.get("device")
-        rows.append(("world", f"{asked.world_size} ranks" + (f" on {device}" if device else "")))
+        rows.append(("world", counted(asked.world_size, "rank") + (f" on {device}" if device else "")))
     hosts = list(dict.fromkeys(history.measured.host for history in findings.histories if history.measured.host))
     if hosts:
         more = f" and {len(hosts) - 4} more" if len(hosts) > 4 else ""
@@ -209,7 +215,7 @@ def run_table(findings: Findings, summary: Summary) -> Table:
     if isinstance(versions, dict):
         rows.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
     if summary.num_steps:
-        rows.append(("tokens", f"{format_count(summary.num_tokens)} in {summary.num_steps} steps"))
+        rows.append(("tokens", f"{format_count(summary.num_tokens)} in {counted(summary.num_steps, 'step')}"))
     if summary.unigram_entropy_nats is not None:
         rows.append(("unigram entropy", f"{summary.unigram_entropy_nats:.4f} (the loss of token frequencies alone)"))
     if summary.data_wait_fraction is not None:
@@ -309,8 +315,9 @@ def _model_rows(asked: Asked) -> list[tuple[str, str]]:
     return [
         (
             "model",
-            f"{asked.run.name}: {format_count(num_parameters(model))} parameters, {model.num_layers} layers x "
-            f"{model.hidden_size}, vocabulary {model.vocab_size}, context {model.context_length}, {model.loss} loss",
+            f"{asked.run.name}: {format_count(num_parameters(model))} parameters, "
+            f"{counted(model.num_layers, 'layer')} x {model.hidden_size}, "
+            f"vocabulary {model.vocab_size}, context {model.context_length}, {model.loss} loss",
         )
     ]
 

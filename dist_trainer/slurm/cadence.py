@@ -6,6 +6,7 @@ import math
 
 from dist_trainer.config.run import CheckpointConfig
 from dist_trainer.slurm.notation import format_time
+from dist_trainer.units import counted
 
 # SLURM looks at its jobs' time from minute to minute.
 SHORTEST_SIGNAL_S = 120
@@ -49,7 +50,7 @@ def notices(checkpoints: CheckpointConfig, *, time_s: float | None, signal_s: in
     left_s = math.inf if time_s is None else time_s - (signal_s or 0)
     if left_s <= every_s:
         until = "its end" if signal_s is None else "USR1 comes"
-        unless = f", unless {checkpoints.every_steps} steps take less" if checkpoints.every_steps else ""
+        unless = f", unless {counted(checkpoints.every_steps, 'step')} take less" if checkpoints.every_steps else ""
         then = "" if signal_s is None else "; a job that is requeued then never gets ahead"
         return [
             f"the job has {format_time(left_s)} until {until}, and a checkpoint is due every {format_time(every_s)}: "

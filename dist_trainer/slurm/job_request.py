@@ -10,6 +10,7 @@ from dist_trainer.cluster.nodelist import expand_nodelist
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.cadence import MAX_SIGNAL_S
 from dist_trainer.slurm.notation import Gpus, parse_gpu_counts, parse_gres, parse_memory_bytes, parse_time_s
+from dist_trainer.units import counted
 
 Launcher = Literal["srun", "torchrun"]
 GpuOption = Literal["gpus-per-node", "gres", "gpus-per-task"]
@@ -85,7 +86,7 @@ def lay_out(request: JobRequest) -> Layout:
     num_nodes, named = request.nodes, named_nodes(request)
     if num_nodes is not None and len(named) > num_nodes:
         raise UserError(
-            f"--nodelist names {len(named)} nodes, and the job is for {num_nodes}.",
+            f"--nodelist names {counted(len(named), 'node')}, and the job is for {num_nodes}.",
             where="--nodes",
             found=num_nodes,
             hint="leave --nodes out, or name fewer nodes",
@@ -129,7 +130,9 @@ def _spread_ranks(request: JobRequest, num_nodes: int | None) -> Layout:
             hint="use --ntasks-per-node or --gpus-per-node, or --launcher srun",
         )
     if num_nodes is not None and num_nodes > tasks:
-        raise UserError(f"{tasks} ranks are too few for {num_nodes} nodes.", where="--ntasks", found=tasks)
+        raise UserError(
+            f"{counted(tasks, 'rank')} are too few for {counted(num_nodes, 'node')}.", where="--ntasks", found=tasks
+        )
     gpus = request.gpus.gpus if request.gpus else None
     if request.gpus is not None:
         _require_one_gpu(request.gpus)
@@ -169,7 +172,7 @@ def _ranks_per_node(request: JobRequest) -> tuple[int, Gpus | None]:
         return asked, Gpus(tuple((kind, count * asked) for kind, count in gpus.gpus.by_kind))
     if asked not in (None, gpus.gpus.count):
         raise UserError(
-            f"{asked} ranks a node do not go with {gpus.gpus.count} GPUs a node: each rank has one.",
+            f"{counted(asked, 'rank')} a node, and {counted(gpus.gpus.count, 'GPU')}: each rank has one.",
             where="--ntasks-per-node",
             found=asked,
             hint=f"leave it out: it follows from --{gpus.option}",

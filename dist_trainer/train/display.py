@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
+import textwrap
 import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from dist_trainer.config.resolve import Phase
 from dist_trainer.records import StepRecord
-from dist_trainer.units import format_count, format_gib
+from dist_trainer.units import counted, format_bytes, format_count
 
 LINE_EVERY_S = 10.0
 
@@ -28,15 +31,18 @@ class Display:
         if speaks and sys.stdout.isatty():
             self._progress = Progress(
                 TextColumn("{task.description}"),
+                # In a narrow terminal the bar gives way, and no figure is cut.
                 BarColumn(bar_width=20),
-                MofNCompleteColumn(),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[figures]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
                 console=self._console,
             )
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        """One line of the run; at a terminal one that is too long for it goes on below its own beginning."""
+        width = self._console.width if self._console.is_terminal else None
+        self._console.print(wrapped(text, width), markup=False)
 
     def phase(self, phase: Phase, *, last_step: int) -> None:
         """A phase begins; `last_step`, counted in it, is where this run will stop."""
@@ -56,7 +62,7 @@ class Display:
         assert self._phase is not None
         figures = (
             f"loss {record.loss:.4f}  lr {record.learning_rate:.2e}  {format_count(record.tokens_per_s)} tokens/s"
-            + ("" if memory_bytes is None else f"  {format_gib(memory_bytes)}")
+            + ("" if memory_bytes is None else f"  {format_bytes(memory_bytes)}")
         )
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=steps_done, figures=figures)
@@ -71,5 +77,28 @@ class Display:
             self._progress.stop()
 
 
+def wrapped(text: str, width: int | None) -> str:
+    """`text` in lines of at most `width` columns, broken between words, the later ones below the text behind the label.
+
+    "plan       12.3 GB a GPU" has its label and blanks up to column 11. A word that is longer than a line, such as a
+    path, stays whole. Where `width` is None, or leaves the text less than half of the line, it is as it was.
+    """
+    label = re.match(r"(?:\S+ {2,}|\s+)?", text)
+    indent = label.end() if label else 0
+    if width is None or 2 * indent > width:
+        return text
+    lines = textwrap.wrap(
+        text,
+        width,
+        subsequent_indent=" " * indent,
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)
+
+
 def _steps(phase: Phase, last_step: int) -> str:
-    return f"{phase.steps} steps" if last_step == phase.steps else f"{last_step} of {phase.steps} steps"
+    return (
+        counted(phase.steps, "step") if last_step == phase.steps else f"{last_step} of {counted(phase.steps, 'step')}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -123,10 +124,12 @@ class Run:
 def train_phases(run: Run) -> None:
     """Trains every selected phase from where the run is to its end, or to `max_steps`."""
     hygiene.settle(run.engine)
+    if all(_steps_left(run, phase) <= 0 for phase in run.resolved.phases):
+        run.display.note(nothing_left(run.position, run.resolved.phases, run.max_steps))
     for phase, data in zip(run.resolved.phases, run.data, strict=True):
-        done = run.position.progress(phase.name).steps
-        if done >= phase.steps or not run.steps_left:
+        if _steps_left(run, phase) <= 0:
             continue
+        done = run.position.progress(phase.name).steps
         run.recorder.phase(phase, step=run.position.step)
         run.display.phase(phase, last_step=int(min(phase.steps, run.steps_left + done)))
         _train_phase(run, phase, data)
@@ -135,6 +138,19 @@ def train_phases(run: Run) -> None:
             _save_checkpoint(run)
         if data.validation is not None:
             _evaluate_phase(run, phase, data.validation)
+
+
+def _steps_left(run: Run, phase: Phase) -> float:
+    return min(run.steps_left, phase.steps - run.position.progress(phase.name).steps)
+
+
+def nothing_left(position: Position, phases: Sequence[Phase], max_steps: int | None) -> str:
+    """What a person is told whose run has all the steps that were asked for."""
+    step = position.step
+    if all(position.progress(phase.name).steps >= phase.steps for phase in phases):
+        which = "that is the end of its phase" if len(phases) == 1 else "that is the end of its phases"
+        return f"nothing left to do: the run stands at step {step}, and {which}"
+    return f"nothing left to do: the run stands at step {step}, and --max-steps is {max_steps}"
 
 
 def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:

@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.errors import UserError
+from dist_trainer.units import counted
 
 TIME_LIMIT_S = 1800.0
 # Rank 0 may still be planning when the others are ready: they wait for longer before they say a word.
@@ -126,7 +127,7 @@ class _Patience:
             f"{what} not come to {place} in {waited_s:.0f} s",
             where=f"rank {rank.rank}",
             found=self.trouble,
-            expected=f"{rank.world_size} ranks, as {_TOLD_BY.get(rank.source, rank.source)}",
+            expected=f"{counted(rank.world_size, 'rank')}, as {_TOLD_BY.get(rank.source, rank.source)}",
             hint="start every rank (srun, mpirun, torchrun or ./launch.sh does); "
             "or one alone, whatever started this shell: RANK=0 WORLD_SIZE=1 python -m dist_trainer ...",
         )

@@ -22,7 +22,7 @@ from dist_trainer.train import op_builds, planning
 from dist_trainer.train.before_meeting import Prepared
 from dist_trainer.train.display import Display
 from dist_trainer.train.loop import Recorder
-from dist_trainer.units import format_count
+from dist_trainer.units import counted, format_count
 
 
 def open_run(prepared: Prepared, rank: RankInfo, run_dir: Path, *, recorder: Recorder, display: Display) -> None:
@@ -35,7 +35,7 @@ def open_run(prepared: Prepared, rank: RankInfo, run_dir: Path, *, recorder: Rec
         for line in planning.keep(prepared.planned, run_dir):
             display.note(line)
     recorder.start(
-        f"{resolved.run.name} on {rank.world_size} ranks",
+        f"{resolved.run.name} on {counted(rank.world_size, 'rank')}",
         device=device.name,
         world_size=rank.world_size,
         argv=redacted_argv([sys.executable, "-m", "dist_trainer", *sys.argv[1:]]),
@@ -55,14 +55,14 @@ def opening_lines(
     resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: DeviceFacts, num_threads: int
 ) -> list[str]:
     model = resolved.run.model
-    ranks = "1 rank" if rank.world_size == 1 else f"{rank.world_size} ranks"
-    threads = f", {num_threads} threads each" if device.kind == "cpu" else ""
+    ranks = counted(rank.world_size, "rank")
+    threads = f", {counted(num_threads, 'thread')} each" if device.kind == "cpu" else ""
     return [
         f"model      {resolved.run.name}: {format_count(num_parameters(model))} parameters, "
-        f"{model.num_layers} layers x {model.hidden_size}, vocabulary {model.vocab_size}, "
+        f"{counted(model.num_layers, 'layer')} x {model.hidden_size}, vocabulary {model.vocab_size}, "
         f"context {model.context_length}",
         f"world      {ranks} on {device.name} ({rank.source}){threads}",
-        f"batch      {resolved.train_batch_size} sequences = {resolved.micro_batch} micro batch x "
+        f"batch      {counted(resolved.train_batch_size, 'sequence')} = {resolved.micro_batch} micro batch x "
         f"{resolved.accumulation} accumulation x {ranks}",
         f"deepspeed  {resolved.deepspeed_source}: "
         + ", ".join(f"{key} {value}" for key, value in describe(resolved.deepspeed).items()),

@@ -111,7 +111,7 @@ def test_each_launcher_says_the_place_of_a_rank(environ: dict[str, str], expecte
     ("environ", "message"),
     [
         pytest.param({"RANK": "0"}, "RANK is set, but WORLD_SIZE is not", id="no world size"),
-        pytest.param({"WORLD_SIZE": "2"}, "WORLD_SIZE says 2, but this is one of 1 ranks", id="no rank"),
+        pytest.param({"WORLD_SIZE": "2"}, "WORLD_SIZE says 2, but this is one of 1 rank", id="no rank"),
         pytest.param(TORCHRUN | {"RANK": "4"}, "rank 4 of 4 ranks", id="rank too large"),
         pytest.param(TORCHRUN | {"RANK": "-1"}, "RANK is not a whole number", id="negative"),
         pytest.param(TORCHRUN | {"RANK": "one"}, "RANK is not a whole number", id="no number"),

@@ -12,7 +12,7 @@ def test_the_bar_is_on_stderr_and_counts_bytes(capsys: pytest.CaptureFixture[str
     output = capsys.readouterr()
     assert output.out == ""
     assert "reading" in output.err
-    assert "2.0/2.0 KiB" in output.err
+    assert "2.0/2.0 kB" in output.err
 
 
 def test_nothing_is_shown_when_it_is_off(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from dist_trainer.data import tokens as tokens_module
 from dist_trainer.data.info import INFO_FILE, DatasetInfo
 from dist_trainer.data.tokens import TokenFile, open_tokens
 from dist_trainer.errors import RunError, UserError
+from dist_trainer.units import counted
 
 
 def write_raw(path: Path, values: list[int]) -> Path:
@@ -182,7 +183,7 @@ def test_a_file_that_shrinks_under_its_reader_is_named_with_the_bytes_it_has_and
     with pytest.raises(RunError, match="become shorter") as raised:
         tokens.read(499, 2)
     error = raised.value
-    assert (error.where, error.found, error.expected) == (str(path), f"{cut} bytes", "4000 bytes")
+    assert (error.where, error.found, error.expected) == (str(path), counted(cut, "byte"), "4000 bytes")
 
 
 def test_a_file_that_is_removed_or_replaced_is_read_on_as_it_was(

@@ -36,7 +36,7 @@ def test_the_ranks_follow_from_what_is_asked_for(request_: JobRequest, layout: L
     ("request_", "said"),
     [
         (JobRequest(nodes=2), "Nothing says how many ranks a node has"),
-        (JobRequest(gpus=TWO_GPUS, tasks_per_node=4), "4 ranks a node do not go with 2 GPUs a node"),
+        (JobRequest(gpus=TWO_GPUS, tasks_per_node=4), "4 ranks a node, and 2 GPUs: each rank has one"),
         (JobRequest(gpus=TWO_GPUS, tasks=4), "--ntasks leaves it to SLURM"),
         (JobRequest(gpus=GpuRequest("gpus-per-task", "1")), "add --ntasks-per-node N"),
         (JobRequest(gpus=GpuRequest("gpus-per-task", "2"), tasks_per_node=1), "A rank uses one GPU"),

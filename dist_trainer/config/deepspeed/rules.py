@@ -12,6 +12,7 @@ from typing import Any
 
 from dist_trainer.config.deepspeed import params
 from dist_trainer.config.deepspeed.mistakes import Mistake
+from dist_trainer.units import counted
 
 Config = Mapping[str, Any]
 
@@ -317,7 +318,7 @@ def too_short(config: Config, total_steps: int) -> list[Mistake]:
     return [
         Mistake(
             "scheduler.params.total_steps",
-            f"OneCycleLR has no rate for a step after its last; the run has {total_steps} steps",
+            f"OneCycleLR has no rate for a step after its last; the run has {counted(total_steps, 'step')}",
             found=steps,
             expected=f"at least {total_steps}",
             hint='write "auto"',

@@ -8,7 +8,7 @@ from statistics import median
 
 from dist_trainer.doctor.examination import Examination
 from dist_trainer.doctor.findings import Finding, Level, grouped
-from dist_trainer.units import format_bytes
+from dist_trainer.units import counted, format_bytes
 
 FAIL_SHARE = 0.25
 WARN_SHARE = 0.5
@@ -112,7 +112,9 @@ def _all_reduce(exam: Examination) -> Iterator[Finding]:
     without = f", without {', '.join(left_out)}" if left_out else ""
     backend = "NCCL" if exam.trial.device == "cuda" else "gloo"
     part = "" if num_ranks == exam.num_ranks or left_out else ", one of each host"
-    found = f"{num_ranks} ranks{part}, {format_bytes(num_bytes)} over {backend}: {_speed(rate)} a rank{without}"
+    found = (
+        f"{counted(num_ranks, 'rank')}{part}, {format_bytes(num_bytes)} over {backend}: {_speed(rate)} a rank{without}"
+    )
     yield Finding("ok", "all-reduce", found)
 
 

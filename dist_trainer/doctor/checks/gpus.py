@@ -12,7 +12,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.launch.hosts.placement import SLOTS_HINT
 from dist_trainer.memory.gpus import find_gpu
 from dist_trainer.monitor.gpu.pci import kernel_address
-from dist_trainer.units import format_gb, format_gib
+from dist_trainer.units import counted, format_gb, format_gib
 
 # Less than this is what a driver or a desktop takes by itself.
 _NOTICED_BYTES = 2**29
@@ -71,7 +71,7 @@ def _counts(asked: Mapping[str, HostReport], exam: Examination) -> Iterator[Find
     enough: dict[str, str] = {}
     for name, host in asked.items():
         count = len(_gpus(host).devices)
-        slots = f"{host.num_slots} slots" if host.num_slots != 1 else "1 slot"
+        slots = counted(host.num_slots, "slot")
         text = f"{count} for {slots}"
         # A slot is the number of a GPU, so that its highest one has to be there.
         is_spare = count > host.num_slots and not exam.names_slots
@@ -132,11 +132,11 @@ def _contradictions(asked: Mapping[str, HostReport], exam: Examination) -> Itera
 
 def _about_itself(gpus: HostGpus) -> Iterator[str]:
     if gpus.num_said != len(gpus.gpus):
-        yield f"it says {gpus.num_said} GPUs and answers for {len(gpus.gpus)}"
+        yield f"it says {counted(gpus.num_said, 'GPU')} and answers for {len(gpus.gpus)}"
     addresses = Counter(gpu.pci_bus_id for gpu in gpus.gpus)
     for address, count in addresses.items():
         if count > 1:
-            yield f"it names {count} GPUs at {address}"
+            yield f"it names {counted(count, 'GPU')} at {address}"
     for gpu in gpus.gpus:
         if gpu.used_bytes is not None and gpu.total_bytes is not None and gpu.used_bytes > gpu.total_bytes:
             yield f"of {format_gb(gpu.total_bytes)} of GPU {gpu.index} it says {format_gb(gpu.used_bytes)} are used"

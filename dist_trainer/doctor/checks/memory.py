@@ -10,7 +10,7 @@ from dist_trainer.doctor.facts import Device, Memory
 from dist_trainer.doctor.findings import Finding, grouped
 from dist_trainer.memory.advice.outcome import HostMemory, Standing, device_standing, host_standing
 from dist_trainer.memory.plan import Figure, Plan, needed
-from dist_trainer.units import format_gb
+from dist_trainer.units import counted, format_gb
 
 # Python, torch's libraries and its threads, which a plan for the CPU leaves out (docs/planning.md).
 _PROCESS_BYTES = 500_000_000
@@ -63,7 +63,7 @@ def _on_hosts(exam: Examination, plan: Plan) -> Iterator[Finding]:
         standing = host_needs(plan, memory, host.num_slots)
         if standing is None:
             continue
-        wanted = f"{host.num_slots} ranks need {format_gb(standing.needed.num_bytes)} of the host's memory"
+        wanted = f"{format_gb(standing.needed.num_bytes)} of the host's memory for {counted(host.num_slots, 'rank')}"
         if standing.state == "over":
             limit = "it may use" if memory.limit_bytes else "it has"
             over[host.name] = f"{wanted}, and {limit} {format_gb(standing.limit_bytes)}"

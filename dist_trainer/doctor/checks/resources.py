@@ -9,7 +9,7 @@ from dist_trainer.doctor.examination import Examination, HostReport
 from dist_trainer.doctor.facts import UNLIMITED, Cpus, HostFacts
 from dist_trainer.doctor.findings import Finding, grouped
 from dist_trainer.doctor.needs import Needs
-from dist_trainer.units import MIB, format_bytes
+from dist_trainer.units import MIB, counted, format_bytes
 
 # What a container gets of /dev/shm unless told otherwise, 64 MiB, is not enough for NCCL's buffers of two ranks.
 _SHM_BYTES_A_GPU = 128 * MIB
@@ -58,7 +58,7 @@ def _open_files(hosts: Known, exam: Examination) -> Iterator[Finding]:
     wanted = _FILES_A_RANK + _FILES_A_PEER * exam.num_ranks
     limits = {host.name: facts.limits.open_files for host, facts in hosts if facts.limits}
     short = {
-        name: f"{limit}, and each of {exam.num_ranks} ranks may need {wanted}"
+        name: f"{limit}, and each of {counted(exam.num_ranks, 'rank')} may need {wanted}"
         for name, limit in limits.items()
         if limit < wanted
     }
@@ -95,9 +95,11 @@ def _cpus(hosts: Known, needs: Needs) -> Iterator[Finding]:
         workers = _workers_a_rank(needs, facts.cpus, host.num_slots)
         of_all = f" of {facts.cpus.num_logical}" if count < facts.cpus.num_logical else ""
         if count < host.num_slots:
-            few[host.name] = f"{count:g}{of_all} CPUs for {host.num_slots} ranks"
+            few[host.name] = f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')}"
         elif count < host.num_slots * (1 + workers):
-            crowded[host.name] = f"{count:g}{of_all} CPUs for {host.num_slots} ranks with {workers} loader workers each"
+            crowded[host.name] = (
+                f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')} with {workers} loader workers each"
+            )
         room.append((count, host.num_slots, workers))
     yield from grouped("warn", "CPUs", few, "ask the batch system or the container for more CPUs, or start fewer ranks")
     yield from grouped(
@@ -105,7 +107,9 @@ def _cpus(hosts: Known, needs: Needs) -> Iterator[Finding]:
     )
     if room and not few and not crowded:
         count, ranks, workers = min(room)
-        yield Finding("ok", "CPUs", f"at least {count:g} for {ranks} ranks with {workers} loader workers each")
+        yield Finding(
+            "ok", "CPUs", f"at least {count:g} for {counted(ranks, 'rank')} with {workers} loader workers each"
+        )
 
 
 def _numa(hosts: Known) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dist_trainer.doctor.examination import Examination
 from dist_trainer.doctor.facts import HostFacts, Revision
 from dist_trainer.doctor.findings import Finding, Level, grouped, sameness
+from dist_trainer.units import counted
 
 _SAME_ENVIRONMENT = "make the environments the same: ./launch.sh --setup on each host, from the same constraints.txt"
 _SAME_CODE = "bring every host to the same revision (git pull), or use a folder that all of them share"
@@ -53,7 +54,7 @@ def _cuda(exam: Examination, facts: Mapping[str, HostFacts]) -> Iterator[Finding
         if host.gpus is None or not host.gpus.devices or version is None:
             continue
         if version == _NO_CUDA:
-            useless[host.name] = f"{len(host.gpus.devices)} GPUs, and a torch that is {_NO_CUDA}"
+            useless[host.name] = f"{counted(len(host.gpus.devices), 'GPU')}, and a torch that is {_NO_CUDA}"
         elif host.gpus.driver_cuda and _major(version) > _major(host.gpus.driver_cuda):
             newer[host.name] = f"torch is built for {version}, and the driver knows CUDA up to {host.gpus.driver_cuda}"
     alike = sameness("torch's CUDA", built, level="fail", do=_SAME_ENVIRONMENT, here=exam.asker.torch_cuda or _NO_CUDA)

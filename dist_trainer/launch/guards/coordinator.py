@@ -21,6 +21,7 @@ from dist_trainer.launch.guards.job import Job
 from dist_trainer.launch.guards.membership import Membership, Trouble, name_hosts
 from dist_trainer.launch.guards.protocol import BEAT_S, SILENCE_S, Message, encode
 from dist_trainer.launch.supervise import FAILURE_GRACE_S
+from dist_trainer.units import counted
 
 _REMIND_S = 30.0
 _TICK_S = 0.1
@@ -155,7 +156,7 @@ class Coordinator:
 
     def _strangers(self) -> str:
         num_strangers = self._connections.num_strangers
-        return f"; {num_strangers} connections did not know this run's secret" if num_strangers else ""
+        return f"; {counted(num_strangers, 'connection')} did not know this run's secret" if num_strangers else ""
 
     def _take(self, connection: Connection, message: Message) -> bool:
         guard = self._guards.get(connection)

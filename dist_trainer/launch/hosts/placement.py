@@ -11,7 +11,7 @@ from dist_trainer.cluster.slurm import allocated_topology
 from dist_trainer.cluster.topology import Host, Topology, is_own_name
 from dist_trainer.errors import UserError
 from dist_trainer.launch.plan import HostFacts, Rendezvous
-from dist_trainer.units import whole_number
+from dist_trainer.units import counted, whole_number
 
 NUM_RANKS_WITHOUT_GPU = 2
 SLOTS_HINT = "let slots= say how many GPUs a host has, and take part of them with --include 'node1:0,1'"
@@ -118,7 +118,7 @@ def gpu_trouble(host: Host, num_gpus: int, *, is_chosen: bool) -> str | None:
 
 
 def _gpus(count: int) -> str:
-    return "1 GPU" if count == 1 else f"{count} GPUs"
+    return counted(count, "GPU")
 
 
 def _check_own_gpus(whole: Topology, choice: HostChoice, facts: HostFacts) -> None:
@@ -158,9 +158,9 @@ def _this_host(choice: HostChoice, facts: HostFacts) -> Topology:
         return Topology.of_this_host(asked or NUM_RANKS_WITHOUT_GPU)
     if asked is not None and asked > facts.num_gpus:
         raise UserError(
-            f"{asked} ranks need {asked} GPUs.",
+            f"{counted(asked, 'rank')} need {counted(asked, 'GPU')}.",
             where="--nproc-per-node",
-            found=f"{facts.num_gpus} GPUs that can be seen",
+            found=f"{counted(facts.num_gpus, 'GPU')} that can be seen",
             hint="ask for fewer ranks, or see CUDA_VISIBLE_DEVICES",
         )
     return Topology.of_this_host(facts.num_gpus)

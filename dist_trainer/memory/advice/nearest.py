@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.memory.engines.settings import Settings
 from dist_trainer.memory.plan import Plan, needed
-from dist_trainer.units import format_gb
+from dist_trainer.units import counted, format_gb
 
 # A bucket of this many elements is enough for bandwidth, and costs 0.1 GB in 16-bit where DeepSpeed's 5e8 costs 1 GB.
 SMALL_BUCKET = 50_000_000
@@ -184,7 +184,7 @@ def _ranks(setup: Setup) -> Iterator[Change]:
     for times in (2, 4):
         a_host = times * setup.num_ranks_a_host
         if a_host <= setup.max_ranks_a_host:
-            what = f"{times * setup.num_ranks} GPUs"
+            what = counted(times * setup.num_ranks, "GPU")
             yield Change("ranks", what, "more GPUs", f"--nproc-per-node {a_host}", times_ranks=times)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dist_trainer.memory.plan import Figure, Plan, needed
-from dist_trainer.units import format_gb
+from dist_trainer.units import counted, format_gb
 
 State = Literal["under", "close", "over"]
 
@@ -87,7 +87,7 @@ def plan_line(plan: Plan, host: HostMemory | None) -> str:
     if plan.device == "cpu":
         line = f"{figure} a rank planned (peak in {worst.peak_phase}, without the process itself)"
         if host is not None:
-            ranks = "1 rank" if host.num_ranks == 1 else f"{host.num_ranks} ranks"
+            ranks = counted(host.num_ranks, "rank")
             line += f"; {ranks} on a host of {format_gb(host.num_bytes)}"
         return line
     line = f"{figure} a GPU planned (peak in {worst.peak_phase})"

@@ -24,7 +24,7 @@ from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.memory.plan import Plan, needed
 from dist_trainer.memory.planner.planner import PlannedDevice, make_plan
 from dist_trainer.model.size import num_parameters
-from dist_trainer.units import format_gb
+from dist_trainer.units import counted, format_gb
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def _refusal(case: Case, resolved: ResolvedRun, plan: Plan, name: str, standing:
     suggestion = suggest(case, resolved, plan, is_good)
     if suggestion is not None:
         hint = f"{suggestion.typed} ({suggestion}); or {hint}"
-    who = "a GPU" if plan.device == "cuda" else f"for {many} ranks on a host"
+    who = "a GPU" if plan.device == "cuda" else f"for {counted(many, 'rank')} on a host"
     return UserError(
         f"the run needs {format_gb(standing.needed.num_bytes)} {who}, peak in {plan.worst.peak_phase}: it does not fit",
         where="memory",

@@ -13,7 +13,7 @@ from dist_trainer.memory.advice.outcome import (
     target_standing,
 )
 from dist_trainer.memory.plan import Plan, RankPlan, needed
-from dist_trainer.units import GB, format_gb, format_gib
+from dist_trainer.units import GB, counted, format_gb, format_gib
 
 THOUSANDTH = GB // 1000
 LABEL_WIDTH = 24
@@ -152,7 +152,7 @@ def _meets(standing: Standing) -> str:
 
 
 def _ranks(count: int) -> str:
-    return "1 rank" if count == 1 else f"{count} ranks"
+    return counted(count, "rank")
 
 
 def _row(label: str, figure: str, rest: str) -> str:

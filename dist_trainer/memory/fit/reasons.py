@@ -8,7 +8,7 @@ from dataclasses import replace
 from dist_trainer.memory.fit.candidates import Candidate, Limits, Planner
 from dist_trainer.memory.fit.choices import COARSE_WEIGHTS, NEUTRAL, Choice, neighbours
 from dist_trainer.memory.plan import RankPlan
-from dist_trainer.units import format_gb
+from dist_trainer.units import counted, format_gb
 
 MORE_RANKS = (2, 4, 8, 16)
 
@@ -43,7 +43,7 @@ def _why_not(planner: Planner, winner: Candidate, other: Candidate) -> str:
 def _host_miss(limits: Limits, rank: RankPlan) -> str:
     assert limits.host_bytes is not None
     wanted = rank.host_bytes * limits.ranks_a_host
-    ranks = "1 rank" if limits.ranks_a_host == 1 else f"{limits.ranks_a_host} ranks"
+    ranks = counted(limits.ranks_a_host, "rank")
     return f"{ranks} need {format_gb(wanted)} of the host, which has {format_gb(limits.host_bytes)}"
 
 
@@ -74,10 +74,10 @@ def helps(planner: Planner, nearest: Candidate) -> list[str]:
         fitting = [choice for choice in tried if larger.fits(choice)]
         if fitting:
             found = larger.plan(min(fitting, key=larger.rank_key))
-            lines.append(f"{world_size} ranks: {found.choice} takes {format_gb(found.needed_bytes)}")
+            lines.append(f"{counted(world_size, 'rank')}: {found.choice} takes {format_gb(found.needed_bytes)}")
             break
     else:
-        lines.append(f"{planner.world_size * MORE_RANKS[-1]} ranks without offload are not enough either")
+        lines.append(f"{counted(planner.world_size * MORE_RANKS[-1], 'rank')} without offload are not enough either")
     run = planner.resolved.run
     if run.model.loss == "full":
         chunked = run.model_copy(update={"model": run.model.model_copy(update={"loss": "chunked"})})

@@ -76,15 +76,15 @@ def offloaded(num_bytes: int) -> Plan:
     [
         (
             Memory(64 * GIB, 60 * GIB),
-            ("fail", ("node1",), "2 ranks need 85.90 GB of the host's memory, and it has 68.72 GB"),
+            ("fail", ("node1",), "85.90 GB of the host's memory for 2 ranks, and it has 68.72 GB"),
         ),
         (
             Memory(512 * GIB, 500 * GIB, limit_bytes=64 * GIB),
-            ("fail", ("node1",), "2 ranks need 85.90 GB of the host's memory, and it may use 68.72 GB"),
+            ("fail", ("node1",), "85.90 GB of the host's memory for 2 ranks, and it may use 68.72 GB"),
         ),
         (
             Memory(512 * GIB, 10 * GIB),
-            ("warn", ("node1",), "2 ranks need 85.90 GB of the host's memory, and 10.74 GB are free now"),
+            ("warn", ("node1",), "85.90 GB of the host's memory for 2 ranks, and 10.74 GB are free now"),
         ),
         (Memory(512 * GIB, 500 * GIB), ("ok", (), "549.76 GB or more a host; the ranks need 85.90 GB")),
     ],
@@ -101,7 +101,7 @@ def test_on_a_cpu_all_that_the_ranks_hold_is_the_hosts() -> None:
     plan = make_plan(allocated=10 * GIB, device="cpu")
     small = host("node1", gpus=NO_GPUS, facts={"memory": Memory(16 * GIB, 12 * GIB)})
     assert lines(memory.check(with_plan(exam(small), plan))) == [
-        ("fail", ("node1",), "2 ranks need 22.47 GB of the host's memory, and it has 17.18 GB")
+        ("fail", ("node1",), "22.47 GB of the host's memory for 2 ranks, and it has 17.18 GB")
     ]
 
 
