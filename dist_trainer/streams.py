@@ -34,6 +34,16 @@ def outlive_readers() -> None:
         sys.stderr = _outliving(sys.stderr)
 
 
+def is_terminal(descriptor: int) -> bool:
+    """Whether somebody looks at it. Open MPI gives its ranks a pseudo terminal, wherever mpirun's own output goes: one
+    of 0 columns, as no window is.
+    """
+    try:
+        return os.isatty(descriptor) and os.get_terminal_size(descriptor).columns > 0
+    except OSError:
+        return False
+
+
 def write_to_nowhere(descriptor: int) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)

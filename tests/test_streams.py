@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+import fcntl
+import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
+
+from dist_trainer.streams import is_terminal
 
 PRINTER = """
 import os, sys
@@ -47,3 +54,21 @@ def test_what_is_printed_arrives_as_before() -> None:
         [sys.executable, "-X", "utf8", "-c", code], capture_output=True, text=True, encoding="utf-8", check=True
     )
     assert (done.stdout, done.stderr) == ("ä\n", "2\n")
+
+
+def test_a_terminal_has_columns_which_that_of_open_mpis_ranks_has_not() -> None:
+    ours, theirs = pty.openpty()
+    try:
+        assert not is_terminal(theirs)
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+        assert is_terminal(theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def test_a_file_and_what_is_closed_are_no_terminals(tmp_path: Path) -> None:
+    with (tmp_path / "out").open("w") as file:
+        descriptor = file.fileno()
+        assert not is_terminal(descriptor)
+    assert not is_terminal(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from dist_trainer.config.run import MemoryConfig
 from dist_trainer.encoding import as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.logs import quiet_deepspeed
+from dist_trainer.streams import is_terminal
 from dist_trainer.train.job import Job
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
     opened = []
     for phase in resolved.phases:
         if phase.data == STANDARD_LIBRARY:
-            path = standard_library_dataset(vocab_size, progress=show_progress and sys.stdout.isatty())
+            path = standard_library_dataset(vocab_size, progress=show_progress and is_terminal(1))
         else:
             path = Path(phase.data)
         training = open_tokens(path, "train", vocab_size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 import textwrap
 import time
 
@@ -13,6 +12,7 @@ from rich.table import Column
 
 from dist_trainer.config.resolve import Phase
 from dist_trainer.records import StepRecord
+from dist_trainer.streams import is_terminal
 from dist_trainer.units import counted, format_bytes, format_count
 
 LINE_EVERY_S = 10.0
@@ -22,13 +22,14 @@ class Display:
     """Silent on every rank but 0. Without a terminal it prints the first step, then a line every ten seconds."""
 
     def __init__(self, *, speaks: bool) -> None:
-        self._console = Console(quiet=not speaks, highlight=False, soft_wrap=True)
+        at_terminal = is_terminal(1)
+        self._console = Console(quiet=not speaks, highlight=False, soft_wrap=True, force_terminal=at_terminal)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._phase: Phase | None = None
         self._last_step = 0
         self._last_line_s = 0.0
-        if speaks and sys.stdout.isatty():
+        if speaks and at_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
                 # In a narrow terminal the bar gives way, and no figure is cut.

@@ -24,7 +24,7 @@ from dist_trainer.encoding import printable
 from dist_trainer.endings import ERROR, INTERRUPTED, Start, end_event, interrupted, last_step
 from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
 from dist_trainer.logs import LOGGER_NAME
-from dist_trainer.streams import SHOW_CURSOR, write_all
+from dist_trainer.streams import SHOW_CURSOR, is_terminal, write_all
 
 ECHO_GRACE_S = 1.0
 SAME_MISTAKE_GRACE_S = 5.0
@@ -94,7 +94,7 @@ def fail_in_the_run(error: BaseException, speaker: Speaker) -> NoReturn:
     try:
         with speaker.start.speaking():
             if not told and not speaker.start.has_end():
-                if os.isatty(speaker.stderr_fd):
+                if is_terminal(speaker.stderr_fd):
                     # Rank 0's progress bar may stand there.
                     write_all(speaker.stderr_fd, b"\n")
                 say(_line(error, speaker.rank, debug=speaker.debug), stream_fd=speaker.stderr_fd)
@@ -115,7 +115,7 @@ def end_by_signal(number: signal.Signals, speaker: Speaker) -> None:
     _hurry.set()
     if _is_failing.is_set():
         return
-    if speaker.rank == 0 and os.isatty(1):
+    if speaker.rank == 0 and is_terminal(1):
         write_all(1, SHOW_CURSOR.encode())
     try:
         with speaker.start.speaking():

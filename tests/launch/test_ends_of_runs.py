@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,6 +89,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
 
 def test_control_c_says_at_which_step_gives_the_cursor_back_and_begins_a_line(tmp_path: Path) -> None:
     master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     running = Running(tmp_path, stdout=slave)
     os.close(slave)
     os.set_blocking(master, False)

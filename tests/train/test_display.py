@@ -45,7 +45,7 @@ def test_no_figure_of_the_bar_is_cut_in_a_terminal_of_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setattr("dist_trainer.train.display.is_terminal", lambda descriptor: True)
     display = Display(speaks=True)
     display.phase(Phase(1, "warm", 128, 150, 4096, "stdlib"), last_step=150)
     display.step(replace(record(149), loss=10.5, tokens_per_s=123456.0), 40 * 10**9, 149)
