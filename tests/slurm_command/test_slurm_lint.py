@@ -45,7 +45,9 @@ srun -K bash -c '
 # (rule, what is replaced in GOOD, by what, the line of the finding)
 BROKEN = [
     ("no-interpreter", "#!/bin/bash\n", "\n", 1),
+    ("byte-order-mark", "#!", "\ufeff#!", 1),
     ("carriage-return", "#SBATCH --requeue\n", "#SBATCH --requeue\r\n", 8),
+    ("mac-line-ends", "#SBATCH --requeue\n", "#SBATCH --requeue\r", 8),
     ("late-directive", "wait\n", "wait\n#SBATCH --exclusive\n", 16),
     ("blank-in-directive", "#SBATCH --requeue", "#SBATCH --requeue\n# SBATCH --exclusive", 9),
     ("tasks-and-gpus", "--ntasks-per-node=4", "--ntasks-per-node=2", 4),
@@ -197,6 +199,23 @@ def test_a_script_with_the_line_ends_of_dos_is_read_all_the_same(tmp_path: Path)
     script = tmp_path / "job.sbatch"
     script.write_bytes(GOOD.replace("\n", "\r\n").encode())
     assert [(finding.rule, finding.line) for finding in lint_file(script)] == [("carriage-return", 1)]
+
+
+def test_a_script_with_the_line_ends_of_an_old_mac_is_read_all_the_same(tmp_path: Path) -> None:
+    # For sbatch and bash this is one line, a comment.
+    script = tmp_path / "job.sbatch"
+    script.write_bytes(GOOD.replace("\n", "\r").encode())
+    assert [(finding.rule, finding.line) for finding in lint_file(script)] == [("mac-line-ends", 1)]
+    script.write_bytes(GOOD.replace("train.py &\n", "train.py &\r").encode())
+    assert [(finding.rule, finding.line) for finding in lint_file(script)] == [("mac-line-ends", 14)]
+
+
+def test_a_script_behind_a_byte_order_mark_is_read_all_the_same(tmp_path: Path) -> None:
+    # The kernel and sbatch look for #! in the first two bytes.
+    script = tmp_path / "job.sbatch"
+    script.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    findings = [(finding.rule, finding.line) for finding in lint_file(script)]
+    assert findings == [("byte-order-mark", 1), ("carriage-return", 1)]
 
 
 def test_a_time_of_hundreds_of_digits_is_a_finding() -> None:

@@ -32,6 +32,7 @@ _COMMENT = re.compile(r"(^|\s)#.*")
 _QUOTES = set("'\"\\")
 _PUNCTUATION = set(";&|()<>")
 _SUBSTITUTION = re.compile(r"\$\(\([^()]*\)\)|\$\([^()]*\)|`[^`]*`")
+_BYTE_ORDER_MARK = "\ufeff"
 # What stands for the value of a substitution.
 _SUBSTITUTED = "$_"
 
@@ -77,12 +78,14 @@ class Line:
 @dataclass(frozen=True)
 class BatchFile:
     """`options` are those that sbatch reads, `late_options` those that stand too far down for it. Of a heterogeneous
-    job they are the first part's. `dos_line` is the first line that ends in a carriage return, which `raw_lines` are
-    without.
+    job they are the first part's. `raw_lines` are as they are meant: without a byte-order mark, and without carriage
+    returns at their ends (`dos_line` is the first that has one) or in place of a line feed (`mac_line`).
     """
 
     raw_lines: tuple[str, ...]
+    has_byte_order_mark: bool
     dos_line: int | None
+    mac_line: int | None
     options: tuple[Option, ...]
     late_options: tuple[Option, ...]
     lines: tuple[Line, ...]
@@ -95,9 +98,8 @@ class BatchFile:
 
 def parse(text: str) -> BatchFile:
     """Never fails: what cannot be read as a command is left out."""
-    # As bash has it: nothing but a line feed ends a line. What lines of DOS have before it is for a rule to find.
-    with_returns = text.removesuffix("\n").split("\n") if text else []
-    raw_lines = tuple(line.removesuffix("\r") for line in with_returns)
+    unmarked = text.removeprefix(_BYTE_ORDER_MARK)
+    raw_lines, dos_line, mac_line = _raw_lines(unmarked)
     first_command = next(
         (number for number, line in enumerate(raw_lines, 1) if line.strip() and not line.lstrip().startswith("#")),
         len(raw_lines) + 1,
@@ -114,8 +116,33 @@ def parse(text: str) -> BatchFile:
             (options if number < first_command else late).extend(read_options(words, number))
     lines = tuple(_logical_lines(raw_lines))
     commands = tuple(command for line in lines for command in _commands(line))
-    dos_line = next((number for number, line in enumerate(with_returns, 1) if line.endswith("\r")), None)
-    return BatchFile(raw_lines, dos_line, tuple(options), tuple(late), lines, commands)
+    return BatchFile(
+        raw_lines=raw_lines,
+        has_byte_order_mark=unmarked != text,
+        dos_line=dos_line,
+        mac_line=mac_line,
+        options=tuple(options),
+        late_options=tuple(late),
+        lines=lines,
+        commands=commands,
+    )
+
+
+def _raw_lines(text: str) -> tuple[tuple[str, ...], int | None, int | None]:
+    """The lines, the first that ends as in DOS, and the first that ends as on an old Mac.
+
+    For bash and sbatch nothing but a line feed ends a line; that others were meant is for a rule to find.
+    """
+    raw_lines: list[str] = []
+    dos_line = mac_line = None
+    for line in text.removesuffix("\n").split("\n") if text else []:
+        parts = line.rstrip("\r").split("\r")
+        if len(parts) > 1:
+            mac_line = mac_line or len(raw_lines) + 1
+        elif line.endswith("\r"):
+            dos_line = dos_line or len(raw_lines) + 1
+        raw_lines += parts
+    return tuple(raw_lines), dos_line, mac_line
 
 
 def read_options(words: Sequence[str], line: int) -> Iterator[Option]:

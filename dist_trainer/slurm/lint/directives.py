@@ -18,12 +18,32 @@ def no_interpreter(file: BatchFile) -> Iterator[Problem]:
         )
 
 
+def byte_order_mark(file: BatchFile) -> Iterator[Problem]:
+    if file.has_byte_order_mark:
+        yield Problem(
+            1,
+            "an invisible byte-order mark stands before the first line, which so does not begin with #!, and sbatch "
+            "refuses the script",
+            "take it out: sed -i '1s/^\\xEF\\xBB\\xBF//' FILE, or save the file as UTF-8 without BOM",
+        )
+
+
 def carriage_return(file: BatchFile) -> Iterator[Problem]:
     if file.dos_line is not None:
         yield Problem(
             file.dos_line,
             "the line ends as in DOS (\\r\\n), and sbatch refuses the script",
             "convert it: sed -i 's/\\r$//' FILE",
+        )
+
+
+def mac_line_ends(file: BatchFile) -> Iterator[Problem]:
+    if file.mac_line is not None:
+        yield Problem(
+            file.mac_line,
+            "the line ends as on an old Mac (\\r alone): for sbatch and bash it goes on, and what follows, directives "
+            "too, is lost",
+            "convert it: sed -i 's/\\r*$//; s/\\r/\\n/g' FILE",
         )
 
 

@@ -15,7 +15,9 @@ _MOST_BYTES = 2**18
 
 RULES: dict[str, Rule] = {
     "no-interpreter": directives.no_interpreter,
+    "byte-order-mark": directives.byte_order_mark,
     "carriage-return": directives.carriage_return,
+    "mac-line-ends": directives.mac_line_ends,
     "late-directive": directives.late_directive,
     "blank-in-directive": directives.blank_in_directive,
     "tasks-and-gpus": ranks.tasks_and_gpus,
