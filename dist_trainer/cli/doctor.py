@@ -107,7 +107,8 @@ def _where(choice: HostChoice, facts: HostFacts) -> tuple[How, Topology]:
                 hint="look at its hosts from where srun is, or name them with --hostfile",
             )
         return "srun", find_topology("srun", choice, facts)[0]
-    topology, _ = find_topology("torchrun" if choice.hostfile is None else "deepspeed", choice, facts)
+    # No launcher is chosen yet: a hostfile may have any form.
+    topology, _ = find_topology("torchrun" if choice.hostfile is None else "mpirun", choice, facts)
     return ("here" if topology.is_local(facts.hostname) else "ssh"), topology
 
 

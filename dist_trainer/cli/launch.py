@@ -15,6 +15,7 @@ from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser
 from dist_trainer.cluster.environments import LAUNCH_ID, read_count
 from dist_trainer.cluster.folder_lock import FolderLock
+from dist_trainer.cluster.hostfile import has_byte_order_mark
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.config.request import Request
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
@@ -69,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ranks a host; auto (the default) takes the hostfile's slots, SLURM's tasks, or one a GPU, "
         f"and {NUM_RANKS_WITHOUT_GPU} where there is no GPU",
     )
-    parser.add_argument("--hostfile", metavar="FILE", help="lines 'host slots=N', as DeepSpeed has them")
+    parser.add_argument(
+        "--hostfile", metavar="FILE", help="lines 'host slots=N', as DeepSpeed has them; for mpirun also MPI's forms"
+    )
     parser.add_argument("--include", metavar="SPEC", default="", help="use only these slots: node1:0,1@node2")
     parser.add_argument("--exclude", metavar="SPEC", default="", help="leave these slots out: node1:0")
     parser.add_argument(
@@ -142,6 +145,9 @@ def run(
         facts=facts,
         module=module,
         hostfile=args.hostfile,
+        is_hostfile_marked=launcher == "deepspeed"
+        and args.hostfile is not None
+        and has_byte_order_mark(Path(args.hostfile)),
         is_filtered=is_filtered,
         env=named_env(args.env, environ),
         rendezvous=rendezvous,

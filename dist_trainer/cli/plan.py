@@ -209,7 +209,8 @@ def find_world(args: argparse.Namespace, facts: HostFacts) -> World:
             )
     elif asked is not None and not args.include and not args.exclude:
         return World(num_hosts * asked, asked, is_this_host=num_hosts == 1)
-    launcher = choose_launcher(facts.environ, args.hostfile) if args.hostfile is None else "deepspeed"
+    # No launcher is chosen yet: a hostfile may have any form.
+    launcher = choose_launcher(facts.environ, args.hostfile) if args.hostfile is None else "mpirun"
     if args.nnodes is not None:
         launcher = "torchrun"
     choice = HostChoice(args.hostfile, args.include, args.exclude, asked)

@@ -18,12 +18,19 @@ _MAX_NUM_NAMED = 8
 class Host:
     """One host and the slots (places for one rank each, as a rule a GPU) used on it, ascending.
 
-    `place` is where that is said, FILE:LINE; None where no file says it. Two hosts do not differ by it.
+    `place` is where that is said, FILE:LINE; None where no file says it. Two hosts do not differ by it. `user`: as whom
+    to log in there; empty where nothing says it.
     """
 
     name: str
     slots: tuple[int, ...]
     place: str | None = field(default=None, compare=False)
+    user: str = ""
+
+    @property
+    def login(self) -> str:
+        """The host for ssh: with the user in front of it."""
+        return f"{self.user}@{self.name}" if self.user else self.name
 
     @property
     def num_slots(self) -> int:
@@ -136,8 +143,8 @@ class Topology:
 
 
 def is_own_name(name: str, hostname: str) -> bool:
-    """Whether `name` means the host whose name is `hostname`, on that host."""
-    return name in {*_LOOPBACK_NAMES, hostname, hostname.split(".")[0]}
+    """Whether `name`, or user@name, means the host whose name is `hostname`, on that host."""
+    return name.rpartition("@")[2] in {*_LOOPBACK_NAMES, hostname, hostname.split(".")[0]}
 
 
 def render_include(topology: Topology) -> str:

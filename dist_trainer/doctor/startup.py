@@ -25,8 +25,12 @@ def look_again(task: Task, found: Examination) -> Examination:
     if not dumb or task.how == "srun":
         return found
     argv = ("sh", "-c", _STARTUP_SCRIPT, "sh", task.interpreter, task.cwd)
-    results = remote.run_on_hosts(dumb, argv, timeout_s=_LIMIT_S, env=search_path(os.environ))
-    startups = {host: read_startup(result.stdout) for host, result in results.items() if result.status is not None}
+    logins = {host.name: host.login for host in task.topology.hosts}
+    names = {logins.get(name, name): name for name in dumb}
+    results = remote.run_on_hosts(names, argv, timeout_s=_LIMIT_S, env=search_path(os.environ))
+    startups = {
+        names[login]: read_startup(result.stdout) for login, result in results.items() if result.status is not None
+    }
     return replace(found, hosts=tuple(replace(report, startup=startups.get(report.name)) for report in found.hosts))
 
 

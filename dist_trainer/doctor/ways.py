@@ -34,7 +34,8 @@ def routes(task: Task, environ: Mapping[str, str], hostname: str, *, open_files:
     }
     limit = "unlimited" if open_files == resource.RLIM_INFINITY else open_files
     texts |= {name: f"ulimit -Sn {limit}; {text}" for name, text in texts.items() if is_own_name(name, hostname)}
-    return [Route((name,), ssh.command_for(name, text, hostname=hostname)) for name, text in texts.items()]
+    logins = {host.name: host.login for host in task.topology.hosts}
+    return [Route((name,), ssh.command_for(logins[name], text, hostname=hostname)) for name, text in texts.items()]
 
 
 def search_path(environ: Mapping[str, str]) -> dict[str, str]:

@@ -94,6 +94,19 @@ def refuse_left_out_slots(request: LaunchRequest) -> None:
             )
 
 
+def refuse_users(request: LaunchRequest, *, whose: str = "mpirun", why: str = "takes no user before a host") -> None:
+    """Raises UserError for a host for which the hostfile names a user."""
+    for host in request.topology.hosts:
+        if host.user:
+            raise UserError(
+                f"{whose} {why}.",
+                where=host.place,
+                found=host.login,
+                expected=host.name,
+                hint=f"write it so, and the user into ~/.ssh/config: 'Host {host.name}', then 'User {host.user}'",
+            )
+
+
 def named_env(words: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """--env NAME (its value here) or NAME=VALUE. Raises UserError for a name that is none, or is not set here."""
     pairs: dict[str, str] = {}

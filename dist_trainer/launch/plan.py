@@ -46,10 +46,10 @@ class Rendezvous:
 class LaunchRequest:
     """What is to run and where. `arguments` reach every rank of `module` literally.
 
-    `hostfile` is the path as the user wrote it, None when there is none; `is_filtered` says that the topology
-    holds fewer slots than the hostfile. `env` are the variables that the user named for every rank. `is_guarded`:
-    the ranks' guards bring what a launcher would get wrong, so that nothing need be refused. With `rendezvous` the
-    topology is this host's part of the run.
+    `hostfile` is the path as the user wrote it, None when there is none; `is_hostfile_marked`: it begins with a
+    byte-order mark. `is_filtered` says that the topology holds fewer slots than the hostfile. `env` are the variables
+    that the user named for every rank. `is_guarded`: the ranks' guards bring what a launcher would get wrong, so that
+    nothing need be refused. With `rendezvous` the topology is this host's part of the run.
     """
 
     arguments: tuple[str, ...]
@@ -58,6 +58,7 @@ class LaunchRequest:
     facts: HostFacts
     module: str = "dist_trainer"
     hostfile: str | None = None
+    is_hostfile_marked: bool = False
     is_filtered: bool = False
     env: tuple[tuple[str, str], ...] = ()
     is_guarded: bool = False

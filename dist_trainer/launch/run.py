@@ -74,12 +74,12 @@ def run_request(
     file it has brought that.
     """
     membership = membership_for(launcher, request)
-    with _taken_back(secret, membership):
+    with _taken_back(secret, membership, request):
         return _run(launcher, request, prepare, secret, membership, is_port_fixed=is_port_fixed, limits=limits)
 
 
 @contextmanager
-def _taken_back(secret: RunSecret, membership: Membership) -> Iterator[None]:
+def _taken_back(secret: RunSecret, membership: Membership, request: LaunchRequest) -> Iterator[None]:
     """A secret's file goes with the guards of its host; from hosts to which some never came it is taken here."""
     try:
         yield
@@ -88,7 +88,8 @@ def _taken_back(secret: RunSecret, membership: Membership) -> Iterator[None]:
         if secret.is_file and missing:
             from dist_trainer.launch.hosts.reach import take_back_secret
 
-            take_back_secret(missing, secret)
+            logins = {host.name: host.login for host in request.topology.hosts}
+            take_back_secret([logins.get(name, name) for name in missing], secret)
 
 
 def _run(

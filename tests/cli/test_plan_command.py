@@ -93,6 +93,7 @@ def test_without_a_gpu_the_world_that_is_assumed_is_said(capsys: pytest.CaptureF
         (("--hostfile", "hosts"), NO_GPU, 12, 8),
         (("--hostfile", "hosts", "--include", "h1:0,1@h2"), NO_GPU, 6, 4),
         (("--hostfile", "hosts", "--nproc-per-node", "2"), NO_GPU, 4, 2),
+        (("--hostfile", "mpi-hosts"), NO_GPU, 5, 3),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
@@ -100,6 +101,7 @@ def test_the_world_is_what_launch_would_start(
     folder: Path, arguments: tuple[str, ...], facts: HostFacts, num_ranks: int, num_ranks_a_host: int
 ) -> None:
     (folder / "hosts").write_text("h1 slots=8\nh2 slots=4\n")
+    (folder / "mpi-hosts").write_text("h1:2\nh2\nh1\nh2\n")
     world = plan_command.find_world(plan_command.build_parser().parse(list(arguments)), facts)
     assert (world.num_ranks, world.num_ranks_a_host) == (num_ranks, num_ranks_a_host)
 

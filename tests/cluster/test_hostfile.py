@@ -7,7 +7,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dist_trainer.cluster.hostfile import parse_hostfile, read_hostfile, render_hostfile, render_openmpi_hostfile
+from dist_trainer.cluster.hostfile import (
+    has_byte_order_mark,
+    parse_hostfile,
+    read_hostfile,
+    render_hostfile,
+    render_openmpi_hostfile,
+)
 from dist_trainer.cluster.topology import Host, Topology, render_include
 from dist_trainer.errors import UserError
 
@@ -140,8 +146,14 @@ def test_comments_and_blank_lines() -> None:
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
-        ("h1 slots=2 max_slots=4", 1, "not understood"),
-        ("\nh1", 2, "not understood"),
+        ("h1 slots=2 max_slots=1", 1, "no more slots than"),
+        ("h1 slots=2 ip=10.0.0.1", 1, "not understood"),
+        ("\nh1", 2, "only mpirun"),
+        ("h1:2", 1, "only mpirun"),
+        ("h1 cpu=2", 1, "not understood"),
+        ("fd00::1 slots=2", 1, "IPv6"),
+        ("root@fe80::1%eth0 slots=2", 1, "IPv6"),
+        ("[fd00::1]:2", 1, "IPv6"),
         ("h1 slots=two", 1, "not understood"),
         ("h1 slots = 2", 1, "not understood"),
         ("h1 slots=-1", 1, "not understood"),
@@ -153,13 +165,94 @@ def test_comments_and_blank_lines() -> None:
         ("h1 slots=999999999", 1, "at least one slot"),
         ("# x\nh1 slots=1\nh1 slots=2", 3, "stands twice"),
         ("-oProxyCommand=x slots=1", 1, "not a host's name"),
-        ("me@h1 slots=1", 1, "not a host's name"),
+        ("-l@h1 slots=1", 1, "not a user's name"),
+        ("a@b@h1 slots=1", 1, "not a user's name"),
+        ("me@-h1 slots=1", 1, "not a host's name"),
+        ("h1 slots=1\nme@h1 slots=1", 2, "stands twice"),
     ],
 )
 def test_a_line_that_is_not_understood_is_named(text: str, line: int, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         parse_hostfile(text, where="hostfiles/x")
     assert caught.value.where == f"hostfiles/x:{line}"
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("h1", "h1 slots=N"),
+        ("h1:3", "h1 slots=3"),
+        ("h1 cpu=3", "write 'h1 slots=3'"),
+        ("h1 slots = 3", "write 'h1 slots=3'"),
+        ("h1 np=3", "write 'h1 slots=3'"),
+    ],
+)
+def test_of_other_grammars_the_form_to_write_is_said(text: str, form: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_hostfile(text, where="hf")
+    assert form in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("h1\nh2", {"h1": 1, "h2": 1}),
+        ("h1:2\nh2:3", {"h1": 2, "h2": 3}),
+        # As Open MPI and Hydra count them: a slot a line.
+        ("h1\nh2 # the other\nh1\nh2\nh1", {"h1": 3, "h2": 2}),
+        ("h1:2\nh1\n", {"h1": 3}),
+        ("h1 slots=2 max-slots=4\nh2 slots=1 max_slots=1\nh3", {"h1": 2, "h2": 1, "h3": 1}),
+    ],
+)
+def test_mpis_forms_are_read_for_mpirun(text: str, meant: dict[str, int]) -> None:
+    assert parse_hostfile(text, where="hf", forms="mpi") == topology(**meant)
+
+
+def test_a_host_of_several_lines_is_said_at_the_first_of_them() -> None:
+    (host,) = parse_hostfile("# ours\nh1\nh1\n", where="hf", forms="mpi").hosts
+    assert host.place == "hf:2"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        # As Open MPI has it: all slots on one line, or a line a slot.
+        ("h1 slots=1\nh1 slots=1", 2, "stands twice"),
+        ("h1\nh1 slots=1", 2, "stands twice"),
+        ("h1 slots=1\nh1:2", 2, "stands twice"),
+        ("h1\nme@h1", 2, "stands twice"),
+        ("h1:0", 1, "at least one slot"),
+        ("h1:1024\nh1", 2, "at least one slot"),
+        ("h1:2:3", 1, "not understood"),
+        ("h1:two", 1, "not understood"),
+        ("h1 h2", 1, "not understood"),
+        ("slots=2", 1, "not understood"),
+        ("h1 max-slots=2", 1, "not understood"),
+        ("fd00::1", 1, "IPv6"),
+        ("-x:2", 1, "not a host's name"),
+    ],
+)
+def test_for_mpirun_too_a_line_that_is_not_understood_is_named(text: str, line: int, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        parse_hostfile(text, where="hf", forms="mpi")
+    assert caught.value.where == f"hf:{line}"
+
+
+def test_a_user_is_for_ssh_and_not_a_part_of_the_hosts_name() -> None:
+    read = parse_hostfile("me@h1 slots=2\nh2 slots=1", where="hf")
+    assert [(host.name, host.user, host.login) for host in read.hosts] == [("h1", "me", "me@h1"), ("h2", "", "h2")]
+    assert render_include(read.filter(include="h1:1")) == "h1:1"
+    assert read.is_local("h1") is False
+    assert parse_hostfile("me@h1 slots=2", where="hf").is_local("h1")
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_marks_and_line_ends_of_other_systems_mean_nothing(mark: bytes, end: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(mark + end.join([b"h1\tslots=2", b"# more", b"h2 slots=1", b""]))
+    assert read_hostfile(path) == topology(h1=2, h2=1)
+    assert has_byte_order_mark(path) == bool(mark)
 
 
 @pytest.mark.parametrize("text", ["", "\n# nothing\n"])

@@ -90,6 +90,29 @@ def test_every_rank_knows_its_place_and_gets_its_arguments_literally(start: Star
         assert launched.output() == "", launcher
 
 
+@pytest.mark.parametrize(
+    ("launcher", "hostfile"),
+    [
+        ("deepspeed", b"\xef\xbb\xbfroot@node1 slots=2\r\nroot@node2 slots=2 max-slots=4\r\n"),
+        ("torchrun", b"\xef\xbb\xbfroot@node1 slots=2\r\nnode2 slots=2\r\n"),
+        ("mpirun", b"node1\nnode2:2\nnode1\n"),
+    ],
+)
+def test_a_hostfile_of_another_form(
+    launcher: str, hostfile: bytes, lab: Lab, slurm_lab: dict[str, str], tmp_path: Path
+) -> None:
+    folder = lab.folder / tmp_path.name
+    folder.mkdir()
+    (folder / "hosts").write_bytes(hostfile)
+    with echoing(lab, folder, launcher, slurm_lab, "end") as launched:
+        assert launched.status() == 0, launched.output()
+        assert launched.output() == ""
+        ranks = [record["rank"] for record in launched.ranks()]
+        places = [(rank["local_rank"], rank["local_world_size"], rank["master_addr"]) for rank in ranks]
+        assert places == [(0, 2, "node1"), (1, 2, "node1"), (0, 2, "node1"), (1, 2, "node1")]
+    lab.wait_until_nothing_runs()
+
+
 def test_a_rank_that_fails(start: Start) -> None:
     for launched in start("exit:7").values():
         assert launched.status() == 7

@@ -31,6 +31,13 @@ def task(**changes: Any) -> Task:
     return Task(**{**known, **changes})
 
 
+def test_a_host_is_asked_as_the_user_that_the_hostfile_names() -> None:
+    (there,) = routes(task(topology=Topology((Host("node2", (0,), user="me"),))), {}, "box", open_files=1024)
+    assert there.hosts == ("node2",)
+    assert there.command[-2] == "me@node2"
+    assert there.command[-1].endswith(" node2")
+
+
 def test_each_host_has_a_way_of_its_own() -> None:
     here, there = routes(task(), {"PYTHONPATH": "/src"}, "box", open_files=1024)
     assert (here.hosts, there.hosts) == (("box",), ("node2",))

@@ -388,7 +388,7 @@ def hostfile(folder: Path) -> tuple[Path, list[bytes], Parse]:
         path_of_hosts = folder / "hosts"
         path_of_hosts.write_bytes(text)
         try:
-            topology = read_hostfile(path_of_hosts)
+            topology = read_hostfile(path_of_hosts, "mpi")
         finally:
             path_of_hosts.unlink()
         render_openmpi_hostfile(topology)
@@ -396,7 +396,11 @@ def hostfile(folder: Path) -> tuple[Path, list[bytes], Parse]:
 
     return (
         path,
-        [b"# ours\nnode1 slots=8\nnode2 slots=4 # half\n\nnode1:0,1@node2", b"localhost slots=2\n\nlocalhost:1"],
+        [
+            b"# ours\nnode1 slots=8\nnode2 slots=4 # half\n\nnode1:0,1@node2",
+            b"node1\nme@node2:4\nnode1\nnode3 slots=2 max-slots=2\n\nnode2:0",
+            b"localhost slots=2\n\nlocalhost:1",
+        ],
         use,
     )
 

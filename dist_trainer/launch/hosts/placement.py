@@ -52,7 +52,7 @@ def find_topology(launcher: str, choice: HostChoice, facts: HostFacts) -> tuple[
     if choice.hostfile is None:
         whole = _this_host(choice, facts)
     else:
-        whole = read_hostfile(Path(choice.hostfile))
+        whole = read_hostfile(Path(choice.hostfile), "mpi" if launcher == "mpirun" else "deepspeed")
         _check_own_gpus(whole, choice, facts)
     chosen = whole.filter(include=choice.include, exclude=choice.exclude)
     if choice.num_ranks_per_host is not None:

@@ -35,7 +35,7 @@ def check_hosts(request: LaunchRequest, secret: RunSecret, *, is_chosen: bool = 
     hosts = request.topology.hosts
     env = forwarded_env(request) | dict(request.env)
     results = run_on_hosts(
-        [host.name for host in hosts],
+        [host.login for host in hosts],
         argv,
         timeout_s=_LIMIT_S,
         # Not on ssh's command line, but what a process has to have from its start.
@@ -70,7 +70,7 @@ def find_problems(hosts: tuple[Host, ...], results: Mapping[str, RemoteResult]) 
     """What keeps ranks from starting, by host."""
     problems = {}
     for host in hosts:
-        result = results[host.name]
+        result = results[host.login]
         if result.problem is not None:
             problems[host.name] = str(result.problem)
         elif result.status != 0:
@@ -83,7 +83,7 @@ def find_misfits(
     hosts: tuple[Host, ...], results: Mapping[str, RemoteResult], *, is_chosen: bool
 ) -> list[tuple[Host, str]]:
     """The hosts that have other GPUs than their slots say, and how."""
-    troubles = ((host, gpu_trouble(host, int(_last_word(results[host.name])), is_chosen=is_chosen)) for host in hosts)
+    troubles = ((host, gpu_trouble(host, int(_last_word(results[host.login])), is_chosen=is_chosen)) for host in hosts)
     return [(host, trouble) for host, trouble in troubles if trouble]
 
 

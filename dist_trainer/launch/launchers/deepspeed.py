@@ -6,7 +6,7 @@ import re
 
 from dist_trainer.cluster.topology import render_include
 from dist_trainer.errors import UserError
-from dist_trainer.launch.environment import UNSAYABLE, common_env
+from dist_trainer.launch.environment import UNSAYABLE, common_env, refuse_users
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 # pdsh gives the arguments to a shell on the other host, and DeepSpeed's quoting does not hold for others than these.
@@ -17,11 +17,13 @@ def plan_deepspeed(request: LaunchRequest) -> LaunchPlan:
     """Raises UserError for what DeepSpeed's launcher would do wrongly: see each message."""
     if not (request.is_local or request.is_guarded):
         _refuse_what_pdsh_breaks(request)
-    quick = ("dist_trainer.launch.launchers.without_gc",) if request.is_guarded else ()
+    around: tuple[str, ...] = ("dist_trainer.launch.launchers.without_gc",) if request.is_guarded else ()
+    if request.is_hostfile_marked:
+        around += ("dist_trainer.launch.launchers.unmarked_hostfile",)
     return LaunchPlan(
         launcher="deepspeed",
         command=(
-            (request.facts.interpreter, "-m", *quick, "deepspeed.launcher.runner", "--log_level", "critical"),
+            (request.facts.interpreter, "-m", *around, "deepspeed.launcher.runner", "--log_level", "critical"),
             (*_where(request), "--master_port", str(request.master_port)),
             # The runner and the launch.py that it starts each take the start of an option's name for the option,
             # wherever it stands, until a '--': one for each of them.
@@ -38,6 +40,9 @@ def _where(request: LaunchRequest) -> tuple[str, ...]:
         return _where_on_this_host(request)
     words: tuple[str, ...] = ("--hostfile", request.hostfile)
     if request.is_filtered:
+        if any(host.user for host in request.topology.hosts):
+            # Its grammar is NODE:SLOTS@NODE:SLOTS, and its nodes are named as in the file.
+            refuse_users(request, whose="DeepSpeed's --include", why="takes '@' for the end of a host")
         words += ("--include", render_include(request.topology))
     if request.is_local:
         # A hostfile alone makes DeepSpeed try ssh, even to localhost.

@@ -7,7 +7,14 @@ SIGTERM: the ranks' guards see to all that. What is passed to other hosts is nam
 from __future__ import annotations
 
 from dist_trainer.errors import UserError
-from dist_trainer.launch.environment import SEARCH_PATHS, UNSAYABLE, mpi_env, refuse_left_out_slots, refuse_stray_rank
+from dist_trainer.launch.environment import (
+    SEARCH_PATHS,
+    UNSAYABLE,
+    mpi_env,
+    refuse_left_out_slots,
+    refuse_stray_rank,
+    refuse_users,
+)
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 # Intel MPI would bind each rank to cores, MPICH does not unless it is told to.
@@ -15,12 +22,14 @@ _UNBOUND = (("I_MPI_PIN", "0"),)
 
 
 def plan_hydra(request: LaunchRequest) -> LaunchPlan:
-    """Raises UserError for a stray RANK in the environment, for slots left out on another host, and for an argument ':'
-    where Hydra itself would read it.
+    """Raises UserError for a stray RANK in the environment, for users, for slots left out on another host, and for an
+    argument ':' where Hydra itself would read it.
     """
     refuse_stray_rank(request.facts.environ, whose="that mpirun starts", again="launch")
     topology = request.topology
     env = mpi_env(request) + _UNBOUND
+    if not request.is_local:
+        refuse_users(request)
     if not request.is_guarded:
         _refuse_what_hydra_breaks(request)
     exported = [name for name, _ in env]

@@ -5,18 +5,25 @@ Another mpirun, Hydra, spells its switches differently: see `hydra.py`.
 
 from __future__ import annotations
 
-from dist_trainer.launch.environment import SEARCH_PATHS, mpi_env, refuse_left_out_slots, refuse_stray_rank
+from dist_trainer.launch.environment import (
+    SEARCH_PATHS,
+    mpi_env,
+    refuse_left_out_slots,
+    refuse_stray_rank,
+    refuse_users,
+)
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 _AS_ROOT = (("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1"))
 
 
 def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
-    """Raises UserError for a stray RANK in the environment, and for slots left out on another host."""
+    """Raises UserError for a stray RANK in the environment, and for slots left out on another host and for users."""
     refuse_stray_rank(request.facts.environ, whose="that mpirun starts", again="launch")
     env = mpi_env(request)
     exported = [name for name, _ in env]
     if not request.is_local:
+        refuse_users(request)
         if not request.is_guarded:
             refuse_left_out_slots(request)
         exported += [name for name in SEARCH_PATHS if request.facts.environ.get(name)]

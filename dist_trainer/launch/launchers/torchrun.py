@@ -29,7 +29,7 @@ def plan_torchrun(request: LaunchRequest) -> LaunchPlan:
         )
         env += visible_gpus_env(request)
     else:
-        hosts = tuple(f"{host.name}:{host.num_slots}" for host in topology.hosts)
+        hosts = tuple(f"{host.login}:{host.num_slots}" for host in topology.hosts)
         over_ssh = ((interpreter, "-m", "dist_trainer.launch.launchers.over_ssh", *hosts, "--"),)
         where = (
             (f"--nnodes={len(hosts)}", f"--node-rank={NODE_RANK}", f"--nproc-per-node={NUM_SLOTS}"),

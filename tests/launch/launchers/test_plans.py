@@ -35,6 +35,7 @@ ALLOCATION = {
 UNEVEN = ALLOCATION | {"SLURM_NTASKS": "3", "SLURM_TASKS_PER_NODE": "2,1", "SLURM_CPUS_PER_TASK": "3"}
 TINY = ("train", "--config", "tiny", "--ds", "zero2", "--run-dir", "runs/tiny-zero2-001")
 LOCALHOST = parse_hostfile("localhost slots=4", where="hf")
+AS_USERS = parse_hostfile("me@node1 slots=8\nnode2 slots=8", where="hf")
 TWO_HOSTS = parse_hostfile("node1 slots=8\nnode2 slots=8", where="hf")
 
 
@@ -81,6 +82,7 @@ CASES = {
         "torchrun",
         request(parse_hostfile("node1 slots=8\nnode2 slots=4", where="hf"), GPU_HOST, hostfile="hf"),
     ),
+    "torchrun-over-ssh-as-a-user": ("torchrun", request(AS_USERS, GPU_HOST, hostfile="hf")),
     "torchrun-by-hand": (
         "torchrun",
         dataclasses.replace(request(), rendezvous=Rendezvous(2, "node1", 29500, "dist_trainer")),
@@ -98,6 +100,10 @@ CASES = {
         "deepspeed",
         request(TWO_HOSTS.filter(include="node2:0,1"), GPU_HOST, hostfile="hostfiles/a100", is_filtered=True),
     ),
+    "deepspeed-marked-hostfile": (
+        "deepspeed",
+        dataclasses.replace(request(TWO_HOSTS, GPU_HOST, hostfile="hf"), is_hostfile_marked=True),
+    ),
     "deepspeed-from-a-host-without-gpu": ("deepspeed", request(TWO_HOSTS, hostfile="hostfiles/a100")),
     "mpirun": ("mpirun", request()),
     "mpirun-root": ("mpirun", request(facts=dataclasses.replace(CPU_HOST, is_root=True))),
@@ -108,6 +114,10 @@ CASES = {
             with_environ(GPU_HOST, {"PATH": "/env/bin:/bin", "LD_LIBRARY_PATH": ""}),
             hostfile="hostfiles/a100",
         ),
+    ),
+    "mpirun-mpis-hostfile": (
+        "mpirun",
+        request(parse_hostfile("node1:2\nnode2\nnode2\nnode1", where="hf", forms="mpi"), GPU_HOST, hostfile="hf"),
     ),
     "hydra": ("mpirun", request(facts=with_hydra(CPU_HOST))),
     "hydra-some-gpus": (
@@ -192,6 +202,13 @@ def test_any_characters_reach_a_command_literally_through_a_shell(cases: list[tu
             "mpirun",
             request(TWO_HOSTS.filter(exclude="node1:0"), with_hydra(GPU_HOST), hostfile="hf", is_filtered=True),
             "cannot choose the slots",
+        ),
+        ("mpirun", request(AS_USERS, GPU_HOST, hostfile="hf"), "takes no user"),
+        ("mpirun", request(AS_USERS, with_hydra(GPU_HOST), hostfile="hf"), "takes no user"),
+        (
+            "deepspeed",
+            request(AS_USERS.filter(include="node1:0@node2:1"), GPU_HOST, hostfile="hf", is_filtered=True),
+            "takes '@' for the end",
         ),
         ("mpirun", request(facts=with_hydra(CPU_HOST), arguments=("train", ":")), "begin another program"),
         (
