@@ -264,11 +264,9 @@ def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: 
 
 
 def _say(planned: Preflight, run_dir: Path) -> None:
-    from dist_trainer.memory.plan import write_plan
-
     if planned.plan is not None:
         print(f"memory     {planned.line}")
-        write_plan(planned.plan, run_dir)
+        planned.write(run_dir)
         for notice in planned.notices:
             print(f"notice     {notice}")
 

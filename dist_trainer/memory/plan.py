@@ -1,4 +1,7 @@
-"""A plan: the bytes each rank will need, as data. `resolved/plan.json` in a run's folder holds one."""
+"""A plan: the bytes each rank will need, as data. `resolved/plan.json` in a run's folder holds one.
+
+A run on a CPU that has a target has a second one beside it, `plan-gpu.json`: what it would take on GPUs.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from dist_trainer.encoding import all_as_utf8
 from dist_trainer.typed_json import Count
 
 PLAN_FILE = "plan.json"
+PLAN_ON_GPU_FILE = "plan-gpu.json"
 
 PhaseName = Literal["init", "forward", "backward", "step"]
 
@@ -91,8 +95,8 @@ def needed(rank: RankPlan) -> Figure:
     return rank.device_used or rank.allocated
 
 
-def write_plan(plan: Plan, run_dir: Path) -> None:
-    write_text(run_dir / "resolved" / PLAN_FILE, dump_plan(plan))
+def write_plan(plan: Plan, run_dir: Path, name: str = PLAN_FILE) -> None:
+    write_text(run_dir / "resolved" / name, dump_plan(plan))
 
 
 def dump_plan(plan: Plan, **beside: Sequence[Filled] | Sequence[str]) -> str:

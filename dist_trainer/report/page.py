@@ -22,8 +22,8 @@ from dist_trainer.report.charts.curves import Compared
 from dist_trainer.report.markdown import fenced, finalize, quoted
 from dist_trainer.report.summary import Summary, of_last_steps
 from dist_trainer.report.tables import Table
-from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
-from dist_trainer.units import format_bytes, format_count
+from dist_trainer.report.verdict import format_error, fullest, is_on_cpu, label, main_prediction
+from dist_trainer.units import counted, format_bytes, format_count
 
 HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
@@ -38,10 +38,20 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Headline:
+    """The verdict in two words. `look` is its class in the page's style, `mark` a sign before it, '' for none."""
+
+    look: str
+    mark: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Page:
     """Everything that a report shows; the templates only lay it out."""
 
     summary: Summary
+    headline: Headline
     error: str | None
     tiles: tuple[Tile, ...]
     gpus: Table
@@ -68,6 +78,7 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
     all_runs = [run, *others]
     return Page(
         summary=summary,
+        headline=headline(summary),
         error=findings.progress.error,
         tiles=tuple(_tiles(summary)),
         gpus=tables.gpu_table(summary),
@@ -106,6 +117,24 @@ def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:
     for path, text in zip(paths, (render_html(page), render_markdown(page)), strict=True):
         write_whole(path, printable(text))
     return paths
+
+
+def headline(summary: Summary) -> Headline:
+    verdict = summary.verdict
+    if summary.state == "failed":
+        return Headline("failed", "✗", "Run failed")
+    so_far = "" if verdict.is_final else " so far"
+    if verdict.judgement == "met":
+        return Headline("met", "✓", f"Target met{so_far}")
+    if verdict.judgement == "missed":
+        return Headline("missed", "✗", f"Target missed{so_far}")
+    if verdict.by_plan is not None:
+        return Headline(verdict.by_plan, "✓" if verdict.by_plan == "met" else "✗", f"Target {verdict.by_plan} by plan")
+    if is_on_cpu(summary.verdicts):
+        return Headline(
+            "on-cpu", "", f"{counted(summary.num_steps, 'step')} on a CPU" if summary.num_steps else "On a CPU"
+        )
+    return Headline("not-judged", "?", "Not judged")
 
 
 def _tiles(summary: Summary) -> list[Tile]:

@@ -87,6 +87,7 @@ def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summa
         verdict=run_verdict(
             verdicts,
             findings.progress,
+            on_gpu=asked.plan_on_gpu,
             advice=advice,
             notes=[*(baseline.notes if baseline else ()), *_length_notes(findings)],
         ),

@@ -341,7 +341,9 @@ def _compare_column(run: Compared) -> dict[str, str]:
     summary, asked = run.summary, run.findings.asked
     worst = fullest(summary.verdicts)
     so_far = "" if summary.verdict.is_final else ", so far"
-    column = {"state": summary.state_text, "verdict": summary.verdict.judgement + so_far}
+    by_plan = summary.verdict.by_plan
+    judgement = summary.verdict.judgement + so_far if by_plan is None else f"{by_plan} by plan"
+    column = {"state": summary.state_text, "verdict": judgement}
     if worst is not None:
         planned = main_prediction(worst)
         column |= {

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from dist_trainer.memory.targets import CPU, Judgement, Prediction, Verdict
+from dist_trainer.memory.advice.outcome import Standing, target_standing
+from dist_trainer.memory.plan import Plan
+from dist_trainer.memory.targets import CPU, NO_GPU, Judgement, Prediction, Verdict
 from dist_trainer.report.reading.progress import Progress
 from dist_trainer.units import format_bytes
 
@@ -13,10 +16,12 @@ from dist_trainer.units import format_bytes
 @dataclass(frozen=True)
 class RunVerdict:
     """`judgement` is 'met' where every GPU met the target, 'missed' where one did not. `is_final` is False for a run
-    that has not come to its end. `advice` is what to change where the target was missed, the most promising first.
+    that has not come to its end. `by_plan` is of a run on a CPU with a target, which only a plan for GPUs can hold
+    against it. `advice` is what to change where the target was missed, the most promising first.
     """
 
     judgement: Judgement
+    by_plan: Literal["met", "missed"] | None
     is_final: bool
     sentence: str
     advice: tuple[str, ...]
@@ -24,9 +29,15 @@ class RunVerdict:
 
 
 def run_verdict(
-    verdicts: Sequence[Verdict], progress: Progress, *, advice: Sequence[str] = (), notes: Sequence[str] = ()
+    verdicts: Sequence[Verdict],
+    progress: Progress,
+    *,
+    on_gpu: Plan | None = None,
+    advice: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> RunVerdict:
     """`notes` are on the whole run; those on a GPU are added to them."""
+    would_stand = target_standing(on_gpu) if on_gpu is not None and is_on_cpu(verdicts) else None
     by_note: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         for note in verdict.notes:
@@ -34,8 +45,9 @@ def run_verdict(
     on_gpus = [note if len(those) == len(verdicts) else f"{_some(those)}: {note}" for note, those in by_note.items()]
     return RunVerdict(
         judgement=_overall(verdicts),
+        by_plan=None if would_stand is None else "missed" if would_stand.state == "over" else "met",
         is_final=progress.is_final,
-        sentence=_sentence(verdicts, progress),
+        sentence=_sentence(verdicts, progress, would_stand),
         advice=tuple(advice),
         notes=(*notes, *on_gpus),
     )
@@ -50,6 +62,11 @@ def strict_problem(verdict: RunVerdict) -> str | None:
     if not verdict.is_final:
         return f"the run has not come to its end. {verdict.sentence}"
     return None
+
+
+def is_on_cpu(verdicts: Sequence[Verdict]) -> bool:
+    """Whether there was no GPU whose memory could be judged."""
+    return bool(verdicts) and all(verdict.reason == NO_GPU for verdict in verdicts)
 
 
 def fullest(verdicts: Sequence[Verdict]) -> Verdict | None:
@@ -108,8 +125,8 @@ def _order(verdict: Verdict) -> tuple[int, int]:
     return 0, verdict.resident_bytes or 0
 
 
-def _sentence(verdicts: Sequence[Verdict], progress: Progress) -> str:
-    text = _judged(verdicts)
+def _sentence(verdicts: Sequence[Verdict], progress: Progress, would_stand: Standing | None) -> str:
+    text = _judged(verdicts, would_stand)
     if progress.state == "finished":
         return text
     lead = {
@@ -121,10 +138,12 @@ def _sentence(verdicts: Sequence[Verdict], progress: Progress) -> str:
     return lead + text[:1].lower() + text[1:]
 
 
-def _judged(verdicts: Sequence[Verdict]) -> str:
+def _judged(verdicts: Sequence[Verdict], would_stand: Standing | None) -> str:
     worst = fullest(verdicts)
     if worst is None:
         return "Not judged: there are no memory records."
+    if is_on_cpu(verdicts):
+        return _on_cpu(worst, would_stand)
     if _overall(verdicts) == "not judged":
         return _not_judged(verdicts, worst)
     if worst.peak_bytes is None or worst.target_bytes is None:
@@ -153,6 +172,16 @@ def _judged(verdicts: Sequence[Verdict]) -> str:
 
 def _all(count: int) -> str:
     return "both GPUs" if count == 2 else f"all {count} GPUs"
+
+
+def _on_cpu(worst: Verdict, would_stand: Standing | None) -> str:
+    planned = main_prediction(worst)
+    text = f"{_capital(label(worst))} peaked at {_known(worst)}{f'; {_planned(planned)}' if planned else ''}."
+    if would_stand is None:
+        return f"On a CPU: there is no GPU to judge. {text}"
+    needed, target = format_bytes(would_stand.needed.num_bytes), format_bytes(would_stand.limit_bytes)
+    how = "missed" if would_stand.state == "over" else "met"
+    return f"Target {how} by plan: a GPU would need {needed} of {target}. This run was on a CPU. {text}"
 
 
 def _not_judged(verdicts: Sequence[Verdict], worst: Verdict) -> str:

@@ -16,7 +16,7 @@ from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.memory.advice.nearest import Setup
 from dist_trainer.memory.advice.outcome import HostMemory
 from dist_trainer.memory.advice.preflight import Case, Preflight, preflight
-from dist_trainer.memory.plan import Plan, read_plan, write_plan
+from dist_trainer.memory.plan import Plan, read_plan
 from dist_trainer.memory.planner.planner import PlannedDevice
 from dist_trainer.train import process
 
@@ -38,7 +38,7 @@ def keep(made: Preflight, run_dir: Path) -> list[str]:
     if made.plan is None:
         return [f"notice     {notice}" for notice in made.notices]
     is_said = is_launched(run_dir) and _figures(_kept(run_dir)) == _figures(made.plan)
-    write_plan(made.plan, run_dir)
+    made.write(run_dir)
     if is_said:
         return []
     return [f"memory     {made.line}", *(f"notice     {notice}" for notice in made.notices)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dist_trainer import typed_json
 from dist_trainer.cli import launch
 from dist_trainer.cli.main import main
 from dist_trainer.cluster.rank import RankInfo
@@ -17,7 +18,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.launch.hosts import devices
 from dist_trainer.launch.plan import LaunchPlan
 from dist_trainer.memory.advice import preflight
-from dist_trainer.memory.plan import read_plan, write_plan
+from dist_trainer.memory.plan import PLAN_ON_GPU_FILE, Plan, needed, read_plan, write_plan
 from dist_trainer.memory.planner import planner
 from dist_trainer.train import planning
 
@@ -136,3 +137,18 @@ def test_rank_0_stops_what_would_not_fit() -> None:
     assert "it does not fit" in refused.value.problem
     made = planning.plan_first(REQUEST, _resolved(), two_ranks(), A_CPU, force=True)
     assert made.notices == ("the plan is over the host's memory: 0.11 GB of 0.01 GB",)
+
+
+def test_on_a_cpu_a_run_with_a_target_is_planned_for_gpus_too(
+    folder: Path, started: list[LaunchPlan], capsys: pytest.CaptureFixture[str]
+) -> None:
+    targets = [f"--set=targets.{name}_bytes={size}" for name, size in (("baseline", "4 GB"), ("target", "2.5 GB"))]
+    assert main(["launch", "--config", "tiny", "--run-dir", "run", *targets]) == 7
+    plan = typed_json.read(folder / "run" / "resolved" / PLAN_ON_GPU_FILE, Plan)
+    assert (plan.device, plan.world_size, plan.target_bytes) == ("cuda", 2, 2_500_000_000)
+    assert f"on GPUs it would be {needed(plan.worst).num_bytes / 1e9:.2f} GB a GPU" in capsys.readouterr().out
+
+
+def test_without_a_target_it_is_not(folder: Path, started: list[LaunchPlan]) -> None:
+    assert main(["launch", "--config", "tiny", "--run-dir", "run"]) == 7
+    assert not (folder / "run" / "resolved" / PLAN_ON_GPU_FILE).exists()

@@ -41,7 +41,7 @@ def test_strict_has_a_status_of_its_own_for_a_missed_target(
 
 def test_strict_does_not_pass_what_is_not_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(make_cpu_run(tmp_path / "cpu")), "--strict"]) == 3
-    assert "what is not known does not pass. Not judged: no GPU." in capsys.readouterr().err
+    assert "what is not known does not pass. On a CPU: there is no GPU to judge." in capsys.readouterr().err
     assert main(["report", str(make_gpu_run(tmp_path / "going", ends=False)), "--strict"]) == 3
     assert "has not come to its end" in capsys.readouterr().err
 

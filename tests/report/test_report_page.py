@@ -10,9 +10,10 @@ from markdown_it import MarkdownIt
 from plans import make_plan
 from run_folders import append, event, make_cpu_run, make_gpu_run, make_monitor_run, sample, write_lines
 
+from dist_trainer.memory.plan import PLAN_ON_GPU_FILE, write_plan
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
 from dist_trainer.report.charts.curves import Compared, memory_chart
-from dist_trainer.report.page import make_page, render_html, render_markdown, write_page
+from dist_trainer.report.page import Headline, headline, make_page, render_html, render_markdown, write_page
 from dist_trainer.report.reading.findings import read_findings
 from dist_trainer.report.summary import summary_of
 from dist_trainer.units import GB
@@ -139,7 +140,7 @@ def test_names_from_outside_are_text(tmp_path: Path) -> None:
 
 def test_markdown_has_the_same_verdict_tables_and_facts(met: Path) -> None:
     text = markdown(met)
-    assert text.startswith("# tiny: met\n")
+    assert text.startswith("# tiny: Target met\n")
     assert "Target met on both GPUs: the fullest, rank 0, peaked at 2.31 GB" in text
     assert "| rank 1 | h1 GPU-1 | 2.20 GB |" in text
     for title in ("Each GPU", "Peak in each phase", "What the memory is made of, rank 0", "Steps", "What was run"):
@@ -213,6 +214,25 @@ def test_without_a_gpu_the_resident_set_is_drawn_without_the_target(tmp_path: Pa
     seen = Text(render_html(make_page(run))).seen
     assert "Resident set of each process, over time" in seen
     assert "CPU allocator, forward 0.40 GB 0.40 GB +0.0%" in seen
+
+
+def test_on_a_cpu_the_report_opens_with_what_it_shows(tmp_path: Path) -> None:
+    shown = headline(compared(make_cpu_run(tmp_path)).summary)
+    assert (shown.look, shown.mark, shown.text) == ("on-cpu", "", "12 steps on a CPU")
+
+
+@pytest.mark.parametrize(("used_bytes", "how", "mark"), [(2 * GB, "met", "✓"), (3 * GB, "missed", "✗")])
+def test_on_a_cpu_with_a_target_it_opens_with_the_plan_for_gpus(
+    used_bytes: int, how: str, mark: str, tmp_path: Path
+) -> None:
+    run_dir = make_cpu_run(tmp_path)
+    write_plan(make_plan(allocated=GB, used=used_bytes), run_dir, PLAN_ON_GPU_FILE)
+    run = compared(run_dir)
+    assert headline(run.summary) == Headline(how, mark, f"Target {how} by plan")
+    assert f"{mark} Target {how} by plan" in Text(render_html(make_page(run))).seen
+    assert render_markdown(make_page(run)).startswith(f"# tiny: Target {how} by plan\n")
+    other = make_page(run, [run]).compared
+    assert other is not None and ("verdict", f"{how} by plan", f"{how} by plan") in other.rows
 
 
 def test_of_more_than_eight_gpus_the_range_and_the_fullest_are_drawn(tmp_path: Path) -> None:

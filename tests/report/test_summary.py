@@ -23,6 +23,7 @@ from run_folders import (
     write_lines,
 )
 
+from dist_trainer.memory.plan import PLAN_ON_GPU_FILE, write_plan
 from dist_trainer.memory.targets import Baseline
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
 from dist_trainer.report.reading.findings import read_findings
@@ -131,9 +132,29 @@ def test_a_cpu_is_not_judged_and_its_own_figures_are_given(tmp_path: Path) -> No
     assert describe(second) == "1.01 GB resident; not judged: no GPU"
     assert summary.verdict.judgement == "not judged"
     assert summary.verdict.sentence == (
-        "Not judged: no GPU. Rank 0 peaked at 0.50 GB by the CPU allocator, 1.01 GB resident; planned 0.51 GB (+2.0%)."
+        "On a CPU: there is no GPU to judge. Rank 0 peaked at 0.50 GB by the CPU allocator, 1.01 GB resident; "
+        "planned 0.51 GB (+2.0%)."
     )
     assert "of 2.50 GB" not in shown(summary, tmp_path)
+
+
+@pytest.mark.parametrize(("used_bytes", "how"), [(2_300_000_000, "met"), (2_600_000_000, "missed")])
+def test_on_a_cpu_the_plan_for_gpus_is_held_against_the_target(tmp_path: Path, used_bytes: int, how: str) -> None:
+    run_dir = make_cpu_run(tmp_path)
+    write_plan(make_plan(allocated=1_600_000_000, used=used_bytes), run_dir, PLAN_ON_GPU_FILE)
+    verdict = summarise(run_dir).verdict
+    assert (verdict.judgement, verdict.by_plan) == ("not judged", how)
+    assert verdict.sentence.startswith(
+        f"Target {how} by plan: a GPU would need {used_bytes / 1e9:.2f} GB of 2.50 GB. This run was on a CPU. Rank 0"
+    )
+    unknown = strict_problem(verdict)
+    assert unknown is not None and unknown.startswith("what is not known does not pass. ")
+
+
+def test_the_plan_for_gpus_says_nothing_of_a_run_on_gpus(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path)
+    write_plan(make_plan(allocated=1_600_000_000, used=2_600_000_000), run_dir, PLAN_ON_GPU_FILE)
+    assert summarise(run_dir).verdict.by_plan is None
 
 
 def test_the_higher_of_samples_and_records_at_step_edges_counts(tmp_path: Path) -> None:
@@ -233,7 +254,9 @@ def test_strict_passes_a_met_target_at_the_end_and_nothing_else(tmp_path: Path) 
     missed = problem(make_gpu_run(tmp_path / "missed", (2_600_000_000,)))
     assert missed is not None and missed.startswith("Target missed: rank 0 peaked")
     unknown = problem(make_cpu_run(tmp_path / "cpu"))
-    assert unknown is not None and unknown.startswith("what is not known does not pass. Not judged: no GPU.")
+    assert unknown is not None and unknown.startswith(
+        "what is not known does not pass. On a CPU: there is no GPU to judge."
+    )
     running = problem(make_gpu_run(tmp_path / "running", ends=False))
     assert running is not None and "has not come to its end" in running
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.request import Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.config.run import RunConfig
@@ -21,7 +22,7 @@ from dist_trainer.memory.advice.outcome import (
     target_standing,
 )
 from dist_trainer.memory.engines.settings import read_settings
-from dist_trainer.memory.plan import Plan, needed
+from dist_trainer.memory.plan import PLAN_ON_GPU_FILE, Plan, needed, write_plan
 from dist_trainer.memory.planner.planner import PlannedDevice, make_plan
 from dist_trainer.model.size import num_parameters
 from dist_trainer.units import counted, format_gb
@@ -58,11 +59,20 @@ class Case:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is said before a run. `plan` is None where none could be made; then a notice says why."""
+    """What is said before a run. `plan` is None where none could be made; then a notice says why. `on_gpu` is what the
+    same run would take on GPUs, where it is on a CPU and has a target.
+    """
 
     plan: Plan | None
     line: str | None
     notices: tuple[str, ...] = ()
+    on_gpu: Plan | None = None
+
+    def write(self, run_dir: Path) -> None:
+        if self.plan is not None:
+            write_plan(self.plan, run_dir)
+        if self.on_gpu is not None:
+            write_plan(self.on_gpu, run_dir, PLAN_ON_GPU_FILE)
 
 
 def preflight(case: Case, *, force: bool, resolved: ResolvedRun | None = None) -> Preflight:
@@ -74,12 +84,22 @@ def preflight(case: Case, *, force: bool, resolved: ResolvedRun | None = None) -
     try:
         resolved = resolved or case.resolved()
         plan = case.plan(resolved)
+        on_gpu = _on_gpu(case, plan)
     except Exception as error:  # noqa: BLE001 - a run that would work must not fail because its plan did
         return Preflight(None, None, (f"no plan: {type(error).__name__}: {error}".splitlines()[0],))
     over = limiting(plan, case.host)
     if over is not None and over[1].state == "over" and not force:
         raise _refusal(case, resolved, plan, *over)
-    return Preflight(plan, plan_line(plan, case.host), tuple(_notices(plan, case.host)))
+    line = plan_line(plan, case.host)
+    if on_gpu is not None:
+        line += f"; on GPUs it would be {plan_line(on_gpu, None)}"
+    return Preflight(plan, line, tuple(_notices(plan, case.host)), on_gpu)
+
+
+def _on_gpu(case: Case, plan: Plan) -> Plan | None:
+    if plan.device == "cuda" or plan.target_bytes is None:
+        return None
+    return replace(case, facts=ANY_DEVICE, device=PlannedDevice("cuda"), host=None).plan()
 
 
 def limiting(plan: Plan, host: HostMemory | None) -> tuple[str, Standing] | None:

@@ -15,7 +15,7 @@ from dist_trainer.config.deepspeed.resolve import read_resolved
 from dist_trainer.config.run import RunConfig, TargetConfig
 from dist_trainer.encoding import all_as_utf8, printable
 from dist_trainer.errors import UserError
-from dist_trainer.memory.plan import PLAN_FILE, Plan
+from dist_trainer.memory.plan import PLAN_FILE, PLAN_ON_GPU_FILE, Plan
 from dist_trainer.records import Event
 from dist_trainer.redact import redacted_config
 from dist_trainer.typed_json import Count, DamagedError
@@ -27,12 +27,16 @@ MONITOR = "monitor"
 
 @dataclass(frozen=True)
 class Asked:
-    """`name` is the run file's, or the folder's where there is none. `problems` are files that cannot be read."""
+    """`name` is the run file's, or the folder's where there is none. `problems` are files that cannot be read.
+
+    `plan_on_gpu` is of a run on a CPU that has a target: what it would take on GPUs.
+    """
 
     name: str
     run: RunConfig | None
     deepspeed: dict[str, Any] | None
     plan: Plan | None
+    plan_on_gpu: Plan | None
     launcher: str | None
     command: tuple[str, ...] | None
     world_size: int | None
@@ -75,6 +79,7 @@ def read_asked(run_dir: Path, events: list[Event]) -> Asked:
     deepspeed = sound("ds_config.json", lambda path: redacted_config(all_as_utf8(read_resolved(path))))
     launch = sound("launch.json", lambda path: typed_json.read(path, LaunchRecord))
     plan = sound(PLAN_FILE, lambda path: typed_json.read(path, Plan))
+    plan_on_gpu = sound(PLAN_ON_GPU_FILE, lambda path: typed_json.read(path, Plan))
     start = next((event for event in reversed(events) if event.kind == "start"), None)
     facts = start.facts if start else {}
     launch = launch or {}
@@ -83,6 +88,7 @@ def read_asked(run_dir: Path, events: list[Event]) -> Asked:
         run=run,
         deepspeed=deepspeed,
         plan=plan,
+        plan_on_gpu=plan_on_gpu,
         launcher=launch.get("launcher"),
         command=tuple(str(word) for word in launch.get("argv") or facts.get("argv") or ()) or None,
         world_size=facts.get("world_size") or launch.get("num_ranks") or (plan.world_size if plan else None),
