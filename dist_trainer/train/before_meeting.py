@@ -55,6 +55,7 @@ def prepare(job: Job) -> Prepared:
     )
     baseline = read_baseline(job, asked)
     choose_cuda_allocator(asked.run.memory)
+    let_threads_sleep()
     from dist_trainer.train import process
     from dist_trainer.train.planning import plan_first
 
@@ -89,6 +90,14 @@ def choose_cuda_allocator(memory: MemoryConfig) -> None:
         return
     major, minor = importlib.metadata.version("torch").split(".")[:2]
     os.environ[names[0] if (int(major), int(minor)) >= (2, 9) else names[1]] = "expandable_segments:True"
+
+
+def let_threads_sleep() -> None:
+    """OpenMP's threads, which read the environment as torch comes in, sleep while they wait for each other, unless the
+    user chose how they wait: threads that spin wait in vain for one whose core another process has.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
