@@ -6,7 +6,9 @@ as well on a telephone as on a wide screen. Numbers for a person who points at i
 
 from __future__ import annotations
 
+import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,17 +19,23 @@ from dist_trainer.report.reading.envelope import Bucket
 WIDTH, HEIGHT = 1000, 300
 # Labels closer than this much of the height would lie on one another.
 LABEL_PERCENT = 7.0
+# Beyond this much of the width a label in the middle below its tick might reach over the edge.
+LAST_PERCENT = 92.0
+MIN_GUTTER_PX = 48
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve. The line runs through `line` of each stretch, the area fills lowest to highest. `colour` is 0 to 7."""
+    """A curve. The line runs through `line` of each stretch, the area fills lowest to highest. `colour` is 0 to 7.
+    `breaks` are places over which nothing is drawn.
+    """
 
     name: str
     buckets: Sequence[Bucket]
     colour: int
     line: Literal["high", "mean"] = "high"
     is_band: bool = False
+    breaks: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +49,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a phase begins."""
+    """Where a phase begins, or a run that goes on."""
 
     x: float
     name: str
@@ -49,16 +57,16 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """`unit` stands behind values: "GB", or nothing. `breaks` are places over which no line is drawn."""
+    """`unit` stands behind values: "GB", or nothing. `y_name`: what the vertical axis counts, where that is no unit."""
 
     key: str
     title: str
     x_kind: Literal["time", "step"]
     series: Sequence[Series]
     unit: str = ""
+    y_name: str = ""
     rules: Sequence[Rule] = ()
     marks: Sequence[Mark] = ()
-    breaks: Sequence[float] = ()
     from_zero: bool = True
     caption: str = ""
 
@@ -85,6 +93,15 @@ class Drawn:
     mark_labels: tuple[Label, ...]
     data: dict[str, Any]
 
+    @property
+    def x_name(self) -> str:
+        return "time since the run began" if self.chart.x_kind == "time" else "optimizer step"
+
+    @property
+    def gutter_px(self) -> int:
+        """Room for the numbers on the left, of which each digit takes 7 pixels at most."""
+        return max(MIN_GUTTER_PX, 10 + 7 * max((len(label.text) for label in self.y_labels), default=0))
+
 
 def draw(chart: Chart) -> Drawn | None:
     """None where there is no point to draw."""
@@ -107,7 +124,7 @@ def draw(chart: Chart) -> Drawn | None:
     shapes += [("grid", f"M0 {_n(y_at(value))}H{WIDTH}") for value in y_ticks]
     shapes += [("mark", f"M{_n(x_at(mark.x))} 0V{HEIGHT}") for mark in chart.marks if x_low < mark.x < x_high]
     for series in chart.series:
-        runs = _runs(series.buckets, chart.breaks)
+        runs = _runs(series.buckets, series.breaks)
         shapes += [(f"area c{series.colour}", path) for run in runs if (path := _area(run, x_at, y_at))]
         if not series.is_band:
             shapes += [(f"line c{series.colour}", _line(run, series.line, x_at, y_at)) for run in runs]
@@ -120,7 +137,7 @@ def draw(chart: Chart) -> Drawn | None:
         chart,
         tuple(shapes),
         x_labels=tuple(
-            Label(x_at(value) / WIDTH * 100, text, "minor" if index % 2 else "")
+            _x_label(x_at(value) / WIDTH * 100, text, is_minor=index % 2 == 1)
             for index, (value, text) in enumerate(zip(x_ticks, texts, strict=True))
         ),
         y_labels=tuple(
@@ -133,6 +150,12 @@ def draw(chart: Chart) -> Drawn | None:
     )
 
 
+def _x_label(percent: float, text: str, *, is_minor: bool) -> Label:
+    """In the middle below its tick, but where that would put its end outside the chart."""
+    kinds = ["minor"] * is_minor + ["end"] * (percent > LAST_PERCENT)
+    return Label(percent, text, " ".join(kinds))
+
+
 def _y_range(chart: Chart, points: Sequence[Bucket]) -> tuple[float, float]:
     low = min(bucket.low for bucket in points)
     high = max([*(bucket.high for bucket in points), *(rule.value for rule in chart.rules)])
@@ -143,15 +166,19 @@ def _y_range(chart: Chart, points: Sequence[Bucket]) -> tuple[float, float]:
 
 
 def _runs(buckets: Sequence[Bucket], breaks: Sequence[float]) -> list[Sequence[Bucket]]:
-    """The curve in pieces, cut where a run stopped and was begun again."""
-    pieces: list[Sequence[Bucket]] = []
-    start = 0
-    for index in range(1, len(buckets)):
-        if any(buckets[index - 1].start < place <= buckets[index].start for place in breaks):
-            pieces.append(buckets[start:index])
-            start = index
-    pieces.append(buckets[start:])
-    return [piece for piece in pieces if piece]
+    """The curve in pieces, cut where a run stopped and was begun again.
+
+    A stretch that holds such a place, its beginning being before it, goes to the side that is nearer.
+    """
+    begins = [bucket.start for bucket in buckets]
+    cuts = set()
+    for place in breaks:
+        holder = bisect_right(begins, place) - 1
+        cuts.add(
+            max((holder, holder + 1), key=lambda cut: begins[cut] - begins[cut - 1] if 0 < cut < len(begins) else 0)
+        )
+    edges = [0, *sorted(cut for cut in cuts if 0 < cut < len(begins)), len(begins)]
+    return [buckets[start:end] for start, end in itertools.pairwise(edges) if start < end]
 
 
 def _line(run: Sequence[Bucket], which: str, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +17,10 @@ from dist_trainer.report.verdict import fullest, label, main_prediction
 from dist_trainer.units import GB, format_bytes
 
 STEP_CURVES = (
-    ("loss", "Loss", False),
-    ("learning_rate", "Learning rate", True),
-    ("grad_norm", "Gradient norm", True),
-    ("tokens_per_s", "Tokens/s", True),
+    ("loss", "Loss", "nats a token", False),
+    ("learning_rate", "Learning rate", "rate", True),
+    ("grad_norm", "Gradient norm", "norm", True),
+    ("tokens_per_s", "Speed", "tokens/s", True),
 )
 
 
@@ -54,8 +56,7 @@ def memory_chart(findings: Findings, summary: Summary) -> Chart:
         series=since_start(series, findings),
         unit="GB",
         rules=() if is_resident else rules(summary),
-        marks=[Mark(time_s - _origin(findings), name) for time_s, name in findings.marks],
-        breaks=restarts(findings),
+        marks=sessions(findings),
         caption=_memory_caption(is_resident, memory.histories),
     )
 
@@ -70,9 +71,10 @@ def step_charts(findings: Findings) -> list[Chart]:
             x_kind="step",
             series=[Series(title.lower(), steps.curve(column), 0, line="mean")],
             marks=marks if len(marks) > 1 else (),
+            y_name=y_name,
             from_zero=from_zero,
         )
-        for column, title, from_zero in STEP_CURVES
+        for column, title, y_name, from_zero in STEP_CURVES
     ]
 
 
@@ -98,13 +100,13 @@ def compare_charts(runs: Sequence[Compared]) -> list[Chart]:
             caption="Memory in use by NVML." if has_gpu else "",
         )
     ]
-    for column, title, from_zero in STEP_CURVES:
+    for column, title, y_name, from_zero in STEP_CURVES:
         series = [
             Series(run.name, buckets, number % 8, line="mean")
             for number, run in enumerate(runs)
             if (buckets := run.findings.steps.curve(column))
         ]
-        charts.append(Chart(f"compare-{column}", title, "step", series, from_zero=from_zero))
+        charts.append(Chart(f"compare-{column}", title, "step", series, y_name=y_name, from_zero=from_zero))
     return charts
 
 
@@ -130,8 +132,9 @@ def _in_gb(curve: Envelope | None) -> list[Bucket]:
 
 
 def since_start(series: Sequence[Series], findings: Findings) -> list[Series]:
-    """The curves with seconds since the run's start for seconds since the epoch."""
+    """The curves with seconds since the run's start for seconds since the epoch, cut where no process ran."""
     origin = _origin(findings)
+    breaks = restarts(findings)
     return [
         Series(
             one.name,
@@ -139,15 +142,36 @@ def since_start(series: Sequence[Series], findings: Findings) -> list[Series]:
             one.colour,
             one.line,
             one.is_band,
+            breaks,
         )
         for one in series
     ]
 
 
 def restarts(findings: Findings) -> list[float]:
-    """Seconds since the first start at which the run was started again."""
+    """Seconds since the first start at which the run was started again: when its first rank began to be recorded, which
+    is somewhat before it says so.
+    """
     starts = [event.time_s for event in findings.events if event.kind == "start"]
-    return [time_s - _origin(findings) for time_s in starts[1:]]
+    recorded = findings.memory.starts_s.values()
+    return [
+        min([said_s, *(at_s for at_s in recorded if before_s < at_s < said_s)]) - _origin(findings)
+        for before_s, said_s in itertools.pairwise(starts)
+    ]
+
+
+def sessions(findings: Findings) -> list[Mark]:
+    """Where each phase begins; in a run that was started more than once, also each of its sessions, numbered."""
+    phases = [Mark(time_s - _origin(findings), name) for time_s, name in findings.marks]
+    if not restarts(findings):
+        return phases
+    marks = []
+    begins = [-math.inf, *restarts(findings), math.inf]
+    for number, (begin, end) in enumerate(itertools.pairwise(begins), start=1):
+        inside = [mark for mark in phases if begin <= mark.x < end]
+        name = f"session {number}" + (f": {inside[0].name}" if inside else "")
+        marks += [Mark(max(0.0, begin), name), *inside[1:]]
+    return marks
 
 
 def _origin(findings: Findings) -> float:

@@ -41,6 +41,8 @@ class Gathered:
         self.resident_peaks: dict[str | None, int] = {}
         self.used = Envelope(origin=origin_s, width=CURVE_WIDTH_S)
         self.resident = Envelope(origin=origin_s, width=CURVE_WIDTH_S)
+        # Where the curves begin again, by the start_id of each start.
+        self.starts_s: dict[int, float] = {}
         self._phase_starts = phase_starts
         self._began_s: dict[int, float] = {}
 
@@ -119,6 +121,7 @@ class Gathered:
             self.host, self.device, self.last, self.is_whole = other.host, other.device, other.last, other.is_whole
             self.device_bytes = other.device_bytes or self.device_bytes
             self.used_version = other.used_version or self.used_version
+        self.starts_s = earliest(self.starts_s, other.starts_s)
         self.last_used = max(filter(None, (self.last_used, other.last_used)), default=None)
         self.is_sampled = self.is_sampled or other.is_sampled
 
@@ -128,6 +131,7 @@ class Gathered:
         """
         start_id, monotonic_s, time_s = moment
         began_s = self._began_s.setdefault(start_id, time_s - monotonic_s)
+        self.starts_s.setdefault(start_id, time_s)
         return began_s + monotonic_s
 
     def _draw(self, moment: Moment, step: int, used: int | None, rss: int | None) -> None:
@@ -149,6 +153,10 @@ def _moment(values: Mapping[str, Any]) -> Moment:
     time_s, monotonic_s = values["time_s"], values["monotonic_s"]
     # Records that do not say it are as the wall's clock has them.
     return values["start_id"], time_s if monotonic_s is None else monotonic_s, time_s
+
+
+def earliest(one: Mapping[int, float], other: Mapping[int, float]) -> dict[int, float]:
+    return {start_id: min(part[start_id] for part in (one, other) if start_id in part) for start_id in {**one, **other}}
 
 
 def _higher(one: Mapping[Name, int], other: Mapping[Name, int]) -> dict[Name, int]:

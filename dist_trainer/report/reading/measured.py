@@ -14,7 +14,7 @@ from pathlib import Path
 from dist_trainer.memory.targets import CPU, Measured
 from dist_trainer.records import MONITOR_EVENT, SAMPLER_FAILED, Event, LeftOut
 from dist_trainer.report.reading.envelope import Envelope
-from dist_trainer.report.reading.gathered import CURVE_WIDTH_S, Gathered, Moment
+from dist_trainer.report.reading.gathered import CURVE_WIDTH_S, Gathered, Moment, earliest
 from dist_trainer.report.reading.memory_files import FileGroup, find_files, first_time_s, gather, in_order
 
 MAX_NUM_CURVES = 8
@@ -37,12 +37,13 @@ class History:
 @dataclass(frozen=True)
 class Memory:
     """All sources, ranks in order. `range_over_all` is None where each has a curve of its own. Times are seconds since
-    the epoch; all curves begin at `origin_s`.
+    the epoch; all curves begin at `origin_s`, and again at `starts_s`, by the start_id of the records of each start.
     """
 
     histories: tuple[History, ...]
     range_over_all: Envelope | None
     origin_s: float
+    starts_s: Mapping[int, float]
 
     @property
     def is_resident(self) -> bool:
@@ -101,7 +102,10 @@ def read_memory(
             curve.include(part.resident if top.is_resident else part.used)
         histories[histories.index(top)] = replace(top, curve=curve)
     is_resident = all(history.is_resident for history in histories)
-    return Memory(tuple(histories), curves.range_over_all(is_resident=is_resident), origin_s)
+    starts_s: Mapping[int, float] = {}
+    for one in found.values():
+        starts_s = earliest(starts_s, one.starts_s)
+    return Memory(tuple(histories), curves.range_over_all(is_resident=is_resident), origin_s, starts_s)
 
 
 class _Curves:

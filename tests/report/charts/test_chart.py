@@ -70,10 +70,13 @@ def test_the_line_runs_through_the_highest_values_and_the_area_holds_the_range()
     assert drawn.data["curves"][0]["low"] == [1, 2]
 
 
-def test_no_line_is_drawn_from_before_a_restart_to_after_it() -> None:
-    drawn = draw(chart(flat(0, 1), flat(1, 1), flat(50, 1), flat(51, 1), breaks=[30.0]))
+@pytest.mark.parametrize("place", [1.3, 30.0, 50.0, 50.7])
+def test_no_line_is_drawn_from_before_a_restart_to_after_it(place: float) -> None:
+    buckets = [flat(0, 1), flat(1, 1), flat(50, 1), flat(51, 1)]
+    drawn = draw(chart(series=[Series("one", buckets, 0, breaks=[place])]))
     assert drawn is not None
-    assert len([path for look, path in drawn.shapes if look == "line c0"]) == 2
+    lines = [path for look, path in drawn.shapes if look == "line c0"]
+    assert [line.count("L") for line in lines] == [1, 1]
 
 
 def test_every_rule_is_within_the_chart_and_no_two_labels_lie_on_one_another() -> None:
@@ -102,3 +105,19 @@ def test_what_is_pointed_at_travels_as_json() -> None:
     data = json.loads(json.dumps(drawn.data))
     assert data["unit"] == "GB"
     assert data["curves"][0] == {"name": "one", "colour": 0, "x": [0, 10], "y": [1.2346, 123457]}
+
+
+def test_the_last_label_of_an_axis_ends_within_the_chart() -> None:
+    drawn = draw(chart(flat(0, 1), flat(100, 2), x_kind="step"))
+    assert drawn is not None
+    assert [(label.text, label.kind.split()[-1:]) for label in drawn.x_labels][-1] == ("100", ["end"])
+    assert all("end" not in label.kind for label in drawn.x_labels[:-1])
+
+
+def test_the_axes_are_named_and_the_numbers_of_the_left_one_have_room() -> None:
+    over_steps = draw(chart(flat(0, 0.001), flat(9, 0.00125), x_kind="step", from_zero=False))
+    over_time = draw(chart(flat(0, 1), flat(9, 2)))
+    assert over_steps is not None and over_time is not None
+    assert (over_steps.x_name, over_time.x_name) == ("optimizer step", "time since the run began")
+    longest = max(len(label.text) for label in over_steps.y_labels)
+    assert longest == 6 and over_steps.gutter_px > over_time.gutter_px
