@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-Level = Literal["ok", "warn", "fail"]
-LEVELS: tuple[Level, ...] = ("fail", "warn", "ok")
+# "skip": not checked, and why; it is neither well nor ill.
+Level = Literal["ok", "skip", "warn", "fail"]
+LEVELS: tuple[Level, ...] = ("fail", "warn", "skip", "ok")
 
 Value = TypeVar("Value", bound=Hashable)
 
@@ -71,6 +72,15 @@ def grouped(level: Level, check: str, found: Mapping[str, str], do: str | None) 
         yield Finding(level, check, text, hosts, do)
 
 
+def all_well(check: str, found: str, known: Collection[str], asked: Collection[str]) -> Iterator[Finding]:
+    """`found` is well on the hosts of which it is `known`; of the others among those that were `asked` nothing is."""
+    missing = tuple(name for name in asked if name not in known)
+    if known:
+        yield Finding("ok", check, found, tuple(known) if missing else ())
+    if missing:
+        yield Finding("skip", check, "not known", missing if known else ())
+
+
 def worst(findings: Iterable[Finding]) -> Level:
-    levels = {finding.level for finding in findings}
+    levels = {finding.level for finding in findings} - {"skip"}
     return next((level for level in LEVELS if level in levels), "ok")

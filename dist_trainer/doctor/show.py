@@ -14,7 +14,7 @@ from dist_trainer.units import counted, format_duration
 if TYPE_CHECKING:
     from rich.console import Console
 
-_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+_STYLES = {"ok": "green", "skip": "dim", "warn": "yellow", "fail": "bold red"}
 _MOST_HOST_CHARACTERS = 40
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from dist_trainer.doctor.findings import Finding, grouped, sameness, usual, worst
+from dist_trainer.doctor.findings import Finding, all_well, grouped, sameness, usual, worst
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,17 @@ def test_the_worst_level() -> None:
     assert worst([]) == "ok"
     assert worst([Finding("ok", "", ""), Finding("warn", "", "")]) == "warn"
     assert worst([Finding("warn", "", ""), Finding("fail", "", ""), Finding("ok", "", "")]) == "fail"
+
+
+def test_what_is_well_is_said_of_the_hosts_of_which_it_is_known_and_of_no_others() -> None:
+    asked = ("node1", "node2")
+    assert list(all_well("room", "9 GB free", asked, asked)) == [Finding("ok", "room", "9 GB free")]
+    assert list(all_well("room", "9 GB free", ("node2",), asked)) == [
+        Finding("ok", "room", "9 GB free", ("node2",)),
+        Finding("skip", "room", "not known", ("node1",)),
+    ]
+    assert list(all_well("room", "0 GB free", (), asked)) == [Finding("skip", "room", "not known")]
+
+
+def test_what_was_not_checked_makes_nothing_worse() -> None:
+    assert worst([Finding("ok", "room", "9 GB free"), Finding("skip", "NUMA", "not known")]) == "ok"

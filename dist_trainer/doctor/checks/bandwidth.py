@@ -32,7 +32,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     if exam.trial.why_not is not None:
         answering = any(host.facts for host in exam.hosts)
         is_lack = exam.num_ranks > 1 and answering
-        yield Finding("warn" if is_lack else "ok", "all-reduce", f"not tried: {exam.trial.why_not}")
+        yield Finding("warn" if is_lack else "skip", "all-reduce", f"not tried: {exam.trial.why_not}")
         return
     failed = {
         host.name: "; ".join(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from dist_trainer.doctor.examination import Examination, HostReport
 from dist_trainer.doctor.facts import GpuFacts, HostGpus
-from dist_trainer.doctor.findings import Finding, Level, grouped
+from dist_trainer.doctor.findings import Finding, Level, all_well, grouped
 from dist_trainer.errors import UserError
 from dist_trainer.launch.hosts.placement import SLOTS_HINT
 from dist_trainer.memory.gpus import find_gpu
@@ -24,6 +24,7 @@ _SLOWDOWNS = {
     "sw_thermal_slowdown": "it is too hot",
 }
 _MEMORY_TOLERANCE = 0.1
+_NO_GPU = "none: ranks run on the CPU"
 _TRY = "run nvidia-smi there; where it fails too, install or load the driver again, or reboot"
 
 
@@ -37,8 +38,11 @@ def check(exam: Examination) -> Iterator[Finding]:
             if _gpus(host).gpus
         }
         yield from grouped("warn", "GPUs", hidden, "unset CUDA_VISIBLE_DEVICES there to use them")
-        if asked and not hidden and not any(_gpus(host).kernel for host in asked.values()):
-            yield Finding("ok", "GPUs", "there is none on any host: ranks run on the CPU")
+        if not hidden and not any(_gpus(host).kernel for host in asked.values()):
+            none = [
+                name for name, host in asked.items() if _gpus(host).kernel is not None or not _gpus(host).has_library
+            ]
+            yield from all_well("GPUs", _NO_GPU, none, asked)
         return
     yield from _counts(asked, exam)
     yield from _kinds(asked)
@@ -127,7 +131,20 @@ def _contradictions(asked: Mapping[str, HostReport], exam: Examination) -> Itera
     named = {name: odd for name, host in asked.items() if (odd := _about_names(_gpus(host)))}
     yield from grouped("warn", "driver's word", named, "compare with nvidia-smi there")
     if not text and not named:
-        yield Finding("ok", "driver's word", "agrees with the kernel and with the cards' names")
+        yield from _confirmed([_gpus(host) for host in asked.values()])
+
+
+def _confirmed(hosts: list[HostGpus]) -> Iterator[Finding]:
+    """What the driver's library was held against, and what there was nothing to hold it against."""
+    gpus = [gpu for host in hosts for gpu in host.gpus]
+    against = {
+        "the kernel": all(host.kernel is not None for host in hosts),
+        "the cards' names": all(gpu.total_bytes and _nominal_bytes(gpu) for gpu in gpus),
+    }
+    for level, verb, is_so in (("ok", "agrees with", True), ("skip", "not compared with", False)):
+        names = [name for name, is_known in against.items() if is_known is is_so]
+        if names:
+            yield Finding(level, "driver's word", f"{verb} {' and with '.join(names)}")  # type: ignore[arg-type]
 
 
 def _about_itself(gpus: HostGpus) -> Iterator[str]:
@@ -155,28 +172,39 @@ def _about_names(gpus: HostGpus) -> str:
     """A card that is known by its name has the memory that such a card has."""
     odd = []
     for gpu in gpus.gpus:
-        try:
-            nominal = find_gpu(gpu.name)
-        except UserError:
+        nominal_bytes = _nominal_bytes(gpu)
+        if nominal_bytes is None:
             continue
-        if gpu.total_bytes and abs(gpu.total_bytes - nominal.num_bytes) > _MEMORY_TOLERANCE * nominal.num_bytes:
+        if gpu.total_bytes and abs(gpu.total_bytes - nominal_bytes) > _MEMORY_TOLERANCE * nominal_bytes:
             odd.append(
-                f"GPU {gpu.index} is named {gpu.name}, which has {format_gib(nominal.num_bytes)}, "
+                f"GPU {gpu.index} is named {gpu.name}, which has {format_gib(nominal_bytes)}, "
                 f"and is said to have {format_gib(gpu.total_bytes)}"
             )
     return "; ".join(odd)
 
 
+def _nominal_bytes(gpu: GpuFacts) -> int | None:
+    try:
+        return find_gpu(gpu.name).num_bytes
+    except UserError:
+        return None
+
+
 def _states(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
-    clean = []
+    clean: list[str] = []
+    untold: list[str] = []
+    every = [gpu for report in asked.values() for gpu in _gpus(report).gpus]
     for level, name, describe, do in _STATES:
         texts = {host: "; ".join(filter(None, map(describe, _gpus(report).gpus))) for host, report in asked.items()}
         found = {host: text for host, text in texts.items() if text}
         yield from grouped(level, f"GPU {name}", found, do)
-        if not found and name in _WORTH_SAYING:
-            clean.append(f"no {name}")
+        is_told = _WORTH_SAYING.get(name)
+        if not found and is_told is not None:
+            (clean if all(map(is_told, every)) else untold).append(name)
     if clean:
-        yield Finding("ok", "GPU state", ", ".join(clean))
+        yield Finding("ok", "GPU state", ", ".join(f"no {name}" for name in clean))
+    if untold:
+        yield Finding("skip", "GPU state", f"the driver does not tell of every GPU: {', '.join(untold)}")
 
 
 def _ecc(gpu: GpuFacts) -> str:
@@ -208,7 +236,12 @@ def _division(gpu: GpuFacts) -> str:
     return f"GPU {gpu.index} is divided into {gpu.num_instances}" if gpu.num_instances else ""
 
 
-_WORTH_SAYING = ("ECC errors", "throttling", "memory in use")
+# And whether the driver tells it of a GPU: cards for desks count no ECC errors.
+_WORTH_SAYING: Mapping[str, Callable[[GpuFacts], bool]] = {
+    "ECC errors": lambda gpu: gpu.ecc_errors is not None,
+    "throttling": lambda gpu: gpu.throttle_reasons is not None,
+    "memory in use": lambda gpu: gpu.used_bytes is not None,
+}
 _STATES: tuple[tuple[Level, str, Callable[[GpuFacts], str], str], ...] = (
     ("fail", "ECC errors", _ecc, "reset the GPU (nvidia-smi -r); where they come back, have it replaced"),
     ("warn", "throttling", _slowdown, "look at its cooling and power: nvidia-smi -q -d PERFORMANCE"),

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from dist_trainer.doctor.examination import Examination, HostReport
 from dist_trainer.doctor.facts import Device, Memory
-from dist_trainer.doctor.findings import Finding, grouped
+from dist_trainer.doctor.findings import Finding, all_well, grouped
 from dist_trainer.memory.advice.outcome import HostMemory, Standing, device_standing, host_standing
 from dist_trainer.memory.plan import Figure, Plan, needed
 from dist_trainer.units import counted, format_gb
@@ -29,13 +29,13 @@ def check(exam: Examination) -> Iterator[Finding]:
 
 
 def _on_gpus(exam: Examination, plan: Plan) -> Iterator[Finding]:
-    over, close, taken, seen = {}, {}, {}, []
+    over, close, taken, seen = {}, {}, {}, {}
     for host in exam.hosts:
         gpu = smallest_device(host)
         if gpu is None:
             continue
         assert gpu.total_bytes is not None
-        seen.append(gpu.total_bytes)
+        seen[host.name] = gpu.total_bytes
         standing = device_standing(replace(plan, device_bytes=gpu.total_bytes))
         assert standing is not None
         text = f"{_planned(plan, exam)} a GPU, and {gpu.name} has {format_gb(gpu.total_bytes)}"
@@ -49,8 +49,9 @@ def _on_gpus(exam: Examination, plan: Plan) -> Iterator[Finding]:
     yield from grouped("fail", "plan", over, _DO)
     yield from grouped("fail", "plan", taken, "end what holds the rest (see: GPU memory in use)")
     yield from grouped("warn", "plan", close, _DO)
-    if seen and not over and not taken and not close:
-        yield Finding("ok", "plan", f"{_planned(plan, exam)} a GPU, of {format_gb(min(seen))} or more")
+    if not over and not taken and not close:
+        text = f"{_planned(plan, exam)} a GPU, of {format_gb(min(seen.values(), default=0))} or more"
+        yield from all_well("plan", text, seen, _answering(exam))
 
 
 def _on_hosts(exam: Examination, plan: Plan) -> Iterator[Finding]:
@@ -74,10 +75,15 @@ def _on_hosts(exam: Examination, plan: Plan) -> Iterator[Finding]:
         "fail", "host memory", over, _DO if plan.device == "cpu" else "offload less, or start fewer ranks a host"
     )
     yield from grouped("warn", "host memory", low, "end what holds the rest")
-    totals = [host.facts.memory.total_bytes for host in exam.hosts if host.facts and host.facts.memory]
-    if totals and not over and not low:
+    totals = {host.name: host.facts.memory.total_bytes for host in exam.hosts if host.facts and host.facts.memory}
+    if not over and not low:
         wants = "nothing is offloaded" if least is None else f"the ranks need {format_gb(least.needed.num_bytes)}"
-        yield Finding("ok", "host memory", f"{format_gb(min(totals))} or more a host; {wants}")
+        text = f"{format_gb(min(totals.values(), default=0))} or more a host; {wants}"
+        yield from all_well("host memory", text, totals, _answering(exam))
+
+
+def _answering(exam: Examination) -> list[str]:
+    return [host.name for host in exam.hosts if host.facts]
 
 
 def host_needs(plan: Plan, memory: Memory, num_ranks: int) -> Standing | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dist_trainer.data.workers import default_num_workers
 from dist_trainer.doctor.examination import Examination, HostReport
 from dist_trainer.doctor.facts import UNLIMITED, Cpus, HostFacts
-from dist_trainer.doctor.findings import Finding, grouped
+from dist_trainer.doctor.findings import Finding, all_well, grouped
 from dist_trainer.doctor.needs import Needs
 from dist_trainer.units import MIB, counted, format_bytes
 
@@ -35,13 +35,13 @@ Known = list[tuple[HostReport, HostFacts]]
 
 def _shared_memory(hosts: Known, exam: Examination) -> Iterator[Finding]:
     a_rank = _SHM_BYTES_A_GPU if exam.device == "cuda" else _SHM_BYTES_A_CPU_RANK
-    blocked, short, least = {}, {}, UNLIMITED
+    blocked, short, free = {}, {}, {}
     for host, facts in hosts:
         shm = facts.shared_memory
         if shm is None:
             continue
         wanted = host.num_slots * a_rank
-        least = min(least, shm.free_bytes)
+        free[host.name] = shm.free_bytes
         if not shm.is_writable:
             blocked[host.name] = "it cannot be written to"
         elif shm.free_bytes < wanted:
@@ -50,8 +50,10 @@ def _shared_memory(hosts: Known, exam: Examination) -> Iterator[Finding]:
     yield from grouped(
         "fail", "/dev/shm", short, "make it larger: mount -o remount,size=8G /dev/shm; docker run --shm-size=8g"
     )
-    if not blocked and not short and least < UNLIMITED:
-        yield Finding("ok", "/dev/shm", f"at least {format_bytes(least)} free")
+    if not blocked and not short:
+        yield from all_well(
+            "/dev/shm", f"at least {format_bytes(min(free.values(), default=0))} free", free, _names(hosts)
+        )
 
 
 def _open_files(hosts: Known, exam: Examination) -> Iterator[Finding]:
@@ -63,8 +65,8 @@ def _open_files(hosts: Known, exam: Examination) -> Iterator[Finding]:
         if limit < wanted
     }
     yield from grouped("fail", "open files", short, "raise the limit: ulimit -n 65536, or nofile in limits.conf")
-    if limits and not short:
-        yield Finding("ok", "open files", f"at least {_limit(min(limits.values()))}")
+    if not short:
+        yield from all_well("open files", f"at least {_limit(min(limits.values(), default=0))}", limits, _names(hosts))
 
 
 def _locked_memory(hosts: Known, needs: Needs) -> Iterator[Finding]:
@@ -79,15 +81,14 @@ def _locked_memory(hosts: Known, needs: Needs) -> Iterator[Finding]:
     do = "lift the limit: memlock unlimited in limits.conf; under SLURM for slurmd (LimitMEMLOCK=infinity)"
     yield from grouped("warn", "locked memory", short, do)
     if not short:
-        limits = [facts.limits.locked_memory_bytes for _, facts in hosts if facts.limits]
-        if limits:
-            least = min(limits)
-            text = _limit(least) if least == UNLIMITED else format_bytes(least)
-            yield Finding("ok", "locked memory", f"at least {text}" if least < UNLIMITED else text)
+        limits = {host.name: facts.limits.locked_memory_bytes for host, facts in hosts if facts.limits}
+        least = min(limits.values(), default=0)
+        text = _limit(least) if least == UNLIMITED else f"at least {format_bytes(least)}"
+        yield from all_well("locked memory", text, limits, _names(hosts))
 
 
 def _cpus(hosts: Known, needs: Needs) -> Iterator[Finding]:
-    crowded, few, room = {}, {}, []
+    crowded, few, room = {}, {}, {}
     for host, facts in hosts:
         if facts.cpus is None:
             continue
@@ -100,16 +101,15 @@ def _cpus(hosts: Known, needs: Needs) -> Iterator[Finding]:
             crowded[host.name] = (
                 f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')} with {workers} loader workers each"
             )
-        room.append((count, host.num_slots, workers))
+        room[host.name] = (count, host.num_slots, workers)
     yield from grouped("warn", "CPUs", few, "ask the batch system or the container for more CPUs, or start fewer ranks")
     yield from grouped(
         "warn", "CPUs", crowded, "lower data.num_workers (--set data.num_workers=N), or ask for more CPUs"
     )
-    if room and not few and not crowded:
-        count, ranks, workers = min(room)
-        yield Finding(
-            "ok", "CPUs", f"at least {count:g} for {counted(ranks, 'rank')} with {workers} loader workers each"
-        )
+    if not few and not crowded:
+        count, ranks, workers = min(room.values(), default=(0, 0, 0))
+        text = f"at least {count:g} for {counted(ranks, 'rank')} with {workers} loader workers each"
+        yield from all_well("CPUs", text, room, _names(hosts))
 
 
 def _numa(hosts: Known) -> Iterator[Finding]:
@@ -124,10 +124,15 @@ def _numa(hosts: Known) -> Iterator[Finding]:
             where = ", ".join(sorted({str(gpu.numa_node) for gpu in away}))
             far[host.name] = f"GPU {numbers}: on NUMA node {where}, of which no CPU may be used here"
     yield from grouped("warn", "NUMA", far, "ask for whole nodes, or bind each rank to the CPUs near its GPU")
-    counts = {len(facts.cpus.numa) for _, facts in hosts if facts.cpus and facts.cpus.numa}
-    if counts and not far:
-        text = " or ".join(map(str, sorted(counts)))
-        yield Finding("ok", "NUMA", f"{text} node{'' if counts == {1} else 's'} a host")
+    counts = {host.name: len(facts.cpus.numa) for host, facts in hosts if facts.cpus and facts.cpus.numa}
+    if not far:
+        text = " or ".join(map(str, sorted(set(counts.values()))))
+        text = f"{text} node{'' if set(counts.values()) == {1} else 's'} a host"
+        yield from all_well("NUMA", text, counts, _names(hosts))
+
+
+def _names(hosts: Known) -> list[str]:
+    return [host.name for host, _ in hosts]
 
 
 def usable_cpus(cpus: Cpus) -> float:

@@ -7,7 +7,7 @@ from statistics import median
 
 from dist_trainer.doctor.examination import Examination
 from dist_trainer.doctor.facts import Folder
-from dist_trainer.doctor.findings import Finding, grouped
+from dist_trainer.doctor.findings import Finding, all_well, grouped
 from dist_trainer.doctor.needs import Needs
 from dist_trainer.units import format_bytes, format_duration
 
@@ -60,6 +60,7 @@ def _is_one(exam: Examination, well: Mapping[str, Folder]) -> Iterator[Finding]:
 def _speed(well: Mapping[str, Folder], needs: Needs) -> Iterator[Finding]:
     speeds = {name: folder.write_bytes / folder.write_s for name, folder in well.items() if folder.write_s > 0}
     if not speeds:
+        yield Finding("skip", "write speed", "not measured")
         return
     common = median(speeds.values())
     slow = {
@@ -77,13 +78,14 @@ def _speed(well: Mapping[str, Folder], needs: Needs) -> Iterator[Finding]:
     if common < LEAST_BYTES_PER_S:
         yield Finding("warn", "write speed", found, do="use faster storage for --run-dir")
     elif not slow:
-        yield Finding("ok", "write speed", found)
+        yield from all_well("write speed", found, speeds, well)
 
 
 def _room(well: Mapping[str, Folder], needs: Needs) -> Iterator[Finding]:
     """Checkpoints of all ranks go to one folder; where each host has its own, each is judged as if it held them all."""
     free = {name: folder.free_bytes for name, folder in well.items() if folder.free_bytes is not None}
     if not free:
+        yield Finding("skip", "room", "the file system does not say how much is free")
         return
     one, count = needs.checkpoint_bytes, needs.num_checkpoints
     wanted = f"a checkpoint of {needs.name} takes {format_bytes(one)}"
@@ -98,7 +100,8 @@ def _room(well: Mapping[str, Folder], needs: Needs) -> Iterator[Finding]:
     yield from grouped("warn", "room", tight, f"{do}; or write fewer: --set checkpoints.every_steps=N")
     if not short and not tight:
         many = f"{count} of them {format_bytes(count * one)}" if count > 1 else ""
-        yield Finding("ok", "room", f"{format_bytes(min(free.values()))} free; {wanted}{', ' if many else ''}{many}")
+        text = f"{format_bytes(min(free.values()))} free; {wanted}{', ' if many else ''}{many}"
+        yield from all_well("room", text, free, well)
 
 
 def _free_text(folder: Folder) -> str:

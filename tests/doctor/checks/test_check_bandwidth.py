@@ -121,7 +121,7 @@ def test_ranks_that_failed_say_where() -> None:
 
 @pytest.mark.parametrize(
     ("num_slots", "facts", "level"),
-    [(2, {}, "warn"), (1, {}, "ok"), (2, None, "ok")],
+    [(2, {}, "warn"), (1, {}, "skip"), (2, None, "skip")],
     ids=["it should have been", "one rank", "no host answered, which is told elsewhere"],
 )
 def test_no_trial_is_said(num_slots: int, facts: dict[str, object] | None, level: str) -> None:

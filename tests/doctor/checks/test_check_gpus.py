@@ -26,7 +26,7 @@ def test_gpus_in_good_order() -> None:
 
 def test_no_gpu_anywhere_is_said_and_is_fine() -> None:
     found = check_gpus.check(exam(host("node1", gpus=NO_GPUS), host("node2", gpus=NO_GPUS)))
-    assert lines(found) == [("ok", (), "there is none on any host: ranks run on the CPU")]
+    assert lines(found) == [("ok", (), "none: ranks run on the CPU")]
 
 
 def test_a_host_without_gpus_among_others_that_have_some() -> None:
@@ -160,13 +160,36 @@ def test_the_state_of_a_gpu(changes: dict[str, Any], check: str, level: str, sai
     [
         {"throttle_reasons": ("gpu_idle", "sw_power_cap")},
         {"processes": (GpuProcess(42, "Xorg of root", 90_000_000),), "used_bytes": 100_000_000},
-        {"ecc_errors": None, "throttle_reasons": None, "is_persistent": None, "used_bytes": None},
     ],
-    ids=["idle, or at its power cap", "a desktop", "nothing is known"],
+    ids=["idle, or at its power cap", "a desktop"],
 )
 def test_what_is_no_fault_of_a_gpu(changes: dict[str, Any]) -> None:
     found = check_gpus.check(exam(host("node1", gpus=gpus(gpu(0, **changes), gpu(1)))))
     assert [finding for finding in found if finding.level != "ok"] == []
+
+
+def test_what_the_driver_does_not_tell_is_not_said_to_be_well() -> None:
+    changes = {"ecc_errors": None, "throttle_reasons": None, "is_persistent": None}
+    assert found_of(gpus(gpu(0, **changes), gpu(1)), "GPU state") == [
+        ("ok", (), "no memory in use"),
+        ("skip", (), "the driver does not tell of every GPU: ECC errors, throttling"),
+    ]
+
+
+def test_what_the_drivers_word_was_not_compared_with_is_said() -> None:
+    unknown_to_us = gpus(gpu(0, name="NVIDIA Something New"), gpu(1, name="NVIDIA Something New"))
+    assert found_of(unknown_to_us, "driver's word") == [
+        ("ok", (), "agrees with the kernel"),
+        ("skip", (), "not compared with the cards' names"),
+    ]
+
+
+def test_a_host_without_gpus_is_known_by_its_kernel_or_by_having_no_driver() -> None:
+    unknown = exam(host("node1", gpus=HostGpus(has_library=True)), host("node2", gpus=HostGpus(kernel=())))
+    assert lines(check_gpus.check(unknown), "GPUs") == [
+        ("ok", ("node2",), "none: ranks run on the CPU"),
+        ("skip", ("node1",), "not known"),
+    ]
 
 
 def test_gpus_of_which_it_is_not_certain_which_are_meant() -> None:

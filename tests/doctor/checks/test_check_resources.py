@@ -31,7 +31,7 @@ def test_a_host_in_good_order() -> None:
         ),
         (SharedMemory(64 * MIB, 64 * MIB, True), {"gpus": NO_GPUS}, [("ok", (), "at least 67.1 MB free")]),
         (SharedMemory(GIB, GIB, False), {}, [("fail", ("node1",), "it cannot be written to")]),
-        (None, {}, []),
+        (None, {}, [("skip", (), "not known")]),
     ],
     ids=["a container's, for GPUs", "a container's, for a CPU", "closed", "not known"],
 )

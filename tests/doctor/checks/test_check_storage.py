@@ -93,9 +93,9 @@ def test_storage_that_is_slow_for_all() -> None:
     assert (level, hosts) == ("warn", ())
 
 
-def test_a_speed_that_was_not_measured_is_not_told() -> None:
+def test_a_speed_that_was_not_measured_is_not_said_to_be_well() -> None:
     unmeasured = folder(write_bytes=0, write_s=0.0)
-    assert lines(storage.check(exam(host("node1", folder=unmeasured))), "write speed") == []
+    assert lines(storage.check(exam(host("node1", folder=unmeasured))), "write speed") == [("skip", (), "not measured")]
 
 
 def test_a_run_that_writes_no_checkpoint_needs_no_room_for_many() -> None:
