@@ -50,22 +50,35 @@ BROKEN = [
     ("mac-line-ends", "#SBATCH --requeue\n", "#SBATCH --requeue\r", 8),
     ("late-directive", "wait\n", "wait\n#SBATCH --exclusive\n", 16),
     ("blank-in-directive", "#SBATCH --requeue", "#SBATCH --requeue\n# SBATCH --exclusive", 9),
+    ("variable-in-directive", "#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --output=$HOME/%j.out", 9),
+    ("variable-in-directive", "#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH -J `whoami` # mine", 9),
+    ("variable-in-directive", "#SBATCH --requeue", "#SBATCH --requeue\n#SBATCH --mem ${MEM}G", 9),
     ("tasks-and-gpus", "--ntasks-per-node=4", "--ntasks-per-node=2", 4),
+    ("tasks-and-gpus", "--ntasks-per-node=4", "--ntasks-per-node 2", 4),
     ("tasks-and-gpus", "#SBATCH --ntasks-per-node=4\n", "", 3),
     ("tasks-and-gpus", "--ntasks-per-node=4", "--ntasks=4", 4),
     ("tasks-and-gpus", "--gpus-per-node=4", "--gpus=4", 4),
     ("tasks-and-gpus", "srun --kill", "srun -n 2 --kill", 4),
+    ("tasks-and-gpus", "srun --kill", "srun 2> log -n 2 > out --kill", 4),
     ("gpus-per-task", "--gpus-per-node=4", "--gpus-per-task=2", 4),
     ("torchrun-per-task", "python train.py", "torchrun train.py", 13),
     ("torchrun-per-task", "python train.py", "python -m torch.distributed.run train.py", 13),
+    ("torchrun-per-task", "python train.py", "accelerate launch train.py", 13),
+    ("torchrun-per-task", "python train.py", "deepspeed train.py --deepspeed ds.json", 13),
+    ("torchrun-per-task", "python train.py", "bash -c 'exec /env/bin/deepspeed train.py'", 13),
+    ("torchrun-ranks", "python train.py", "--ntasks-per-node=1 deepspeed --num_gpus 8 train.py", 13),
     ("torchrun-ranks", "python train.py", "--ntasks-per-node=1 torchrun --nproc_per_node 8 train.py", 13),
     ("first-node-only", 'srun --kill-on-bad-exit=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \\\n    python', "python", 2),
+    ("early-variable", "python train.py", 'bash -c "python train.py --rank $SLURM_PROCID"', 13),
+    ("early-variable", "python train.py", "python train.py --node=${SLURM_NODEID:-0}", 13),
     ("visible-devices", "wait\n", "wait\nexport CUDA_VISIBLE_DEVICES=$SLURM_LOCALID\n", 16),
     ("cpus-per-task", ' --cpus-per-task="$SLURM_CPUS_PER_TASK"', "", 13),
     ("lost-rank", " --kill-on-bad-exit=1", "", 13),
     ("local-master", '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', "localhost", 10),
     ("local-master", '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', '"127.0.0.1"', 10),
     ("local-master", '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', "$SLURM_LAUNCH_NODE_IPADDR", 10),
+    ("local-master", "python train.py", "--ntasks-per-node=1 accelerate launch --main_process_ip localhost x.py", 13),
+    ("fixed-port", "python train.py", "--ntasks-per-node=1 accelerate launch --main_process_port=29500 x.py", 13),
     ("fixed-port", "$((20000 + SLURM_JOB_ID % 10000))", "29500", 11),
     ("no-time", "#SBATCH --time=12:00:00\n", "", 8),
     ("no-signal", "#SBATCH --signal=B:USR1@120\n", "", 8),
@@ -104,6 +117,192 @@ def test_the_docs_have_every_rule() -> None:
         line.split("`")[1] for line in (ROOT / "docs" / "slurm.md").read_text().splitlines() if line.startswith("| `")
     ]
     assert [row for row in rows if row in RULES] == list(RULES)
+
+
+def with_step(step: str, *before: str) -> str:
+    """GOOD with other words for what srun starts, and lines in front of it."""
+    lines = "".join(f"{line}\n" for line in before)
+    return GOOD.replace("python train.py", step).replace("srun ", f"{lines}srun ", 1)
+
+
+def test_of_two_directives_the_last_counts() -> None:
+    time = "#SBATCH --time=12:00:00\n"
+    assert rules(GOOD.replace(time, f"#SBATCH --time=noon\n{time}")) == []
+    assert rules(GOOD.replace(time, f"{time}#SBATCH --time=noon\n")) == [("time-and-checkpoints", 7)]
+
+
+def test_the_trap_is_on_the_signal_that_comes() -> None:
+    trap = "trap 'scontrol requeue \"$SLURM_JOB_ID\"' "
+    for heard in ("SIGUSR1", "TERM USR1", "usr1"):
+        assert rules(GOOD.replace(f"{trap}USR1", trap + heard)) == []
+    for other in ("TERM", "USR2", "EXIT"):
+        assert rules(GOOD.replace(f"{trap}USR1", trap + other)) == [("signal-unheard", 7)]
+
+
+@pytest.mark.parametrize(
+    ("before", "step"),
+    [
+        (['LAUNCHER="torchrun --nnodes 2"'], "$LAUNCHER train.py"),
+        (["LAUNCHER=torchrun", 'CMD="$LAUNCHER train.py"'], "$CMD"),
+        (["export LAUNCHER=torchrun"], "bash -c '$LAUNCHER train.py'"),
+        (['LAUNCHER="python -m torch.distributed.run"'], 'bash -c "${LAUNCHER} train.py"'),
+        (["CMD=(torchrun # the launcher", "  --nnodes 2", ")", "CMD+=(train.py)"], '"${CMD[@]}"'),
+        (["CMD=torchrun", 'CMD+=" --nnodes=2"'], "$CMD train.py"),
+        (["A=python; LAUNCHER='torchrun'"], "$LAUNCHER train.py"),
+        ([], "${LAUNCHER:-torchrun} train.py"),
+    ],
+    ids=str,
+)
+def test_a_launcher_in_a_variable_is_followed(before: list[str], step: str) -> None:
+    line = 13 + len(before)
+    assert rules(with_step(step, *before)) == [("torchrun-per-task", line)]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        ["LAUNCHER=torchrun", "LAUNCHER=python"],
+        ["LAUNCHER=python", "LAUNCHER=torchrun true"],
+        ['ARGS=(torchrun "a b")', "LAUNCHER=python"],
+        ["echo LAUNCHER=torchrun", "LAUNCHER=python"],
+    ],
+    ids=str,
+)
+def test_a_variable_has_its_last_value(before: list[str]) -> None:
+    assert rules(with_step("$LAUNCHER train.py", *before)) == []
+
+
+def test_variables_that_grow_without_end_are_let_go() -> None:
+    lines = ["A=torchrun", *['A="$A $A"'] * 60]
+    assert rules(with_step("$A train.py", *lines)) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "step"),
+    [
+        # The shell of each task expands what the script's own leaves alone.
+        ([], "bash -c 'python train.py --rank $SLURM_PROCID'"),
+        ([], 'bash -c "python train.py --rank \\$SLURM_PROCID"'),
+        (["CMD='python train.py --rank $SLURM_PROCID'"], 'bash -c "$CMD"'),
+        (["export CMD='python train.py --rank $SLURM_PROCID'"], "bash -c '$CMD'"),
+        (["echo $SLURM_PROCID"], "python train.py"),
+    ],
+)
+def test_a_variable_that_each_task_expands_is_no_finding(before: list[str], step: str) -> None:
+    assert rules(with_step(step, *before)) == []
+
+
+def test_a_tasks_variable_is_early_by_way_of_another_too() -> None:
+    assert rules(with_step("python x.py --node=$NODE", "NODE=$SLURM_NODEID")) == [("early-variable", 14)]
+    assert rules(with_step("bash -c 'python x.py $NODE'", "export NODE=$SLURM_NODEID")) == [("early-variable", 14)]
+
+
+def test_what_differs_between_no_tasks_is_not_early() -> None:
+    one_node = with_step("python train.py --node=$SLURM_NODEID").replace("--nodes=2", "--nodes=1")
+    assert rules(one_node) == []
+    assert rules(one_node.replace("$SLURM_NODEID", "$SLURM_PROCID")) == [("early-variable", 13)]
+    assert rules(TORCHRUN + "srun --ntasks=1 python prepare.py $SLURM_PROCID\n") == []
+
+
+def test_a_step_of_one_task_is_not_blamed() -> None:
+    assert rules(TORCHRUN + "srun --ntasks=1 python prepare.py\n") == []
+    assert rules(TORCHRUN + "srun --overlap -N1 -n 1 python prepare.py\n") == []
+    assert rules(TORCHRUN + "srun -n 2 python prepare.py\n") == [("tasks-and-gpus", 3), ("lost-rank", 10)]
+    alone = "#!/bin/bash\n#SBATCH --gres=gpu:1 --time=30 --no-requeue\nsrun python train.py\n"
+    assert rules(alone) == []
+    assert rules(alone.replace("--gres", "--nodes=2 --gres")) == [("lost-rank", 3)]
+
+
+def test_a_shell_script_may_start_anything_and_is_lost_all_the_same() -> None:
+    wrapped = TORCHRUN.replace("srun -K", "srun").partition("srun bash")[0] + "srun -l ./run.sh\n"
+    assert rules(wrapped) == [("lost-rank", 8)]
+
+
+def test_deepspeed_as_a_word_of_a_program_is_not_its_launcher() -> None:
+    for step in (
+        "python train.py deepspeed",
+        "python train.py --deepspeed ds.json",
+        "python -m lightning --strategy deepspeed",
+        "python -m mine deepspeed",
+        "bash -c 'python train.py deepspeed'",
+    ):
+        assert rules(with_step(step)) == []
+    assert rules(with_step("python -m deepspeed.launcher.runner x")) == [("torchrun-per-task", 13)]
+
+
+def test_a_port_in_figures_is_free_on_nodes_of_its_own() -> None:
+    fixed = GOOD.replace("$((20000 + SLURM_JOB_ID % 10000))", "29500")
+    assert rules(fixed.replace("--requeue", "--requeue --exclusive")) == []
+    assert rules(fixed.replace("--requeue", "--requeue --exclusive=user")) == [("fixed-port", 11)]
+
+
+def test_a_script_without_directives_has_its_options_elsewhere() -> None:
+    text = "#!/bin/bash\nsrun --gres=gpu:8 --ntasks=8 --time=1:00:00 --kill-on-bad-exit=1 python -u train.py\n"
+    assert rules(text) == []
+    assert rules(text.replace("\n", "\n#SBATCH --nodes=1\n", 1)) == [("no-time", 2), ("no-signal", 2)]
+
+
+@pytest.mark.parametrize(("time", "found"), [("10", []), ("00:01:00", []), ("11", [("no-signal", 8)])])
+def test_a_job_of_minutes_need_not_go_on(time: str, found: list[tuple[str, int]]) -> None:
+    assert rules(GOOD.replace("#SBATCH --signal=B:USR1@120\n", "").replace("12:00:00", time)) == found
+
+
+def in_heredoc(text: str, submit: str = "sbatch <<'EOF'") -> str:
+    return f"#!/bin/bash\nmkdir -p out\n{submit}\n{text}EOF\necho done\n"
+
+
+@pytest.mark.parametrize(("rule", "old", "new", "line"), BROKEN)
+def test_a_script_in_a_heredoc_is_read_as_one_of_its_own(rule: str, old: str, new: str, line: int) -> None:
+    assert rules(in_heredoc(GOOD)) == []
+    broken = GOOD.replace(old, new, 1)
+    assert rules(in_heredoc(broken)) == [(rule, line + 3)]
+    escaped = broken.replace("\\", "\\\\").replace("$", "\\$").replace("`", "\\`")
+    assert rules(in_heredoc(escaped, "JOB=$(sbatch --parsable <<EOF")) == [(rule, line + 3)]
+
+
+@pytest.mark.parametrize(
+    "submit",
+    [
+        'sbatch <<"EOF"',
+        "sbatch <<\\EOF",
+        "sbatch --parsable <<-'EOF' >> jobs",
+        "cat <<'EOF' | sbatch",
+        "cat > job.sbatch <<'EOF'",
+        "for i in 1 2; do sbatch <<'EOF'",
+    ],
+)
+def test_however_a_heredoc_comes_to_sbatch(submit: str) -> None:
+    text = GOOD.replace(" --kill-on-bad-exit=1", "")
+    assert rules(in_heredoc(text, submit)) == [("lost-rank", 16)]
+
+
+def test_a_heredoc_of_another_kind_is_no_script() -> None:
+    assert rules(GOOD + "cat > run.sh <<'EOF'\nsrun torchrun train.py\nEOF\n") == []
+    assert rules(GOOD + "cat <<EOF\n#SBATCH\nEOF\nsrun -c1 -K torchrun train.py &\n")[-1] == ("torchrun-per-task", 19)
+
+
+def test_neither_a_word_for_stdin_nor_a_shift_begins_a_heredoc() -> None:
+    for line in ("cat <<< EOF", "x=$((1 << N))", "(( y = 1 << 4 ))"):
+        assert rules(with_step("torchrun train.py", line)) == [("torchrun-per-task", 14)]
+
+
+def test_what_sbatch_is_told_beside_the_heredoc_counts_more() -> None:
+    text = GOOD.replace("#SBATCH --time=12:00:00\n", "")
+    assert rules(in_heredoc(text, "sbatch --time=1:00:00 <<'EOF'")) == []
+    assert rules(in_heredoc(GOOD, "sbatch --ntasks-per-node 2 <<'EOF'")) == [("tasks-and-gpus", 7)]
+    assert rules(in_heredoc("#!/bin/bash\nsrun -K python train.py\n", "sbatch -t 5 --gpus-per-node=2 -n2 <<EOF")) == []
+
+
+def test_the_submitting_shell_expands_a_heredoc_and_what_slurm_sets_is_not_there_yet() -> None:
+    header = "#!/bin/bash\n#SBATCH --nodes=$NODES --time=${TIME} --no-requeue\n#SBATCH --output=`date`.$X\n"
+    assert rules(in_heredoc(header, "sbatch <<EOF")) == []
+    assert rules(in_heredoc(header)) == [("variable-in-directive", line) for line in (5, 5, 6)]
+    body = header + "srun -K -n 2 python train.py $SLURM_JOB_ID\n"
+    assert rules(in_heredoc(body, "sbatch <<EOF")) == [("early-variable", 7)]
+    # Inside a job there are SLURM's variables.
+    assert rules(GOOD + "sbatch <<EOF\n" + body + "EOF\n") == []
+    known = in_heredoc("#!/bin/bash\n#SBATCH -N 2 -t 5\nsrun -K --ntasks-per-node=2 $RUN\n", "sbatch <<EOF")
+    assert rules(known.replace("mkdir -p out", 'RUN="torchrun train.py"')) == [("torchrun-per-task", 6)]
 
 
 def test_several_nodes_are_never_one_host() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+
+from dist_trainer.slurm.lint.variables import early_names, expand, expand_heredoc_line, plain, without_substitutions
 
 # The short forms of options that are looked at; these take a value.
 _SHORT = {
@@ -21,20 +23,38 @@ _SHORT = {
     "-p": "partition",
     "-w": "nodelist",
     "-D": "chdir",
+    "-A": "account",
+    "-C": "constraint",
+    "-d": "dependency",
+    "-q": "qos",
+    "-x": "exclude",
+    "-m": "distribution",
+    "-M": "clusters",
+    "-i": "input",
+    "-L": "licenses",
 }
+# Others that take a value, perhaps as the next word.
+_LONG = {
+    *("ntasks-per-node", "gres", "gpus-per-node", "gpus-per-task", "cpus-per-gpu", "mem", "mem-per-gpu", "mem-per-cpu"),
+    *("signal", "open-mode", "export", "mail-type", "mail-user", "reservation", "time-min", "comment", "mpi"),
+    *("container-image", "container-mounts", "container-name", "container-workdir", "wrap", "gpu-bind", "cpu-bind"),
+}
+_WITH_VALUE = {*_SHORT.values(), *_LONG}
 _SHORT_FLAGS = {"-K": "kill-on-bad-exit"}
 _DIRECTIVE = re.compile(r"#SBATCH\s+(.*)")
-_HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
-_ASSIGNMENT = re.compile(r"[A-Za-z_]\w*=.*", re.DOTALL)
+# Not `<<<`, which takes a word, nor the `<<` of arithmetic, behind which a number stands.
+_HEREDOC = re.compile(r"(?<!<)<<-?\s*(?:(['\"])(?P<quoted>[^'\"\n]+)\1|(?P<escape>\\?)(?P<bare>[A-Za-z_][\w.-]*))")
+_ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
+_ARRAY_BEGINS = re.compile(r"(?:^|[\s;])[A-Za-z_]\w*\+?=\([^()]*$")
+_DECLARES = {"export", "declare", "local", "readonly", "typeset"}
+_MOST_VALUE_CHARACTERS = 2**13
 _BEFORE_A_COMMAND = {"exec", "if", "then", "else", "elif", "while", "until", "do", "time", "!", "{", "command", "env"}
 _PRINTS = {"echo", "printf"}
+_NUMBER_OF_A_STREAM = re.compile(r"(?<=\s)[0-9]+(?=[<>])")
 _COMMENT = re.compile(r"(^|\s)#.*")
 _QUOTES = set("'\"\\")
 _PUNCTUATION = set(";&|()<>")
-_SUBSTITUTION = re.compile(r"\$\(\([^()]*\)\)|\$\([^()]*\)|`[^`]*`")
 _BYTE_ORDER_MARK = "\ufeff"
-# What stands for the value of a substitution.
-_SUBSTITUTED = "$_"
 
 
 @dataclass(frozen=True)
@@ -50,13 +70,15 @@ class Option:
 class Command:
     """A simple command: its words without redirections and the assignments in front of it. What only prints is none.
 
-    `is_exec`: it takes the shell's place. `in_background`: an `&` ends it.
+    Variables whose values the script says are put in. `is_exec`: it takes the shell's place. `in_background`: an `&`
+    ends it. `early`: variables that differ between tasks, and that the script's own shell expands.
     """
 
     words: tuple[str, ...]
     line: int
     is_exec: bool = False
     in_background: bool = False
+    early: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -76,6 +98,16 @@ class Line:
 
 
 @dataclass(frozen=True)
+class _Heredoc:
+    """The lines between `<<END` and `END`, the first of which has the number; `opener` is the line before them."""
+
+    opener: Line
+    number: int
+    lines: tuple[str, ...]
+    is_expanded: bool
+
+
+@dataclass(frozen=True)
 class BatchFile:
     """`options` are those that sbatch reads, `late_options` those that stand too far down for it. Of a heterogeneous
     job they are the first part's. `raw_lines` are as they are meant: without a byte-order mark, and without carriage
@@ -90,16 +122,84 @@ class BatchFile:
     late_options: tuple[Option, ...]
     lines: tuple[Line, ...]
     commands: tuple[Command, ...]
+    scripts: tuple[Embedded, ...] = ()
+
+    @property
+    def has_directives(self) -> bool:
+        """Whether it asks for anything itself; else the command line may, or the script is none for sbatch."""
+        return bool(self.options or self.late_options)
 
     def option(self, *names: str) -> Option | None:
         """The last of them that sbatch reads: it is the one that counts."""
         return next((option for option in reversed(self.options) if option.name in names), None)
 
 
+@dataclass(frozen=True)
+class Embedded:
+    """A batch script in a heredoc. `offset` lines stand before it. `early`: the lines on which the shell that submits
+    it expands a variable of SLURM's, with its name.
+    """
+
+    file: BatchFile
+    offset: int
+    early: tuple[tuple[int, str], ...]
+
+
 def parse(text: str) -> BatchFile:
     """Never fails: what cannot be read as a command is left out."""
+    return _parse(text, {}, (), is_embedded=False)
+
+
+def _parse(text: str, variables: Mapping[str, str], more: tuple[Option, ...], *, is_embedded: bool) -> BatchFile:
+    """`variables` are those that were put into the text, `more` the options of the command line."""
     unmarked = text.removeprefix(_BYTE_ORDER_MARK)
     raw_lines, dos_line, mac_line = _raw_lines(unmarked)
+    lines, heredocs = _logical_lines(raw_lines)
+    for heredoc in heredocs:
+        # It is another program's.
+        end = heredoc.number - 1 + len(heredoc.lines)
+        raw_lines = (*raw_lines[: heredoc.number - 1], *("" for _ in heredoc.lines), *raw_lines[end:])
+    options, late = _directives(raw_lines)
+    known = dict(variables)
+    commands: list[Command] = []
+    scripts: list[Embedded] = []
+    openers = {heredoc.opener.number: heredoc for heredoc in heredocs}
+    for line in lines:
+        own = list(_commands(line, known))
+        commands += own
+        inner = openers.get(line.number)
+        if inner is not None and not is_embedded:
+            submit = next((command for command in own if command.words[0] == "sbatch"), None)
+            if submit or any(map(_DIRECTIVE.match, inner.lines)):
+                scripts.append(_embedded(inner, known, submit))
+    return BatchFile(
+        raw_lines=raw_lines,
+        has_byte_order_mark=unmarked != text,
+        dos_line=dos_line,
+        mac_line=mac_line,
+        options=(*options, *more),
+        late_options=late,
+        lines=lines,
+        commands=tuple(commands),
+        scripts=tuple(scripts),
+    )
+
+
+def _embedded(heredoc: _Heredoc, variables: Mapping[str, str], submit: Command | None) -> Embedded:
+    inner, early = list(heredoc.lines), []
+    if heredoc.is_expanded:
+        for number, line in enumerate(heredoc.lines, 1):
+            inner[number - 1], names = expand_heredoc_line(line, variables)
+            early += [(number, name) for name in names]
+    # What the command line says counts more than a directive.
+    options = tuple(read_options(submit.words[1:], 1)) if submit else ()
+    known = variables if heredoc.is_expanded else {}
+    file = _parse("\n".join(inner), known, options, is_embedded=True)
+    return Embedded(file, heredoc.number - 1, tuple(early))
+
+
+def _directives(raw_lines: Sequence[str]) -> tuple[tuple[Option, ...], tuple[Option, ...]]:
+    """The options that sbatch reads, and those behind the first command."""
     first_command = next(
         (number for number, line in enumerate(raw_lines, 1) if line.strip() and not line.lstrip().startswith("#")),
         len(raw_lines) + 1,
@@ -114,18 +214,7 @@ def parse(text: str) -> BatchFile:
                 # What follows is asked for another part of the job.
                 break
             (options if number < first_command else late).extend(read_options(words, number))
-    lines = tuple(_logical_lines(raw_lines))
-    commands = tuple(command for line in lines for command in _commands(line))
-    return BatchFile(
-        raw_lines=raw_lines,
-        has_byte_order_mark=unmarked != text,
-        dos_line=dos_line,
-        mac_line=mac_line,
-        options=tuple(options),
-        late_options=tuple(late),
-        lines=lines,
-        commands=commands,
-    )
+    return tuple(options), tuple(late)
 
 
 def _raw_lines(text: str) -> tuple[tuple[str, ...], int | None, int | None]:
@@ -156,7 +245,7 @@ def read_options(words: Sequence[str], line: int) -> Iterator[Option]:
             return
         if word.startswith("--"):
             name, equals, value = word[2:].partition("=")
-            if not equals and following is not None and not following.startswith("-") and name in _SHORT.values():
+            if not equals and following is not None and not following.startswith("-") and name in _WITH_VALUE:
                 value, index = following, index + 1
             yield Option(name.replace("_", "-"), value, line)
         elif word[:2] in _SHORT:
@@ -168,7 +257,10 @@ def read_options(words: Sequence[str], line: int) -> Iterator[Option]:
             yield Option(_SHORT_FLAGS[word[:2]], word[2:], line)
 
 
-def _logical_lines(raw_lines: Sequence[str]) -> Iterator[Line]:
+def _logical_lines(raw_lines: Sequence[str]) -> tuple[tuple[Line, ...], list[_Heredoc]]:
+    """The lines, and the heredocs, which are no lines of the script."""
+    lines: list[Line] = []
+    heredocs: list[_Heredoc] = []
     index = 0
     while index < len(raw_lines):
         number = index + 1
@@ -184,14 +276,24 @@ def _logical_lines(raw_lines: Sequence[str]) -> Iterator[Line]:
             if not is_open or set(parts[-1]) & _QUOTES:
                 # Else it goes on; to look at all of it again for every line takes minutes.
                 is_open = _is_open("".join(parts))
-        text = "".join(parts)
-        heredoc = _HEREDOC.search(text)
-        if heredoc is not None:
-            while index < len(raw_lines) and raw_lines[index].strip() != heredoc.group(2):
+        if _ARRAY_BEGINS.search(_COMMENT.sub("", "".join(parts))):
+            while index < len(raw_lines) and ")" not in parts[-1]:
+                parts += ["\n", raw_lines[index]]
                 index += 1
+        text = "".join(parts)
+        line = Line(number, text if _is_open(_COMMENT.sub("", text)) else _COMMENT.sub("", text))
+        heredoc = _HEREDOC.search(without_substitutions(line.text))
+        if heredoc is not None:
+            first = index
+            end = heredoc["quoted"] or heredoc["bare"]
+            while index < len(raw_lines) and raw_lines[index].strip() != end:
+                index += 1
+            is_expanded = heredoc["bare"] is not None and not heredoc["escape"]
+            heredocs.append(_Heredoc(line, first + 1, tuple(raw_lines[first:index]), is_expanded))
             index += 1
         if text.strip():
-            yield Line(number, text if _is_open(_COMMENT.sub("", text)) else _COMMENT.sub("", text))
+            lines.append(line)
+    return tuple(lines), heredocs
 
 
 def _is_open(text: str) -> bool:
@@ -203,41 +305,63 @@ def _is_open(text: str) -> bool:
     return False
 
 
-def _commands(line: Line) -> Iterator[Command]:
+def _commands(line: Line, variables: dict[str, str]) -> Iterator[Command]:
+    """The line's commands, with the variables put in that earlier lines set; what this one sets is added to them."""
     words: list[str] = []
+    array: list[str] | None = None
     skips = False
-    for token in _tokens(_without_substitutions(line.text)):
-        if not set(token) <= _PUNCTUATION:
+    text = _NUMBER_OF_A_STREAM.sub("", without_substitutions(line.text))
+    for token in _tokens(expand(text, variables)):
+        is_punctuation = set(token) <= _PUNCTUATION
+        if array is not None:
+            if not is_punctuation:
+                array.append(token)
+                continue
+            words[-1] += " ".join(array)
+            array = None
+            if token == ")":
+                continue
+        if not is_punctuation:
             if not skips:
                 words.append(token)
             skips = False
+        elif token == "(" and words and _ASSIGNMENT.fullmatch(words[-1]) and words[-1].endswith("="):
+            array = []
         elif set(token) <= set("<>&") and set(token) & set("<>"):
-            # A redirection, with the number in front of it and the file behind it.
-            if words and words[-1].isdigit():
-                words.pop()
+            # A redirection, with the file behind it.
             skips = True
         else:
-            yield from _command(words, line.number, in_background=token == "&")
+            yield from _command(words, line.number, variables, in_background=token == "&")
             words, skips = [], False
-    yield from _command(words, line.number, in_background=False)
+    yield from _command(words, line.number, variables, in_background=False)
 
 
-def _command(words: Sequence[str], line: int, *, in_background: bool) -> Iterator[Command]:
+def _command(words: Sequence[str], line: int, variables: dict[str, str], *, in_background: bool) -> Iterator[Command]:
     is_exec = False
     index = 0
     while index < len(words) and (words[index] in _BEFORE_A_COMMAND or _ASSIGNMENT.fullmatch(words[index])):
         is_exec = is_exec or words[index] == "exec"
         index += 1
-    if index < len(words) and words[index] not in _PRINTS:
-        yield Command(tuple(words[index:]), line, is_exec, in_background)
+    rest = words[index:]
+    if not rest or rest[0] in _DECLARES:
+        # In front of a command they are that command's alone.
+        for word in words:
+            _assign(word, variables)
+    if rest and rest[0] not in _PRINTS | _DECLARES:
+        early = early_names(" ".join(rest))
+        yield Command(tuple(map(plain, rest)), line, is_exec, in_background, early)
 
 
-def _without_substitutions(text: str) -> str:
-    while True:
-        shorter = _SUBSTITUTION.sub(_SUBSTITUTED, text)
-        if shorter == text:
-            return text
-        text = shorter
+def _assign(word: str, variables: dict[str, str]) -> None:
+    match = _ASSIGNMENT.fullmatch(word)
+    if match is None:
+        return
+    name, plus, value = match.groups()
+    value = variables.get(name, "") + value if plus else value
+    if len(value) <= _MOST_VALUE_CHARACTERS:
+        variables[name] = value
+    else:
+        variables.pop(name, None)
 
 
 def _tokens(text: str) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dist_trainer.slurm.lint.batch_file import BatchFile
 from dist_trainer.slurm.lint.problem import Problem
 
+# Not what stands for a value that the shell of a heredoc has put in.
+_VARIABLE = re.compile(r"\$(?!_\b)[A-Za-z_{(]|`")
 _BLANK_IN_DIRECTIVE = re.compile(r"#\s+SBATCH\s+-")
 
 
@@ -63,4 +65,15 @@ def blank_in_directive(file: BatchFile) -> Iterator[Problem]:
                 number,
                 f"{line.strip()!r} is a comment for sbatch",
                 "write #SBATCH without the blank, or ##SBATCH where it is meant as a comment",
+            )
+
+
+def variable_in_directive(file: BatchFile) -> Iterator[Problem]:
+    for option in file.options:
+        if _VARIABLE.search(option.value):
+            yield Problem(
+                option.line,
+                f"sbatch expands no variables: it takes --{option.name}={option.value} to the letter",
+                f"write the value, or give it on the command line: sbatch --{option.name}=... FILE; in names of files "
+                "%j is the job, %x its name, %u the user",
             )

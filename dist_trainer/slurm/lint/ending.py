@@ -22,6 +22,7 @@ from dist_trainer.units import whole_number
 _REQUEUE = re.compile(r"\bscontrol\s+requeue\b")
 # Of a --signal that says no time.
 _SLURMS_SIGNAL_S = 60
+_SHORT_S = 600
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class _Signal:
 
 
 def no_time(file: BatchFile) -> Iterator[Problem]:
-    if file.option("time") is None:
+    if file.has_directives and file.option("time") is None:
         yield Problem(
             _last_directive(file),
             "no --time: the partition's own limit holds, which may be short, or the longest there is",
@@ -44,6 +45,8 @@ def no_time(file: BatchFile) -> Iterator[Problem]:
 
 
 def no_signal(file: BatchFile) -> Iterator[Problem]:
+    if not file.has_directives or _is_short(file):
+        return
     if file.option("signal") is None and file.option("no-requeue") is None:
         yield Problem(
             _last_directive(file),
@@ -125,7 +128,7 @@ def output_lost(file: BatchFile) -> Iterator[Problem]:
 
 def time_and_checkpoints(file: BatchFile) -> Iterator[Problem]:
     time, signal = file.option("time"), _signal(file)
-    if time is None:
+    if time is None or "$" in time.value:
         return
     try:
         time_s = parse_time_s(time.value)
@@ -140,6 +143,16 @@ def time_and_checkpoints(file: BatchFile) -> Iterator[Problem]:
                 "set checkpoints.every_minutes lower, ask for more time, or let --signal come earlier, and the trap "
                 "wait for a checkpoint",
             )
+
+
+def _is_short(file: BatchFile) -> bool:
+    """Whether so little is lost at the end of its time that nobody would have it go on."""
+    time = file.option("time")
+    try:
+        time_s = parse_time_s(time.value) if time else None
+    except ValueError:
+        return False
+    return time_s is not None and time_s <= _SHORT_S
 
 
 def _signal(file: BatchFile) -> _Signal | None:

@@ -9,10 +9,12 @@ from dist_trainer.slurm.lint.batch_file import BatchFile
 from dist_trainer.slurm.lint.problem import Problem
 from dist_trainer.slurm.lint.steps import num_nodes
 
-_PLACE = r"(?:MASTER_ADDR=|--master[-_]addr[= ]|--rdzv[-_]endpoint[= ])"
+_PLACE = r"(?:MASTER_ADDR=|--master[-_]addr[= ]|--main[-_]process[-_]ip[= ]|--rdzv[-_]endpoint[= ])"
 _LOOPBACK = re.compile(_PLACE + r"[\"']?(?:localhost|127\.0\.0\.1|::1|\[::1\])(?![\w.-])")
 _WHERE_SRUN_IS = re.compile(_PLACE + r"\S*SLURM_LAUNCH_NODE_IPADDR")
-_PORT = re.compile(r"(?:MASTER_PORT=|--master[-_]port[= ]|--rdzv[-_]endpoint[= ]\S*:)[\"']?([0-9]{2,5})(?![0-9$])")
+_PORT = re.compile(
+    r"(?:MASTER_PORT=|--(?:master|main[-_]process)[-_]port[= ]|--rdzv[-_]endpoint[= ]\S*:)[\"']?([0-9]{2,5})(?![0-9$])"
+)
 _FIRST_HOST = 'use $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
 
 
@@ -33,6 +35,10 @@ def local_master(file: BatchFile) -> Iterator[Problem]:
 
 
 def fixed_port(file: BatchFile) -> Iterator[Problem]:
+    exclusive = file.option("exclusive")
+    if exclusive is not None and not exclusive.value:
+        # No other job comes onto its nodes; with =user one of the same user may.
+        return
     for line in file.lines:
         match = _PORT.search(line.text)
         if match is not None:

@@ -7,10 +7,20 @@ from collections.abc import Iterator
 
 from dist_trainer.slurm.lint.batch_file import BatchFile
 from dist_trainer.slurm.lint.problem import Problem
-from dist_trainer.slurm.lint.steps import gpus_per_node, is_torchrun, launches, num_nodes, steps, tasks_per_node
+from dist_trainer.slurm.lint.steps import (
+    gpus_per_node,
+    is_rank_a_task,
+    launches,
+    node_launcher,
+    num_nodes,
+    num_step_nodes,
+    num_tasks,
+    steps,
+    tasks_per_node,
+)
 from dist_trainer.slurm.notation import parse_gpu_counts
 
-_NPROC = re.compile(r"--nproc[-_]per[-_]node[= ]([0-9]{1,12})\b")
+_RANKS = re.compile(r"--(?:nproc[-_]per[-_]node|num[-_]gpus)[= ]([0-9]{1,12})\b")
 _VISIBLE = re.compile(r"(?<![\w$])CUDA_VISIBLE_DEVICES=(\S*)")
 _REACHES_OTHER_NODES = ("srun", "mpirun", "mpiexec", "prun", "deepspeed", "pdsh", "ssh")
 
@@ -20,7 +30,7 @@ def tasks_and_gpus(file: BatchFile) -> Iterator[Problem]:
     if found is None:
         return
     option, gpus = found
-    counts = {tasks_per_node(file, step) for step in steps(file) if not is_torchrun(step)}
+    counts = {tasks_per_node(file, step) for step in steps(file) if is_rank_a_task(file, step)}
     if None in counts and file.option("ntasks", "ntasks-per-node") is None:
         # What SLURM does when nothing is said.
         counts.add(1)
@@ -43,7 +53,7 @@ def gpus_per_task(file: BatchFile) -> Iterator[Problem]:
         count = parse_gpu_counts(option.value).count
     except ValueError:
         return
-    if count > 1 and any(not is_torchrun(step) for step in (*steps(file), *launches(file))):
+    if count > 1 and (any(is_rank_a_task(file, step) for step in steps(file)) or any(True for _ in launches(file))):
         yield Problem(
             option.line, f"{count} GPUs a task, and each task is a rank, which uses one", "use --gpus-per-task=1"
         )
@@ -51,12 +61,12 @@ def gpus_per_task(file: BatchFile) -> Iterator[Problem]:
 
 def torchrun_per_task(file: BatchFile) -> Iterator[Problem]:
     for step in steps(file):
-        tasks = tasks_per_node(file, step)
-        if is_torchrun(step) and tasks is not None and tasks > 1:
+        launcher, tasks = node_launcher(step), tasks_per_node(file, step)
+        if launcher is not None and tasks is not None and tasks > 1:
             yield Problem(
                 step.line,
-                f"srun starts torchrun {tasks} times a node, and each of them starts all ranks of the node",
-                "add --ntasks-per-node=1 to srun: torchrun is started once a node",
+                f"srun starts {launcher} {tasks} times a node, and each of them starts all ranks of the node",
+                f"add --ntasks-per-node=1 to srun: {launcher} is started once a node",
             )
 
 
@@ -65,12 +75,13 @@ def torchrun_ranks(file: BatchFile) -> Iterator[Problem]:
     if found is None:
         return
     for command in file.commands:
-        match = _NPROC.search(command.text) if is_torchrun(command) else None
+        launcher = node_launcher(command)
+        match = _RANKS.search(command.text) if launcher else None
         if match is not None and int(match.group(1)) != found[1]:
             yield Problem(
                 command.line,
-                f"torchrun starts {match.group(1)} ranks a node, and a node has {found[1]} GPUs",
-                f"use --nproc-per-node={found[1]}",
+                f"{launcher} starts {match.group(1)} ranks a node, and a node has {found[1]} GPUs",
+                f"use --num_gpus={found[1]}" if launcher == "deepspeed" else f"use --nproc-per-node={found[1]}",
             )
 
 
@@ -117,9 +128,24 @@ def lost_rank(file: BatchFile) -> Iterator[Problem]:
     if any("SLURM_KILL_BAD_EXIT=" in line.text for line in file.lines):
         return
     for step in steps(file):
-        if step.option("kill-on-bad-exit") is None:
+        # A task that is alone leaves nobody waiting.
+        if step.option("kill-on-bad-exit") is None and num_tasks(file, step) != 1:
             yield Problem(
                 step.line,
                 "when a rank ends badly, srun lets the others wait for it",
                 "add --kill-on-bad-exit=1 to srun",
+            )
+
+
+def early_variable(file: BatchFile) -> Iterator[Problem]:
+    for command in file.commands:
+        if command.words[0] != "srun" or num_tasks(file, command) == 1:
+            continue
+        for name in command.early:
+            if name == "SLURM_NODEID" and num_step_nodes(file, command) == 1:
+                continue
+            yield Problem(
+                command.line,
+                f"the script's own shell expands ${name} before srun starts: all tasks get its value, 0",
+                f"leave it to the shell of each task, in single quotes: srun bash -c '... ${name} ...'",
             )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.errors import UserError
 from dist_trainer.slurm.lint import directives, ending, meeting, ranks
-from dist_trainer.slurm.lint.batch_file import parse
+from dist_trainer.slurm.lint.batch_file import Embedded, parse
 from dist_trainer.slurm.lint.problem import Rule
 
 # shlex takes seconds for a word of as many bytes, and minutes for one of more.
@@ -20,11 +21,13 @@ RULES: dict[str, Rule] = {
     "mac-line-ends": directives.mac_line_ends,
     "late-directive": directives.late_directive,
     "blank-in-directive": directives.blank_in_directive,
+    "variable-in-directive": directives.variable_in_directive,
     "tasks-and-gpus": ranks.tasks_and_gpus,
     "gpus-per-task": ranks.gpus_per_task,
     "torchrun-per-task": ranks.torchrun_per_task,
     "torchrun-ranks": ranks.torchrun_ranks,
     "first-node-only": ranks.first_node_only,
+    "early-variable": ranks.early_variable,
     "visible-devices": ranks.visible_devices,
     "cpus-per-task": ranks.cpus_per_task,
     "lost-rank": ranks.lost_rank,
@@ -39,6 +42,8 @@ RULES: dict[str, Rule] = {
     "output-lost": ending.output_lost,
     "time-and-checkpoints": ending.time_and_checkpoints,
 }
+# What holds for any script of a shell.
+_OF_ANY_SCRIPT = ("carriage-return", "mac-line-ends")
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,28 @@ def lint_file(path: Path) -> list[Finding]:
 
 def lint(text: str, path: str) -> list[Finding]:
     file = parse(text)
+    # What only submits other scripts, and asks for nothing itself, is no batch script.
+    names = _OF_ANY_SCRIPT if file.scripts and not file.has_directives else tuple(RULES)
     found = [
-        Finding(path, problem.line, name, problem.found, problem.hint)
-        for name, rule in RULES.items()
-        for problem in rule(file)
+        Finding(path, offset + problem.line, name, problem.found, problem.hint)
+        for part, offset, its_names in (
+            (file, 0, names),
+            *((one.file, one.offset, tuple(RULES)) for one in file.scripts),
+        )
+        for name in its_names
+        for problem in RULES[name](part)
     ]
+    if not file.has_directives:
+        found += [finding for script in file.scripts for finding in _expanded_at_submission(script, path)]
     return sorted(found, key=lambda finding: finding.line)
+
+
+def _expanded_at_submission(script: Embedded, path: str) -> Iterator[Finding]:
+    for line, name in script.early:
+        yield Finding(
+            path,
+            script.offset + line,
+            "early-variable",
+            f"the shell that submits the job expands ${name}, and has none",
+            f"write \\${name}, or quote the heredoc's end (<<'EOF')",
+        )

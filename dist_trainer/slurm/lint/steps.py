@@ -17,12 +17,37 @@ _TORCHRUN = re.compile(
     r"(?![\w-])"
 )
 _PYTHON = re.compile(r"python|\.py(?!\w)|dist_trainer|dist-trainer")
+# Of srun's, behind which a program may stand.
+_FLAGS = {"--", "--kill-on-bad-exit", "--exclusive", "--label", "--overlap", "--unbuffered", "--no-kill", "--exact"}
+_SHELL_SCRIPT = re.compile(r"\.(?:ba)?sh(?!\w)")
 _LAUNCH = re.compile(r"(?:-m dist_trainer|dist-trainer) launch(?!\w)|launch\.sh(?!\w)")
 _OURS = re.compile(r"(?:-m(?: --)? dist_trainer|dist-trainer)(?: (?:launch|train))?(?= |$)|launch\.sh(?!\w)")
 
 
 def is_torchrun(command: Command) -> bool:
-    return _TORCHRUN.search(command.text) is not None
+    """torchrun or another launcher that starts a rank for each GPU of a node."""
+    return node_launcher(command) is not None
+
+
+def node_launcher(command: Command) -> str | None:
+    """The name of a launcher that is started once a node, and starts the node's ranks."""
+    match = _TORCHRUN.search(command.text)
+    if match is not None:
+        return "accelerate" if match.group().startswith("accelerate") else "torchrun"
+    return "deepspeed" if _runs_deepspeed(command) else None
+
+
+def _runs_deepspeed(command: Command) -> bool:
+    """Whether its launcher is what runs, and not what a program is told to use."""
+    words = command.text.split()
+    for before, word in zip(["", *words], words, strict=False):
+        if before == "-m":
+            return word == "deepspeed.launcher.runner"
+        if word.endswith(".py"):
+            return False
+        if word.rpartition("/")[2] == "deepspeed" and (before in _FLAGS or "=" in before or before[:2] != "--"):
+            return True
+    return False
 
 
 def is_ours(command: Command) -> bool:
@@ -33,8 +58,19 @@ def is_ours(command: Command) -> bool:
 def steps(file: BatchFile) -> Iterator[Command]:
     """What srun starts of a run's programs; `srun hostname` and the like are none of them."""
     for command in file.commands:
-        if command.words[0] == "srun" and (_PYTHON.search(command.text) or is_torchrun(command)):
+        if command.words[0] == "srun" and (
+            _PYTHON.search(command.text) or _SHELL_SCRIPT.search(command.text) or is_torchrun(command)
+        ):
             yield command
+
+
+def is_rank_a_task(file: BatchFile, step: Command) -> bool:
+    """Whether each task of the step is one rank. What a shell script starts is not known, and a single task that was
+    asked for beside others is a helper.
+    """
+    if is_torchrun(step) or whole_number(step.option("ntasks") or "") == 1:
+        return False
+    return _PYTHON.search(step.text) is not None
 
 
 def launches(file: BatchFile) -> Iterator[Command]:
@@ -89,3 +125,24 @@ def tasks_per_node(file: BatchFile, step: Command | None = None) -> int | None:
     nodes = (step.option("nodes") if step else None) or str(num_nodes(file) or "")
     count, num = whole_number(tasks or ""), whole_number(nodes)
     return None if count is None or not num or count % num else count // num
+
+
+def num_tasks(file: BatchFile, step: Command) -> int | None:
+    """All tasks of a step that srun starts; None where nothing says it."""
+    own = step.option("ntasks")
+    if own is not None:
+        return whole_number(own)
+    nodes = num_step_nodes(file, step)
+    per_node = tasks_per_node(file, step)
+    if per_node is not None and nodes is not None:
+        return per_node * nodes
+    if file.option("ntasks", "ntasks-per-node", "gpus-per-task") or step.option("ntasks-per-node") is not None:
+        return None
+    # What SLURM does when nothing is said: one a node.
+    return nodes
+
+
+def num_step_nodes(file: BatchFile, step: Command) -> int | None:
+    """The nodes of a step that srun starts: its own number, else the job's."""
+    own = step.option("nodes")
+    return num_nodes(file) if own is None else whole_number(own.rpartition("-")[2])

@@ -1,0 +1,108 @@
+"""What the variables of a script hold, as far as its text says it, and text with them put in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+# Each task has another value of these; the batch script's shell has the first task's.
+PER_TASK = ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID")
+# What stands for the value of a substitution.
+SUBSTITUTED = "$_"
+# Characters of no script, each for a dollar sign: of a variable that the script's shell expands though it is one of
+# PER_TASK, and of one that it leaves to whoever reads the text next.
+_EARLY, _LATER = "\ue000", "\ue001"
+_EARLY_NAME = re.compile(_EARLY + r"\{?(\w+)")
+_REFERENCE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^{}]*))?\})")
+_SUBSTITUTION = re.compile(r"\$\(\([^()]*\)\)|\$\([^()]*\)|`[^`]*`")
+_PUNCTUATION = re.compile(r"[;&|()<>\n]")
+_QUOTES = re.compile(r"['\"\\]")
+_HEREDOC_ESCAPE = re.compile(r"\\([$`\\])|" + _REFERENCE.pattern)
+_MOST_CHARACTERS = 2**16
+
+
+def without_substitutions(text: str) -> str:
+    while True:
+        shorter = _SUBSTITUTION.sub(SUBSTITUTED, text)
+        if shorter == text:
+            return text
+        text = shorter
+
+
+def expand(text: str, variables: Mapping[str, str]) -> str:
+    """The text with the variables' values, each with what `early_names` and `plain` read; quotes stay as they are.
+
+    Within single quotes they are put in as well: whoever reads that text next expands them.
+    """
+    parts: list[str] = []
+    quote, index, length = "", 0, 0
+    while index < len(text):
+        character = text[index]
+        part = character
+        if character == "\\" and quote != "'":
+            part = _LATER if text[index + 1 : index + 2] == "$" else text[index : index + 2]
+            index += 2
+        elif character == "$":
+            match = _REFERENCE.match(text, index)
+            if match is None:
+                index += 1
+            else:
+                part = _value(match, variables, quote)
+                index = match.end()
+        else:
+            if character == quote:
+                quote = ""
+            elif not quote and character in "'\"":
+                quote = character
+            index += 1
+        parts.append(part)
+        length += len(part)
+        if length > _MOST_CHARACTERS:
+            # Variables that hold each other's text twice grow without end.
+            return text
+    return "".join(parts)
+
+
+def early_names(text: str) -> tuple[str, ...]:
+    """The variables of PER_TASK that the script's own shell put into this expanded text."""
+    return tuple(dict.fromkeys(_EARLY_NAME.findall(text)))
+
+
+def plain(text: str) -> str:
+    """Expanded text as a person would write it."""
+    return text.replace(_EARLY, "$").replace(_LATER, "$")
+
+
+def expand_heredoc_line(line: str, variables: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
+    """A line of a heredoc whose end is not quoted, as the shell passes it on; and SLURM's variables that it expands."""
+    early: list[str] = []
+    is_directive = line.startswith("#")
+
+    def passed_on(match: re.Match[str]) -> str:
+        escaped, *names, default = match.groups()
+        if escaped is not None:
+            return str(escaped)
+        name = next(name for name in names if name)
+        if name in variables:
+            return plain(variables[name])
+        if name.startswith("SLURM_") and default is None and not is_directive:
+            early.append(name)
+            return SUBSTITUTED
+        return SUBSTITUTED if is_directive else match.group()
+
+    # A substitution behind a backslash is one of the inner script.
+    outer = re.sub(r"(?<!\\)(?:" + _SUBSTITUTION.pattern + ")", SUBSTITUTED, line)
+    return _HEREDOC_ESCAPE.sub(passed_on, outer), tuple(early)
+
+
+def _value(match: re.Match[str], variables: Mapping[str, str], quote: str) -> str:
+    name, default = match.group(1) or match.group(2), match.group(3)
+    value = variables.get(name)
+    if value is None and default is not None and not name.startswith("SLURM_"):
+        value = default
+    if value is not None and value != SUBSTITUTED:
+        bare = _QUOTES.sub("", value)
+        return bare if quote else _PUNCTUATION.sub(" ", bare)
+    if quote == "'":
+        return _LATER + match.group()[1:]
+    return _EARLY + match.group()[1:] if name in PER_TASK else match.group()
