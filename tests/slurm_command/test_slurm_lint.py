@@ -175,6 +175,9 @@ def test_a_variable_has_its_last_value(before: list[str]) -> None:
 def test_variables_that_grow_without_end_are_let_go() -> None:
     lines = ["A=torchrun", *['A="$A $A"'] * 60]
     assert rules(with_step("$A train.py", *lines)) == []
+    # Else this takes minutes, and gigabytes.
+    text = f"#!/bin/bash\nA={'x' * 8000}\n" + "srun $A$A$A$A $A$A$A$A\n" * 3000
+    assert lint(text + "sbatch <<E\n#!/bin/sh\n" + "srun $A$A$A$A\n" * 3000, "job") == []
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ _HEREDOC = re.compile(r"(?<!<)<<-?\s*(?:(['\"])(?P<quoted>[^'\"\n]+)\1|(?P<escap
 _ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
 _ARRAY_BEGINS = re.compile(r"(?:^|[\s;])[A-Za-z_]\w*\+?=\([^()]*$")
 _DECLARES = {"export", "declare", "local", "readonly", "typeset"}
+# All that variables add to a script: they may hold each other's text twice, and grow without end.
+_MOST_CHARACTERS_PUT_IN = 2**18
 _MOST_VALUE_CHARACTERS = 2**13
 _BEFORE_A_COMMAND = {"exec", "if", "then", "else", "elif", "while", "until", "do", "time", "!", "{", "command", "env"}
 _PRINTS = {"echo", "printf"}
@@ -155,23 +157,26 @@ def _parse(text: str, variables: Mapping[str, str], more: tuple[Option, ...], *,
     unmarked = text.removeprefix(_BYTE_ORDER_MARK)
     raw_lines, dos_line, mac_line = _raw_lines(unmarked)
     lines, heredocs = _logical_lines(raw_lines)
-    for heredoc in heredocs:
-        # It is another program's.
-        end = heredoc.number - 1 + len(heredoc.lines)
-        raw_lines = (*raw_lines[: heredoc.number - 1], *("" for _ in heredoc.lines), *raw_lines[end:])
+    foreign = {heredoc.number + index for heredoc in heredocs for index in range(len(heredoc.lines))}
+    raw_lines = tuple("" if number in foreign else line for number, line in enumerate(raw_lines, 1))
     options, late = _directives(raw_lines)
     known = dict(variables)
     commands: list[Command] = []
     scripts: list[Embedded] = []
     openers = {heredoc.opener.number: heredoc for heredoc in heredocs}
+    room = _MOST_CHARACTERS_PUT_IN
     for line in lines:
-        own = list(_commands(line, known))
+        bare = without_substitutions(line.text)
+        expanded = expand(bare, known) if room > 0 else bare
+        room -= max(0, len(expanded) - len(bare))
+        own = list(_commands(expanded, line.number, known))
         commands += own
         inner = openers.get(line.number)
         if inner is not None and not is_embedded:
             submit = next((command for command in own if command.words[0] == "sbatch"), None)
             if submit or any(map(_DIRECTIVE.match, inner.lines)):
-                scripts.append(_embedded(inner, known, submit))
+                scripts.append(_embedded(inner, known if room > 0 else {}, submit))
+                room -= sum(map(len, scripts[-1].file.raw_lines)) - sum(map(len, inner.lines))
     return BatchFile(
         raw_lines=raw_lines,
         has_byte_order_mark=unmarked != text,
@@ -187,9 +192,11 @@ def _parse(text: str, variables: Mapping[str, str], more: tuple[Option, ...], *,
 
 def _embedded(heredoc: _Heredoc, variables: Mapping[str, str], submit: Command | None) -> Embedded:
     inner, early = list(heredoc.lines), []
+    room = _MOST_CHARACTERS_PUT_IN
     if heredoc.is_expanded:
         for number, line in enumerate(heredoc.lines, 1):
-            inner[number - 1], names = expand_heredoc_line(line, variables)
+            inner[number - 1], names = expand_heredoc_line(line, variables if room > 0 else {})
+            room -= len(inner[number - 1]) - len(line)
             early += [(number, name) for name in names]
     # What the command line says counts more than a directive.
     options = tuple(read_options(submit.words[1:], 1)) if submit else ()
@@ -305,13 +312,12 @@ def _is_open(text: str) -> bool:
     return False
 
 
-def _commands(line: Line, variables: dict[str, str]) -> Iterator[Command]:
-    """The line's commands, with the variables put in that earlier lines set; what this one sets is added to them."""
+def _commands(expanded: str, number: int, variables: dict[str, str]) -> Iterator[Command]:
+    """A line's commands, once the variables that earlier lines set are put in; what this one sets is added to them."""
     words: list[str] = []
     array: list[str] | None = None
     skips = False
-    text = _NUMBER_OF_A_STREAM.sub("", without_substitutions(line.text))
-    for token in _tokens(expand(text, variables)):
+    for token in _tokens(_NUMBER_OF_A_STREAM.sub("", expanded)):
         is_punctuation = set(token) <= _PUNCTUATION
         if array is not None:
             if not is_punctuation:
@@ -331,9 +337,9 @@ def _commands(line: Line, variables: dict[str, str]) -> Iterator[Command]:
             # A redirection, with the file behind it.
             skips = True
         else:
-            yield from _command(words, line.number, variables, in_background=token == "&")
+            yield from _command(words, number, variables, in_background=token == "&")
             words, skips = [], False
-    yield from _command(words, line.number, variables, in_background=False)
+    yield from _command(words, number, variables, in_background=False)
 
 
 def _command(words: Sequence[str], line: int, variables: dict[str, str], *, in_background: bool) -> Iterator[Command]:

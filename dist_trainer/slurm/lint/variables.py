@@ -18,7 +18,8 @@ _SUBSTITUTION = re.compile(r"\$\(\([^()]*\)\)|\$\([^()]*\)|`[^`]*`")
 _PUNCTUATION = re.compile(r"[;&|()<>\n]")
 _QUOTES = re.compile(r"['\"\\]")
 _HEREDOC_ESCAPE = re.compile(r"\\([$`\\])|" + _REFERENCE.pattern)
-_MOST_CHARACTERS = 2**16
+# Of a line with its variables; else it stays as it stands.
+_MOST_CHARACTERS = 2**14
 
 
 def without_substitutions(text: str) -> str:
@@ -58,7 +59,6 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
         parts.append(part)
         length += len(part)
         if length > _MOST_CHARACTERS:
-            # Variables that hold each other's text twice grow without end.
             return text
     return "".join(parts)
 
@@ -77,13 +77,16 @@ def expand_heredoc_line(line: str, variables: Mapping[str, str]) -> tuple[str, t
     """A line of a heredoc whose end is not quoted, as the shell passes it on; and SLURM's variables that it expands."""
     early: list[str] = []
     is_directive = line.startswith("#")
+    room = _MOST_CHARACTERS
 
     def passed_on(match: re.Match[str]) -> str:
+        nonlocal room
         escaped, *names, default = match.groups()
         if escaped is not None:
             return str(escaped)
         name = next(name for name in names if name)
-        if name in variables:
+        if name in variables and room > 0:
+            room -= len(variables[name])
             return plain(variables[name])
         if name.startswith("SLURM_") and default is None and not is_directive:
             early.append(name)
