@@ -13,7 +13,10 @@ from dist_trainer.config.request import DEFAULT_CONFIG
 from dist_trainer.config.run import CheckpointConfig, RunConfig
 from dist_trainer.errors import UserError
 from dist_trainer.slurm import cadence
-from dist_trainer.slurm.lint.batch_file import BatchFile, Command, Line, Option
+from dist_trainer.slurm.lint.batch_file import BatchFile
+from dist_trainer.slurm.lint.commands import Command
+from dist_trainer.slurm.lint.lines import Line
+from dist_trainer.slurm.lint.options import Option
 from dist_trainer.slurm.lint.problem import Problem
 from dist_trainer.slurm.lint.steps import is_ours, is_torchrun, launches, steps
 from dist_trainer.slurm.notation import parse_time_s

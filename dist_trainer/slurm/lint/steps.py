@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from dist_trainer.cluster.nodelist import expand_nodelist
 from dist_trainer.errors import UserError
-from dist_trainer.slurm.lint.batch_file import BatchFile, Command, Option
+from dist_trainer.slurm.lint.batch_file import BatchFile
+from dist_trainer.slurm.lint.commands import Command
+from dist_trainer.slurm.lint.options import Option
 from dist_trainer.slurm.notation import parse_gpu_counts, parse_gres
 from dist_trainer.units import whole_number
 

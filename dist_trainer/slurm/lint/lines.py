@@ -1,0 +1,99 @@
+"""The lines of a script as a shell takes them together, and the heredocs between them."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dist_trainer.slurm.lint.variables import without_substitutions
+
+# Not `<<<`, which takes a word, nor the `<<` of arithmetic, behind which a number stands.
+_HEREDOC = re.compile(r"(?<!<)<<-?\s*(?:(['\"])(?P<quoted>[^'\"\n]+)\1|(?P<escape>\\?)(?P<bare>[A-Za-z_][\w.-]*))")
+_ARRAY_BEGINS = re.compile(r"(?:^|[\s;])[A-Za-z_]\w*\+?=\([^()]*$")
+_COMMENT = re.compile(r"(^|\s)#.*")
+_QUOTES = set("'\"\\")
+
+
+@dataclass(frozen=True)
+class Line:
+    """Lines joined at their backslashes, without comments."""
+
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Heredoc:
+    """The lines between `<<END` and `END`, the first of which has the number; `opener` is the line before them."""
+
+    opener: Line
+    number: int
+    lines: tuple[str, ...]
+    is_expanded: bool
+
+
+def split_lines(text: str) -> tuple[tuple[str, ...], int | None, int | None]:
+    """The lines, the first that ends as in DOS, and the first that ends as on an old Mac.
+
+    For bash and sbatch nothing but a line feed ends a line; that others were meant is for a rule to find.
+    """
+    raw_lines: list[str] = []
+    dos_line = mac_line = None
+    for line in text.removesuffix("\n").split("\n") if text else []:
+        parts = line.rstrip("\r").split("\r")
+        if len(parts) > 1:
+            mac_line = mac_line or len(raw_lines) + 1
+        elif line.endswith("\r"):
+            dos_line = dos_line or len(raw_lines) + 1
+        raw_lines += parts
+    return tuple(raw_lines), dos_line, mac_line
+
+
+def logical_lines(raw_lines: Sequence[str]) -> tuple[tuple[Line, ...], list[Heredoc]]:
+    """The lines, and the heredocs, which are no lines of the script."""
+    lines: list[Line] = []
+    heredocs: list[Heredoc] = []
+    index = 0
+    while index < len(raw_lines):
+        number = index + 1
+        text = raw_lines[index]
+        index += 1
+        if text.lstrip().startswith("#"):
+            continue
+        parts, is_open = [text], _is_open(text)
+        while index < len(raw_lines) and (parts[-1].endswith("\\") or is_open):
+            parts[-1:] = [parts[-1][:-1], " "] if parts[-1].endswith("\\") else [parts[-1], "\n"]
+            parts.append(raw_lines[index])
+            index += 1
+            if not is_open or set(parts[-1]) & _QUOTES:
+                # Else it goes on; to look at all of it again for every line takes minutes.
+                is_open = _is_open("".join(parts))
+        if _ARRAY_BEGINS.search(_COMMENT.sub("", "".join(parts))):
+            while index < len(raw_lines) and ")" not in parts[-1]:
+                parts += ["\n", raw_lines[index]]
+                index += 1
+        text = "".join(parts)
+        line = Line(number, text if _is_open(_COMMENT.sub("", text)) else _COMMENT.sub("", text))
+        heredoc = _HEREDOC.search(without_substitutions(line.text))
+        if heredoc is not None:
+            first = index
+            end = heredoc["quoted"] or heredoc["bare"]
+            while index < len(raw_lines) and raw_lines[index].strip() != end:
+                index += 1
+            is_expanded = heredoc["bare"] is not None and not heredoc["escape"]
+            heredocs.append(Heredoc(line, first + 1, tuple(raw_lines[first:index]), is_expanded))
+            index += 1
+        if text.strip():
+            lines.append(line)
+    return tuple(lines), heredocs
+
+
+def _is_open(text: str) -> bool:
+    """Whether a quotation goes on in the next line."""
+    try:
+        shlex.split(_COMMENT.sub("", text).rstrip("\\"))
+    except ValueError:
+        return True
+    return False

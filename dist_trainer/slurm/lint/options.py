@@ -1,0 +1,71 @@
+"""Options of sbatch and srun in a line's words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+# The short forms of options that are looked at; these take a value.
+_SHORT = {
+    "-N": "nodes",
+    "-n": "ntasks",
+    "-c": "cpus-per-task",
+    "-G": "gpus",
+    "-t": "time",
+    "-a": "array",
+    "-J": "job-name",
+    "-o": "output",
+    "-e": "error",
+    "-p": "partition",
+    "-w": "nodelist",
+    "-D": "chdir",
+    "-A": "account",
+    "-C": "constraint",
+    "-d": "dependency",
+    "-q": "qos",
+    "-x": "exclude",
+    "-m": "distribution",
+    "-M": "clusters",
+    "-i": "input",
+    "-L": "licenses",
+}
+# Others that take a value, perhaps as the next word.
+_LONG = {
+    *("ntasks-per-node", "gres", "gpus-per-node", "gpus-per-task", "cpus-per-gpu", "mem", "mem-per-gpu", "mem-per-cpu"),
+    *("signal", "open-mode", "export", "mail-type", "mail-user", "reservation", "time-min", "comment", "mpi"),
+    *("container-image", "container-mounts", "container-name", "container-workdir", "wrap", "gpu-bind", "cpu-bind"),
+}
+_WITH_VALUE = {*_SHORT.values(), *_LONG}
+_SHORT_FLAGS = {"-K": "kill-on-bad-exit"}
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option by its long name, without dashes; `value` is empty for one that has none."""
+
+    name: str
+    value: str
+    line: int
+
+
+def read_options(words: Sequence[str], line: int) -> Iterator[Option]:
+    """--name=value, --name value, -n value and -nvalue; what follows a word that is no option is left out."""
+    index = 0
+    while index < len(words):
+        word = words[index]
+        following = words[index + 1] if index + 1 < len(words) else None
+        index += 1
+        if not word.startswith("-") or word in ("-", "--"):
+            return
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            if not equals and following is not None and not following.startswith("-") and name in _WITH_VALUE:
+                value, index = following, index + 1
+            yield Option(name.replace("_", "-"), value, line)
+        elif word[:2] in _SHORT:
+            value = word[2:].removeprefix("=")
+            if not value and following is not None:
+                value, index = following, index + 1
+            yield Option(_SHORT[word[:2]], value, line)
+        elif word[:2] in _SHORT_FLAGS:
+            yield Option(_SHORT_FLAGS[word[:2]], word[2:], line)
