@@ -285,8 +285,11 @@ def test_a_heredoc_of_another_kind_is_no_script() -> None:
 
 
 def test_neither_a_word_for_stdin_nor_a_shift_begins_a_heredoc() -> None:
-    for line in ("cat <<< EOF", "x=$((1 << N))", "(( y = 1 << 4 ))"):
-        assert rules(with_step("torchrun train.py", line)) == [("torchrun-per-task", 14)]
+    # Though lines follow that would be its end.
+    for line in ("cat <<< EOF", "x=$((1 << N))", "(( y = 1 << 4 ))", "a '1 << N'", "a \"b << 'N'\""):
+        text = with_step("torchrun train.py", line) + "EOF\nN\n4\n"
+        assert rules(text) == [("torchrun-per-task", 14)]
+    assert rules(with_step("torchrun train.py", "cat <<EOF")) == [("torchrun-per-task", 14)]
 
 
 def test_what_sbatch_is_told_beside_the_heredoc_counts_more() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from dist_trainer.slurm.lint.variables import without_substitutions
 
 # Not `<<<`, which takes a word, nor the `<<` of arithmetic, behind which a number stands.
 _HEREDOC = re.compile(r"(?<!<)<<-?\s*(?:(['\"])(?P<quoted>[^'\"\n]+)\1|(?P<escape>\\?)(?P<bare>[A-Za-z_][\w.-]*))")
+# A quotation that is no heredoc's end: group 1 is what stays.
+_QUOTED = re.compile(r"""(<<-?\s*(?:"[^"\n]+"|'[^'\n]+'))|"(?:[^"\\]|\\.)*"|'[^']*'""", re.DOTALL)
 _ARRAY_BEGINS = re.compile(r"(?:^|[\s;])[A-Za-z_]\w*\+?=\([^()]*$")
 _COMMENT = re.compile(r"(^|\s)#.*")
 _QUOTES = set("'\"\\")
@@ -55,6 +58,9 @@ def logical_lines(raw_lines: Sequence[str]) -> tuple[tuple[Line, ...], list[Here
     """The lines, and the heredocs, which are no lines of the script."""
     lines: list[Line] = []
     heredocs: list[Heredoc] = []
+    places: dict[str, list[int]] = {}
+    for place, raw_line in enumerate(raw_lines):
+        places.setdefault(raw_line.strip(), []).append(place)
     index = 0
     while index < len(raw_lines):
         number = index + 1
@@ -76,15 +82,15 @@ def logical_lines(raw_lines: Sequence[str]) -> tuple[tuple[Line, ...], list[Here
                 index += 1
         text = "".join(parts)
         line = Line(number, text if _is_open(_COMMENT.sub("", text)) else _COMMENT.sub("", text))
-        heredoc = _HEREDOC.search(without_substitutions(line.text))
+        heredoc = _HEREDOC.search(_QUOTED.sub(r"\1", without_substitutions(line.text)))
         if heredoc is not None:
-            first = index
-            end = heredoc["quoted"] or heredoc["bare"]
-            while index < len(raw_lines) and raw_lines[index].strip() != end:
-                index += 1
-            is_expanded = heredoc["bare"] is not None and not heredoc["escape"]
-            heredocs.append(Heredoc(line, first + 1, tuple(raw_lines[first:index]), is_expanded))
-            index += 1
+            ends = places.get(heredoc["quoted"] or heredoc["bare"], [])
+            after = bisect_left(ends, index)
+            # What has no end was none.
+            if after < len(ends):
+                is_expanded = heredoc["bare"] is not None and not heredoc["escape"]
+                heredocs.append(Heredoc(line, index + 1, tuple(raw_lines[index : ends[after]]), is_expanded))
+                index = ends[after] + 1
         if text.strip():
             lines.append(line)
     return tuple(lines), heredocs
