@@ -16,6 +16,10 @@ class TooMuchError(ValueError):
     """JSON by its grammar, but nested deeper, or with a longer number, than anything has a use for."""
 
 
+class HjsonError(json.JSONDecodeError):
+    """It is no Hjson either; `msg`, `lineno` and `colno` say what is wrong, and where."""
+
+
 def loads(
     text: str | bytes,
     *,
@@ -29,6 +33,27 @@ def loads(
         raise TooMuchError("nested too deeply") from None
     if max_depth is not None and _is_deeper(value, max_depth):
         raise TooMuchError(f"nested more than {max_depth} deep")
+    return value
+
+
+def loads_hjson(text: str, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The same bounds for Hjson: JSON with comments, trailing commas, and keys and texts without quotes.
+
+    Raises HjsonError, and TooMuchError.
+    """
+    import hjson  # Only where it is no JSON, for every rank imports this module.
+
+    try:
+        value = hjson.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_whole, parse_float=_number)
+    except hjson.HjsonDecodeError as error:
+        raise HjsonError(error.msg.replace("%r", repr(text[error.pos : error.pos + 1])), text, error.pos) from None
+    except IndexError:
+        # Where a comment or a text in three quotes is not closed.
+        raise HjsonError("the end comes too early", text, len(text)) from None
+    except RecursionError:
+        raise TooMuchError("nested too deeply") from None
+    if _is_deeper(value, MAX_DEPTH):
+        raise TooMuchError(f"nested more than {MAX_DEPTH} deep")
     return value
 
 

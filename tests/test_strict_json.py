@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from dist_trainer.strict_json import MAX_DEPTH, MAX_DIGITS, TooMuchError, loads
+from dist_trainer.strict_json import MAX_DEPTH, MAX_DIGITS, HjsonError, TooMuchError, loads, loads_hjson
 
 
 def test_what_is_json_is_read_as_json_has_it() -> None:
@@ -41,3 +41,23 @@ def test_what_is_no_json_is_told_with_its_place(text: str) -> None:
 
 def test_a_document_that_is_only_looked_into_may_be_as_deep_as_can_be_read() -> None:
     assert loads("[" * 300 + "]" * 300, max_depth=None)
+
+
+def test_hjson_is_read_with_the_same_bounds() -> None:
+    assert loads_hjson("{a: text, // no remark\n b: 'x', # one\n c: [1e3\n2,], /* two */}") == {
+        "a": "text, // no remark",
+        "b": "x",
+        "c": [1000, 2],
+    }
+    assert loads_hjson("a: " + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1))
+    for text in ("a: " + "9" * 5000, "a: " + "[" * 100 + "]" * 100, "[" * 200_000 + "]" * 200_000, "a: 1e999"):
+        with pytest.raises(TooMuchError):
+            loads_hjson(text)
+
+
+@pytest.mark.parametrize("text", ["{", "{a: b}", "a: '''x", "/* x", "{a: {\n", "[1", '"\x01"', "{'a' 1}"])
+def test_what_is_no_hjson_is_told_with_its_place(text: str) -> None:
+    with pytest.raises(HjsonError) as caught:
+        loads_hjson(text)
+    assert caught.value.lineno >= 1
+    assert "%r" not in caught.value.msg

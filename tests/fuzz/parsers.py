@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import hjson
 import plans
 import run_folders
 from mutations import Form
@@ -23,6 +24,7 @@ from dist_trainer.cluster.hostfile import read_hostfile, render_openmpi_hostfile
 from dist_trainer.cluster.slurm import allocated_topology, cpus_per_rank
 from dist_trainer.config import optimisations, run
 from dist_trainer.config.adapt import ANY_DEVICE
+from dist_trainer.config.deepspeed import file as deepspeed
 from dist_trainer.config.files import shipped_folder
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import names, resolve
@@ -61,6 +63,17 @@ def run_file(folder: Path) -> tuple[Path, list[bytes], Parse]:
 
 
 def deepspeed_json(folder: Path) -> tuple[Path, list[bytes], Parse]:
+    return _deepspeed(folder, [one.read_bytes() for one in sorted(shipped_folder("ds_configs").glob("*.json"))])
+
+
+def deepspeed_hjson(folder: Path) -> tuple[Path, list[bytes], Parse]:
+    shipped = [deepspeed.read(one) for one in sorted(shipped_folder("ds_configs").glob("*.json"))]
+    remarks = "# one\n// two\n/* three\n*/ _note:\n'''\n  four\n'''\n"
+    seeds = [*(hjson.dumps(one) for one in shipped), *(remarks + hjson.dumps(one)[1:-1] for one in shipped)]
+    return _deepspeed(folder, [one.encode() for one in seeds])
+
+
+def _deepspeed(folder: Path, seeds: list[bytes]) -> tuple[Path, list[bytes], Parse]:
     path = folder / "ds.json"
     switches = (
         Switches(),
@@ -81,7 +94,7 @@ def deepspeed_json(folder: Path) -> tuple[Path, list[bytes], Parse]:
         if refused is not None:
             raise refused
 
-    return path, [one.read_bytes() for one in sorted(shipped_folder("ds_configs").glob("*.json"))], use
+    return path, seeds, use
 
 
 def settings(folder: Path) -> tuple[Path, list[bytes], Parse]:
@@ -514,6 +527,7 @@ def lock(folder: Path) -> tuple[Path, list[bytes], Parse]:
 PARSERS: tuple[Parser, ...] = (
     Parser("run-file", "text", run_file),
     Parser("deepspeed-json", "json", deepspeed_json),
+    Parser("deepspeed-hjson", "text", deepspeed_hjson),
     Parser("set", "text", settings),
     Parser("command-line", "text", command_line),
     *(

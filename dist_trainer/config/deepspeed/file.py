@@ -1,4 +1,4 @@
-"""Reads a JSON file as strictly as a configuration deserves: no key twice, no comments, an object at the top."""
+"""Reads a DeepSpeed file: JSON, or the Hjson that DeepSpeed takes as well; no key twice, an object at the top."""
 
 from __future__ import annotations
 
@@ -42,25 +42,38 @@ def _plain(value: Any) -> Any:
     return [_plain(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _syntax_error(error: json.JSONDecodeError, source: str) -> UserError:
-    place = f"{source}: line {error.lineno}, column {error.colno}"
-    rest = error.doc[error.pos :].lstrip()
-    before = error.doc[: error.pos].rstrip()
-    if rest.startswith(("//", "#", "/*")):
-        return UserError("JSON has no comments", where=place, hint="remove the comment")
-    if before.endswith(",") or rest.startswith((",]", ",}")) or "trailing comma" in error.msg:
-        return UserError(
-            f"not valid JSON: {error.msg}", where=place, hint="remove the comma that nothing follows, or quote the key"
+def _syntax_error(error: json.JSONDecodeError, as_json: json.JSONDecodeError, source: str) -> UserError:
+    hint = None
+    if error.lineno != as_json.lineno:
+        hint = (
+            f"read as plain JSON it is wrong at line {as_json.lineno}, column {as_json.colno}; text without quotes "
+            "goes on to the end of its line"
         )
-    return UserError(f"not valid JSON: {error.msg}", where=place)
+    return UserError(
+        f"not valid JSON, nor Hjson, which DeepSpeed reads: {error.msg}",
+        where=f"{source}: line {error.lineno}, column {error.colno}",
+        hint=hint,
+    )
+
+
+def _loads(text: str, source: str) -> Any:
+    try:
+        return strict_json.loads(text, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        as_json = error
+    # Hjson would read what json takes for a number (NaN, Infinity) as text: it is asked second.
+    try:
+        return strict_json.loads_hjson(text, object_pairs_hook=_object)
+    except strict_json.HjsonError as error:
+        raise _syntax_error(error, as_json, source) from None
 
 
 def parse(text: str, *, source: str) -> Any:
-    """The value `text` stands for. Raises UserError for what is not JSON and for any key said twice."""
+    """The value `text` stands for, as JSON or, as DeepSpeed reads its files, as Hjson.
+
+    Raises UserError for what is neither and for any key said twice."""
     try:
-        value = strict_json.loads(text, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        raise _syntax_error(error, source) from None
+        value = _loads(text, source)
     except strict_json.TooMuchError as error:
         raise UserError(f"the JSON cannot be read: {error}", where=source) from None
     twice = list(_said_twice(value))

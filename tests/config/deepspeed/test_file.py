@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -31,36 +32,59 @@ def test_keys_said_twice_are_named_at_every_level(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "column"),
+    "text",
     [
-        ('{\n  "a": 1,  // a remark\n  "b": 2\n}', 2, 12),
-        ('{\n  # a remark\n  "b": 2\n}', 2, 3),
-        ('{\n  /* a remark */ "b": 2\n}', 2, 3),
+        '{\n  // one\n  "train_batch_size": 8, # two\n  /* three */ "zero_optimization": {"stage": 1}\n}',
+        '{"train_batch_size": 8, "zero_optimization": {"stage": 1,},}',
+        "{\n  train_batch_size: 8\n  zero_optimization: {stage: 1}\n}",
+        "train_batch_size: 8\nzero_optimization:\n{\n  'stage': 1\n}\n",
     ],
 )
-def test_a_comment_is_called_one(tmp_path: Path, text: str, line: int, column: int) -> None:
-    with pytest.raises(UserError) as caught:
-        read(write(tmp_path, text))
-    assert caught.value.problem == "JSON has no comments"
-    assert f"line {line}, column {column}" in str(caught.value)
+def test_what_deepspeed_reads_beyond_json_is_read(tmp_path: Path, text: str) -> None:
+    assert read(write(tmp_path, text)) == {"train_batch_size": 8, "zero_optimization": {"stage": 1}}
 
 
-@pytest.mark.parametrize("text", ['{"a": 1,}', '{"a": [1, 2,]}', '{"a": 1,\n}'])
-def test_a_trailing_comma_is_explained(tmp_path: Path, text: str) -> None:
-    with pytest.raises(UserError) as caught:
-        read(write(tmp_path, text))
-    assert caught.value.hint is not None
-    assert "comma" in caught.value.hint
-    assert "line " in str(caught.value.where)
+def test_a_key_said_twice_is_named_in_hjson_too(tmp_path: Path) -> None:
+    with pytest.raises(DeepSpeedFileError) as caught:
+        read(write(tmp_path, "{\n  # remark\n  fp16: {enabled: true, enabled: false}\n}"))
+    assert [mistake.key for mistake in caught.value.mistakes] == ["fp16.enabled"]
 
 
-def test_other_syntax_errors_have_line_and_column(tmp_path: Path) -> None:
+def test_text_without_quotes_is_text_and_a_number_of_jsons_is_one(tmp_path: Path) -> None:
+    assert read(write(tmp_path, "{\n  a: GB_SIZE,\n  b: NaN\n}")) == {"a": "GB_SIZE,", "b": "NaN"}
+    assert read(write(tmp_path, '{"steps_per_print": Infinity}')) == {"steps_per_print": math.inf}
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "as_json"),
+    [
+        ('{\n  "a" 1\n}', "line 2, column 7", None),
+        ('{\n  # remark\n  "a" 1\n}', "line 3, column 7", "line 2, column 3"),
+        ('{\n  "a": tru}', "line 2, column 12", None),
+        ('{\n  "a": tru,\n  "b": {"c": yes}\n}\n', "line 5, column 1", "line 2, column 8"),
+        ("{\n  /* for ever", "line 2, column 14", None),
+    ],
+)
+def test_a_syntax_error_has_line_and_column(tmp_path: Path, text: str, place: str, as_json: str | None) -> None:
     with pytest.raises(UserError, match="not valid JSON") as caught:
-        read(write(tmp_path, '{\n  "a" 1\n}'))
-    assert "line 2, column 7" in str(caught.value)
+        read(write(tmp_path, text))
+    assert place in str(caught.value.where)
+    assert (caught.value.hint is None) if as_json is None else (as_json in str(caught.value.hint))
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", '"zero2"', "3", "null"])
+def test_hjson_has_the_bounds_that_json_has(tmp_path: Path) -> None:
+    for text in (
+        "a: 1" + "0" * 400,
+        "# b\n{a: 1" + "0" * 400 + "}",
+        "#\n" + "[" * 5000,
+        "#\n" + "[" * 120 + "]" * 120,
+        "a: 1e999",
+    ):
+        with pytest.raises(UserError, match="cannot be read"):
+            read(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", '"zero2"', "3", "null", "#\n[1]", "no object"])
 def test_only_an_object_is_a_configuration(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="one JSON object"):
         read(write(tmp_path, text))
