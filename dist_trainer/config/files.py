@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.errors import UserError
@@ -10,31 +12,76 @@ from dist_trainer.errors import UserError
 PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 
-def shipped_folder(kind: str) -> Path:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file: the folder it is shipped in, what its names end with, the switch that takes it, and its name."""
+
+    folder: str
+    suffixes: tuple[str, ...]
+    switch: str
+    says: str
+
+    def shipped(self) -> dict[str, Path]:
+        return {
+            entry.stem: entry
+            for entry in sorted(shipped_folder(self.folder).iterdir())
+            if entry.suffix in self.suffixes
+        }
+
+
+RUN_FILE = Kind("configs", (".yaml", ".yml"), "--config", "a run file")
+DEEPSPEED_FILE = Kind("ds_configs", (".json", ".hjson"), "--ds", "a DeepSpeed file")
+
+
+def shipped_folder(name: str) -> Path:
     """The folder `configs` or `ds_configs`: inside an installed package, or beside it in a source tree."""
-    inside = PACKAGE_DIR / kind
-    return inside if inside.is_dir() else PACKAGE_DIR.parent / kind
+    inside = PACKAGE_DIR / name
+    return inside if inside.is_dir() else PACKAGE_DIR.parent / name
 
 
-def find_file(name: str, *, kind: str, suffixes: tuple[str, ...], switch: str) -> Path:
+def find_file(name: str, kind: Kind) -> Path:
     """'zero2' -> the shipped ds_configs/zero2.json; anything with a folder or a suffix is a path.
 
-    Raises UserError, naming the switch, when there is no such file.
+    Raises UserError, naming the switch, when there is no such file, and for one of the other kind as far as its name
+    tells: a run file is YAML, and JSON is YAML too.
     """
     path = Path(name)
-    if path.suffix in suffixes or len(path.parts) > 1:
+    other = RUN_FILE if kind is DEEPSPEED_FILE else DEEPSPEED_FILE
+    if kind is DEEPSPEED_FILE and path.suffix in other.suffixes:
+        raise _of_the_other_kind(name, kind, other)
+    if path.suffix in kind.suffixes or len(path.parts) > 1:
         if path.is_file():
             return path
-        raise UserError("no such file", where=switch, found=name, hint="check the path, or use a name without a suffix")
-    folder = shipped_folder(kind)
-    shipped = {entry.stem: entry for entry in sorted(folder.iterdir()) if entry.suffix in suffixes}
+        hint = "check the path, or use a name without a suffix"
+        raise UserError("no such file", where=kind.switch, found=name, hint=hint)
+    shipped = kind.shipped()
     if name in shipped:
         return shipped[name]
+    if path.suffix in other.suffixes and path.is_file():
+        return path
+    if path.suffix in other.suffixes or name in other.shipped():
+        raise _of_the_other_kind(name, kind, other)
     near = difflib.get_close_matches(name, shipped, n=1)
     raise UserError(
-        f"no {kind} file of this name",
-        where=switch,
+        f"no {kind.folder} file of this name",
+        where=kind.switch,
         found=name,
         expected=f"a path, or one of {', '.join(shipped)}",
         hint=f"did you mean {near[0]!r}?" if near else None,
+    )
+
+
+def check_kind(name: str, kind: Kind, keys: Collection[str], *, own: Collection[str], others: Collection[str]) -> None:
+    """Raises UserError for a file of the other kind: some of its top-level `keys` are such a file's, and none is
+    one that a file of this kind can have."""
+    if set(keys) & set(others) and not set(keys) & set(own):
+        raise _of_the_other_kind(name, kind, RUN_FILE if kind is DEEPSPEED_FILE else DEEPSPEED_FILE)
+
+
+def _of_the_other_kind(name: str, kind: Kind, other: Kind) -> UserError:
+    return UserError(
+        f"this is {other.says}, and {kind.switch} takes {kind.says}",
+        where=kind.switch,
+        found=name,
+        hint=f"write {other.switch} {name}",
     )

@@ -53,7 +53,7 @@ def _set_batch(config: dict[str, Any], switches: Switches) -> None:
     if switches.accumulation is not None:
         config[batch.ACCUMULATION] = switches.accumulation
     # Without a micro batch the total stays: it is what the micro batch is derived from.
-    if switches.micro_batch is not None or (switches.accumulation is not None and batch.MICRO in config):
+    if switches.micro_batch is not None or (switches.accumulation is not None and config.get(batch.MICRO) is not None):
         config.pop(batch.TRAIN, None)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 from dist_trainer.config import optimisations, overrides, run
 from dist_trainer.config.adapt import DeviceFacts, adapt
 from dist_trainer.config.deepspeed import resolve as deepspeed
+from dist_trainer.config.deepspeed.keys import children
 from dist_trainer.config.deepspeed.resolve import Filled
-from dist_trainer.config.files import find_file
+from dist_trainer.config.files import DEEPSPEED_FILE, RUN_FILE, check_kind, find_file
 from dist_trainer.config.progress import Progress
 from dist_trainer.config.request import Request
 from dist_trainer.config.run import DataConfig, MemoryConfig, RunConfig
@@ -74,9 +75,11 @@ def resolve(
     than those behind it. Raises UserError naming file, key and what to do; the same for every rank.
     """
     run_path, config, settings = _run_config(request)
-    ds_path = find_file(_deepspeed_name(request, config), kind="ds_configs", suffixes=(".json",), switch="--ds")
+    ds_name = _deepspeed_name(request, config)
+    ds_path = find_file(ds_name, DEEPSPEED_FILE)
     source = str(ds_path)
     raw = deepspeed.read(ds_path)
+    check_kind(ds_name, DEEPSPEED_FILE, raw, own=children()[""], others=RunConfig.model_fields)
     of_file, switched = raw, optimisations.apply(raw, request.switches)
     raw = switched
     for path, text in settings:
@@ -132,8 +135,9 @@ def names(request: Request) -> tuple[str, str]:
 
 def _run_config(request: Request) -> tuple[Path, RunConfig, list[tuple[str, str]]]:
     """The run file with its overrides, and the `--set`s that are for the JSON."""
-    path = find_file(request.config, kind="configs", suffixes=(".yaml", ".yml"), switch="--config")
+    path = find_file(request.config, RUN_FILE)
     raw = run.read(path)
+    check_kind(request.config, RUN_FILE, raw, own=RunConfig.model_fields, others=children()[""])
     for_json = []
     for setting in request.settings:
         key, equals, text = setting.partition("=")

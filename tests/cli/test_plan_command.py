@@ -65,13 +65,24 @@ def test_json_says_what_was_filled_and_what_does_nothing(folder: Path, capsys: p
     config = {
         "train_batch_size": "auto",
         "train_micro_batch_size_per_gpu": 2,
-        "zero_optimization": {"stage": 2, "stage3_prefetch_bucket_size": 1000},
+        "zero_optimization": {"stage": 2, "stage3_prefetch_bucket_size": 1000, "overlap_comm": "auto"},
         "optimizer": {"type": "AdamW", "params": {"lr": 1e-3}},
     }
     (folder / "auto.json").write_text(json.dumps(config))
     values = json.loads(plan(capsys, "--ds", "auto.json", "--nproc-per-node", "2", "--json")[1])
     assert values["filled"] == [
-        {"key": "train_batch_size", "value": 4, "why": "micro batch x accumulation x world size"}
+        {
+            "key": "train_batch_size",
+            "value": 4,
+            "why": "micro batch x accumulation x world size",
+            "is_left_out": False,
+        },
+        {
+            "key": "zero_optimization.overlap_comm",
+            "value": None,
+            "why": 'DeepSpeed takes its default for "auto" here',
+            "is_left_out": True,
+        },
     ]
     (notice,) = values["notices"]
     assert notice.startswith("zero_optimization.stage3_prefetch_bucket_size does nothing: ")

@@ -4,18 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from dist_trainer.config.files import PACKAGE_DIR, find_file, shipped_folder
+from dist_trainer.config.files import DEEPSPEED_FILE, PACKAGE_DIR, RUN_FILE, find_file, shipped_folder
 from dist_trainer.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 
 
 def find_ds(name: str) -> Path:
-    return find_file(name, kind="ds_configs", suffixes=(".json",), switch="--ds")
+    return find_file(name, DEEPSPEED_FILE)
 
 
 def find_config(name: str) -> Path:
-    return find_file(name, kind="configs", suffixes=(".yaml", ".yml"), switch="--config")
+    return find_file(name, RUN_FILE)
 
 
 def refused(name: str) -> UserError:
@@ -70,8 +70,31 @@ def test_a_name_like_no_other_is_answered_without_a_guess() -> None:
     assert refused("qqqq").hint is None
 
 
-def test_a_run_file_is_no_deepspeed_file() -> None:
-    assert refused("tiny").found == "tiny"
+@pytest.mark.parametrize("name", ["tiny", "tiny.yaml", str(ROOT / "configs" / "tiny.yaml"), "nowhere/x.yml"])
+def test_a_run_file_is_no_deepspeed_file_and_the_switch_that_takes_it_is_said(name: str) -> None:
+    error = refused(name)
+    assert error.problem == "this is a run file, and --ds takes a DeepSpeed file"
+    assert (error.where, error.found, error.hint) == ("--ds", name, f"write --config {name}")
+
+
+def test_the_name_of_a_deepspeed_file_is_no_run_files() -> None:
+    with pytest.raises(UserError, match="this is a DeepSpeed file, and --config takes a run file") as caught:
+        find_config("zero2")
+    assert caught.value.hint == "write --ds zero2"
+
+
+def test_a_run_file_in_json_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert find_config("mine.json") == Path("mine.json")
+    with pytest.raises(UserError, match="this is a DeepSpeed file"):
+        find_config("zero2.json")
+
+
+def test_hjson_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.hjson").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    assert find_ds("mine.hjson") == Path("mine.hjson")
 
 
 def test_an_installed_package_carries_its_own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -474,3 +474,21 @@ def test_a_file_may_have_any_name(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(run.dump(resolved.run), encoding="utf-8")
     assert run.check(run.read(path), source=str(path)).data.source == "/data/\udce9"
+
+
+def test_a_file_of_the_other_kind_is_answered_with_the_switch_that_takes_it(files: Files) -> None:
+    swapped = files.refused(config=str(files.ds))
+    assert swapped.problem == "this is a DeepSpeed file, and --config takes a run file"
+    assert (swapped.where, swapped.hint) == ("--config", f"write --ds {files.ds}")
+    run_file = files.ds.with_name("run.json")
+    run_file.write_text(json.dumps(RUN))
+    swapped = files.refused(ds=str(run_file))
+    assert swapped.problem == "this is a run file, and --ds takes a DeepSpeed file"
+    # A file with keys of its own kind is one of its kind, with mistakes in it.
+    run_file.write_text(json.dumps({"seed": 1, **DS}))
+    assert files.refused(ds=str(run_file)).key == "seed"
+
+
+def test_an_accumulation_beside_a_micro_batch_that_is_null_keeps_the_total(files: Files) -> None:
+    files.ds.write_text(json.dumps({**DS, "train_batch_size": 12, "train_micro_batch_size_per_gpu": None}))
+    assert files.resolve(switches=Switches(accumulation=4)).micro_batch == 3

@@ -5,14 +5,30 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from dist_trainer.config.deepspeed.keys import FREE_FORM, Key, Rows, children, table
+from dist_trainer.config.deepspeed.keys import FREE_FORM, MEANS_AUTO, MODELLED, Key, Rows, children, table
 from dist_trainer.config.deepspeed.mistakes import Mistake
 from dist_trainer.config.deepspeed.params import Params, optimizer_params, scheduler_params
 
 AUTO = "auto"
 _NO_ROWS = Params({}, open_ended=True)
+_BY_TYPE = ("optimizer.params", "scheduler.params")
+
+
+@dataclass
+class Examined:
+    """What a file says, in plain values: whole numbers as int, one spelling for each key; an "auto" stays.
+
+    Not in `config` are, by their paths, `left_out` (an "auto" for which DeepSpeed takes its default) and `remarks`;
+    nor a null in the place of a number, which says nothing. `mistakes` are all that the table alone can tell.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    mistakes: list[Mistake] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def params_at(path: str, parent: Mapping[str, Any]) -> Params:
@@ -35,7 +51,8 @@ def _elsewhere(name: str) -> list[str]:
 
 
 def _nearest(name: str, rows: Rows) -> str | None:
-    """What was probably meant: a sibling nearly so called, the same name elsewhere, or else a likeness anywhere."""
+    """What was probably meant: a sibling nearly so called, or the same name elsewhere. A likeness in another block is
+    none: another key is meant there."""
     known = [sibling for sibling, key in rows.items() if key.refused is None]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     if close:
@@ -47,17 +64,12 @@ def _nearest(name: str, rows: Rows) -> str | None:
     if places and len(places) <= 3:
         return "this key belongs at " + " or ".join(places)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if close:
-        return f'did you mean "{close[0]}"?'
-    leaves = {path.rpartition(".")[2] for path, key in table().items() if key.refused is None}
-    close = difflib.get_close_matches(name, sorted(leaves), n=1, cutoff=0.75)
-    places = _elsewhere(close[0]) if close else []
-    return f"did you mean {places[0]}?" if places else None
+    return f'did you mean "{close[0]}"?' if close else None
 
 
 def _unknown(path: str, name: str, rows: Rows) -> Mistake:
-    if name.startswith(("_", "#", "//")) or "comment" in name.lower():
-        return Mistake(path, "unknown key", hint="remove it: DeepSpeed's JSON has no place for comments")
+    if name.startswith(("#", "//")) or "comment" in name.lower():
+        return Mistake(path, "unknown key", hint='write it as a comment, # or //, or begin its name with "_"')
     return Mistake(path, "unknown key", hint=_nearest(name, rows))
 
 
@@ -65,43 +77,61 @@ def _unfilled(path: str) -> Mistake:
     return Mistake(path, 'nothing fills this "auto"', hint="write a value, or remove the key for DeepSpeed's default")
 
 
-def _value(value: Any, path: str, key: Key, parent: Mapping[str, Any], mistakes: list[Mistake]) -> Any:
+def _says_nothing(value: Any, path: str, key: Key) -> bool:
+    """A null where DeepSpeed asks a plain dict for a number: it takes its default, or breaks off at the first use."""
+    block = path.rpartition(".")[0]
+    return value is None and key.type.is_number and block not in MODELLED and block not in _BY_TYPE
+
+
+def _is_left_out(value: Any, path: str, key: Key) -> bool:
+    return value == AUTO and key.auto is None and path.rpartition(".")[0] in MODELLED and path not in MEANS_AUTO
+
+
+def _value(value: Any, path: str, key: Key, parent: Mapping[str, Any], seen: Examined) -> Any:
+    if value == AUTO and key.auto is not None:
+        return value
     try:
         plain = key.type.read(value)
     except (ValueError, OverflowError):
-        if value != AUTO:
+        if value == AUTO:
+            seen.mistakes.append(_unfilled(path))
+        else:
             problem = "null is not accepted here" if value is None else "not a value this key can have"
-            mistakes.append(Mistake(path, problem, found=value, expected=key.type.expected))
-        elif key.auto is None:
-            mistakes.append(_unfilled(path))
+            seen.mistakes.append(Mistake(path, problem, found=value, expected=key.type.expected))
         return value
     if isinstance(plain, Mapping) and path not in FREE_FORM:
-        return _block(plain, path, params_at(path, parent), mistakes)
+        return _block(plain, path, params_at(path, parent), seen)
     return copy.deepcopy(plain)
 
 
-def _block(raw: Mapping[str, Any], path: str, params: Params, mistakes: list[Mistake]) -> dict[str, Any]:
+def _block(raw: Mapping[str, Any], path: str, params: Params, seen: Examined) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for name, value in raw.items():
         dotted = f"{path}.{name}" if path else name
         key = params.rows.get(name)
-        if key is None and params.open_ended:
+        if name.startswith("_"):
+            seen.remarks.append(dotted)
+        elif key is None and params.open_ended:
             if value == AUTO:
-                mistakes.append(_unfilled(dotted))
+                seen.mistakes.append(_unfilled(dotted))
             result[name] = copy.deepcopy(value)
         elif key is None:
-            mistakes.append(_unknown(dotted, name, params.rows))
+            seen.mistakes.append(_unknown(dotted, name, params.rows))
         elif key.refused is not None:
-            mistakes.append(Mistake(dotted, key.refused, hint=key.instead))
+            seen.mistakes.append(Mistake(dotted, key.refused, hint=key.instead))
         elif key.alias_of is not None and key.alias_of in raw:
-            mistakes.append(Mistake(dotted, f"said twice: {key.alias_of} is the same key", hint="keep one of them"))
-        else:
-            result[key.alias_of or name] = _value(value, dotted, key, raw, mistakes)
+            seen.mistakes.append(
+                Mistake(dotted, f"said twice: {key.alias_of} is the same key", hint="keep one of them")
+            )
+        elif _is_left_out(value, dotted, key):
+            seen.left_out.append(dotted)
+        elif not _says_nothing(value, dotted, key):
+            result[key.alias_of or name] = _value(value, dotted, key, raw, seen)
     return result
 
 
-def examine(raw: Mapping[str, Any]) -> tuple[dict[str, Any], list[Mistake]]:
-    """The configuration with plain values (whole numbers as int, one spelling for each key; an "auto" stays), as a
-    deep copy, and every mistake that the table alone can tell."""
-    mistakes: list[Mistake] = []
-    return _block(raw, "", params_at("", {}), mistakes), mistakes
+def examine(raw: Mapping[str, Any]) -> Examined:
+    """Holds a raw configuration against the table; what it returns is a deep copy."""
+    seen = Examined()
+    seen.config = _block(raw, "", params_at("", {}), seen)
+    return seen

@@ -120,6 +120,7 @@ _DTYPE = choice(
     *("bf16", "bfloat16", "torch.bfloat16"),
 )
 _COMM_DTYPE = or_null(choice("fp16", "bf16", "fp32", fold_case=True))
+_ZENFLOW_CHOOSES = ("select_strategy", "select_interval", "update_interval")
 _TEXTS = either(list_of(TEXT), TEXT)
 _OWN_LOADER = "this program's own sampler and loader feed the model"
 _NO_MODEL_PARALLELISM = "the model is not split over ranks (no model parallelism)"
@@ -640,6 +641,19 @@ def _data_efficiency() -> dict[str, Key]:
         ),
     }
 
+
+# Blocks that DeepSpeed reads by pydantic models of its own: they leave out what says "auto", and take a null only where
+# one may stand.
+MODELLED = frozenset(
+    {
+        *("fp16", "bf16", "bfloat16", "compile", "comms_logger", "tensorboard", "csv_monitor", "wandb", "comet"),
+        *("timers.throughput", "tensor_parallel", "tensor_parallel.tp", "hybrid_engine", "weight_quantization"),
+        *("zero_optimization", "zero_optimization.offload_param", "zero_optimization.offload_optimizer"),
+        *("zero_optimization.zenflow", "zero_optimization.leaf_module"),
+    }
+)
+# Keys of those for which "auto" is a value like others.
+MEANS_AUTO = frozenset(f"zero_optimization.zenflow.{name}" for name in _ZENFLOW_CHOOSES)
 
 # Objects whose insides DeepSpeed hands on unread, or reads by names that are the user's own.
 FREE_FORM = frozenset(

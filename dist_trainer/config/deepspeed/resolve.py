@@ -28,12 +28,11 @@ _BATCH_KEYS = (batch.TRAIN, batch.MICRO, batch.ACCUMULATION)
 
 
 def _checked(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
-    config, mistakes = examine(raw)
-    if not mistakes:
-        mistakes = contradictions(config)
+    seen = examine(raw)
+    mistakes = seen.mistakes or contradictions(seen.config)
     if mistakes:
         raise DeepSpeedFileError(mistakes, source)
-    return config
+    return seen.config
 
 
 def check(raw: Mapping[str, Any], *, source: str) -> None:
@@ -139,14 +138,18 @@ def _schedule(resolved: Mapping[str, Any]) -> tuple[str, int] | None:
 
 @dataclass(frozen=True)
 class Filled:
-    """What stands in the place of an "auto", or of an optimizer that nobody named: the key, its value, and why."""
+    """What stands in the place of an "auto", or of an optimizer that nobody named: the key, its value, and why.
+
+    Where nothing does, for DeepSpeed takes its own default, `is_left_out` is true and the value None.
+    """
 
     key: str
     value: Any
     why: str
+    is_left_out: bool = False
 
     def __str__(self) -> str:
-        return f"{self.key} = {json_text(self.value)} ({self.why})"
+        return f"{self.key} {'left out' if self.is_left_out else f'= {json_text(self.value)}'} ({self.why})"
 
 
 def _autos(said: Mapping[str, Any], resolved: Mapping[str, Any], rows: Rows, path: str) -> Iterator[Filled]:
@@ -159,9 +162,11 @@ def _autos(said: Mapping[str, Any], resolved: Mapping[str, Any], rows: Rows, pat
 
 
 def filled(raw: Mapping[str, Any], resolved: Mapping[str, Any]) -> list[Filled]:
-    """What resolve() put in the place of each "auto", in the order of the file."""
-    said, _ = examine(raw)
+    """What resolve() put in the place of each "auto", in the order of the file, and then what it left out."""
+    seen = examine(raw)
+    said = seen.config
     found = list(_autos(said, resolved, children()[""], ""))
+    found += [Filled(key, None, 'DeepSpeed takes its default for "auto" here', True) for key in seen.left_out]
     if said.get("optimizer") is None:
         optimizer, why = resolved["optimizer"], "the file names no optimizer, and DeepSpeed needs one"
         found.append(Filled("optimizer.type", optimizer["type"], why))
@@ -181,8 +186,16 @@ def _idle_start(resolved: Mapping[str, Any]) -> list[str]:
 def warnings(raw: Mapping[str, Any], resolved: Mapping[str, Any], facts: Facts) -> list[str]:
     """One line for each thing that is accepted but probably not what was meant: what does nothing, and what `raw` said
     that will not be seen in `resolved`."""
-    said, _ = examine(raw)
+    seen = examine(raw)
+    said = seen.config
     notices = [*inert.notices(said, resolved), *_idle_start(resolved)]
+    notices += [f"{key} is left out: a key that begins with _ is a remark" for key in seen.remarks]
+    checkpointing = block(said, "activation_checkpointing")
+    if checkpointing and all(value is None or value is False for value in checkpointing.values()):
+        notices.append(
+            "activation_checkpointing: nothing in the block is switched on, and its being there switches checkpointing "
+            "on here; remove it, or say --no-checkpointing, to train without"
+        )
     schedule = _schedule(resolved)
     if schedule is not None and schedule[1] != facts.total_steps:
         key, steps = schedule

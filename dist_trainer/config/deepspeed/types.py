@@ -20,6 +20,7 @@ class Type:
 
     expected: str
     read: Callable[[Any], Any]
+    is_number: bool = False
 
 
 def _boolean(lax: bool) -> Type:
@@ -61,7 +62,7 @@ def integer(low: int | None = None, high: int | None = None, *, lax: bool = Fals
             raise ValueError
         return int(value)
 
-    return Type("a whole number" + _range_text(low, high, False), read)
+    return Type("a whole number" + _range_text(low, high, False), read, is_number=True)
 
 
 def number(
@@ -82,7 +83,7 @@ def number(
         return value
 
     excluded = f", {low:g} excluded" if open_low else ""
-    return Type("a number" + _range_text(low, high, open_ends) + excluded, read)
+    return Type("a number" + _range_text(low, high, open_ends) + excluded, read, is_number=True)
 
 
 def choice(*names: str, fold_case: bool = False) -> Type:

@@ -158,7 +158,7 @@ def configure(base: Mapping[str, Any], choice: Choice, accumulation: int, world_
         config.pop(name, None)
     config |= _precision(choice)
     if choice.checkpointing:
-        config["activation_checkpointing"] = {"number_checkpoints": None, "cpu_checkpointing": False}
+        config["activation_checkpointing"] = {}
     config["zero_optimization"] = _zero_block(choice)
     _set_optimizer(config, choice)
     return config

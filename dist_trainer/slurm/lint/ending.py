@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dist_trainer.config import run as run_file
-from dist_trainer.config.files import find_file
+from dist_trainer.config.files import RUN_FILE, find_file
 from dist_trainer.config.optimisations import set_path
 from dist_trainer.config.request import DEFAULT_CONFIG
 from dist_trainer.config.run import CheckpointConfig, RunConfig
@@ -194,7 +194,7 @@ def _checkpoints(file: BatchFile) -> Iterator[CheckpointConfig]:
         if not is_ours(command) or (not configs and "$@" in command.text):
             continue
         try:
-            path = find_file((configs or [DEFAULT_CONFIG])[-1], kind="configs", suffixes=(".yaml",), switch="--config")
+            path = find_file((configs or [DEFAULT_CONFIG])[-1], RUN_FILE)
             raw = run_file.read(path)
             for setting in _values(command, "--set"):
                 key, _, text = setting.partition("=")

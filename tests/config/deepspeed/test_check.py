@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import pytest
 
+from dist_trainer.config.deepspeed.check import Examined, examine, params_at
 from dist_trainer.config.deepspeed.resolve import DeepSpeedFileError, Mistake, check
 
 SOURCE = "ds.json"
@@ -60,8 +62,8 @@ def only(raw: dict[str, Any]) -> Mistake:
             None,
         ),
         ({"wholly_unheard_of": 1}, "wholly_unheard_of", None),
-        ({"_comment": "for the A100s"}, "_comment", "remove it: DeepSpeed's JSON has no place for comments"),
-        ({"fp16": {"comment": "slow"}}, "fp16.comment", "remove it: DeepSpeed's JSON has no place for comments"),
+        ({"//": "for the A100s"}, "//", 'write it as a comment, # or //, or begin its name with "_"'),
+        ({"fp16": {"comment": "slow"}}, "fp16.comment", 'write it as a comment, # or //, or begin its name with "_"'),
     ],
 )
 def test_an_unknown_key_and_the_nearest_known_one(raw: dict[str, Any], key: str, hint: str | None) -> None:
@@ -125,9 +127,63 @@ def test_what_deepspeed_accepts_is_accepted(raw: dict[str, Any]) -> None:
     assert mistakes(raw) == {}
 
 
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [
+        ("", "warmup_ratio"),
+        ("optimizer.params", "warmup_num_step"),
+        ("zero_optimization", "train_batch_sizes"),
+        ("fp16", "bf16_master_weights_and_grad"),
+        ("scheduler.params", "stage3_max_live_parameter"),
+    ],
+)
+def test_a_hint_names_no_likeness_in_another_block(block: str, name: str) -> None:
+    raw: dict[str, Any] = {"optimizer": {"type": "AdamW"}, "scheduler": {"type": "WarmupLR"}}
+    place = raw
+    for part in filter(None, block.split(".")):
+        place = place.setdefault(part, {})
+    place[name] = 1
+    hint = only(raw).hint or ""
+    assert "belongs at" not in hint
+    if hint:
+        assert re.fullmatch(r'did you mean "(\w+)"\?', hint)[1] in params_at(block, raw["scheduler"]).rows  # type: ignore[index]
+
+
+def test_a_null_in_the_place_of_a_number_says_nothing() -> None:
+    sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    raw = {**dict.fromkeys(sizes), "gradient_clipping": None, "flops_profiler": {"profile_step": None}}
+    assert examine(raw) == Examined(config={"flops_profiler": {}})
+    # DeepSpeed's models take none, nor do optimizers and schedules.
+    assert only({"zero_optimization": {"reduce_bucket_size": None}}).problem == "null is not accepted here"
+    assert only({"optimizer": {"type": "AdamW", "params": {"lr": None}}}).problem == "null is not accepted here"
+    assert only({"wall_clock_breakdown": None}).problem == "null is not accepted here"
+
+
+def test_a_key_that_begins_with_an_underscore_is_a_remark() -> None:
+    raw = {"_note": "for 8 GPUs", "fp16": {"_why": {"a": 1}}, "optimizer": {"type": "SGD", "params": {"_x": "auto"}}}
+    seen = examine(raw)
+    assert seen.remarks == ["_note", "fp16._why", "optimizer.params._x"]
+    assert (seen.config, seen.mistakes) == ({"fp16": {}, "optimizer": {"type": "SGD", "params": {}}}, [])
+
+
+def test_an_auto_is_left_out_where_deepspeed_leaves_it_out() -> None:
+    raw = {
+        "zero_optimization": {"stage": "auto", "sub_group_size": "auto", "zenflow": {"select_strategy": "auto"}},
+        "csv_monitor": {"enabled": True, "output_path": "auto"},
+    }
+    seen = examine(raw)
+    assert seen.left_out == ["zero_optimization.sub_group_size", "csv_monitor.output_path"]
+    assert seen.config == {
+        "zero_optimization": {"stage": "auto", "zenflow": {"select_strategy": "auto"}},
+        "csv_monitor": {"enabled": True},
+    }
+    nvme = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme", "nvme_path": "auto"}}}
+    assert only(nvme).key == "zero_optimization.offload_optimizer.nvme_path"
+
+
 def test_an_auto_that_nothing_fills() -> None:
-    mistake = only({"zero_optimization": {"allgather_bucket_size": "auto"}})
-    assert mistake.key == "zero_optimization.allgather_bucket_size"
+    mistake = only({"wall_clock_breakdown": "auto"})
+    assert mistake.key == "wall_clock_breakdown"
     assert mistake.problem == 'nothing fills this "auto"'
     assert only({"optimizer": {"type": "SGD", "params": {"momentum": "auto"}}}).key == "optimizer.params.momentum"
 
@@ -258,7 +314,7 @@ def test_keys_that_go_together(raw: dict[str, Any]) -> None:
 
 def test_one_error_lists_all_mistakes_the_first_in_detail() -> None:
     raw = {
-        "train_batch_size": None,
+        "wall_clock_breakdown": None,
         "zero_optimization": {"stge": 2},
         "amp": {},
         "optimizer": {"type": "AdamW", "params": {"lr": "fast"}},
@@ -268,9 +324,9 @@ def test_one_error_lists_all_mistakes_the_first_in_detail() -> None:
     assert str(caught.value) == "\n".join(
         [
             "null is not accepted here (the first of 4 mistakes)",
-            "  where:    ds.json: train_batch_size",
+            "  where:    ds.json: wall_clock_breakdown",
             "  found:    null",
-            "  expected: a whole number >= 1",
+            "  expected: true or false",
             '  also:     zero_optimization.stge: unknown key; did you mean "stage"?',
             "            amp: DeepSpeed 0.19.8 has removed this: NVIDIA Apex AMP; "
             'use "fp16", "bf16" or "torch_autocast"',

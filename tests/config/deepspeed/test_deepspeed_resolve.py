@@ -230,7 +230,18 @@ def test_what_does_nothing_here_is_noticed_by_name() -> None:
         "data_efficiency",
         "zero_optimization.offload_param, offload_optimizer do nothing: zero_optimization.stage is 0",
     ]
-    assert notices({"activation_checkpointing": {"partition_activations": False}}) == []
+
+
+def test_a_block_that_switches_checkpointing_on_with_nothing_in_it_switched_on_says_so() -> None:
+    for content in ({"partition_activations": False}, {"number_checkpoints": None, "_note": 1}):
+        said = [notice for notice in notices({"activation_checkpointing": content}) if "remark" not in notice]
+        assert [notice.partition(":")[0] for notice in said] == ["activation_checkpointing"]
+    assert notices({"activation_checkpointing": {}}) == []
+    assert notices({"activation_checkpointing": {"cpu_checkpointing": True}}) == []
+
+
+def test_a_remark_is_noticed() -> None:
+    assert notices({"_note": "x"}) == ["_note is left out: a key that begins with _ is a remark"]
 
 
 def test_what_stands_for_each_auto_is_listed_with_its_reason() -> None:
@@ -262,6 +273,15 @@ def test_every_auto_of_a_file_from_the_web_is_in_the_list(name: str) -> None:
     without = 4 if "optimizer" not in raw else 0
     assert len(from_the_file) - without == json.dumps(raw).count('"auto"')
     assert all(one.why and one.value != "auto" for one in listed)
+
+
+def test_an_auto_that_is_left_out_is_in_the_list() -> None:
+    raw = {"train_batch_size": 1, "optimizer": {"type": "AdamW"}, "zero_optimization": {"overlap_comm": "auto"}}
+    resolved = resolve(raw, ONE_RANK, source="ds.json")
+    assert resolved["zero_optimization"] == {}
+    assert list(map(str, filled(raw, resolved))) == [
+        'zero_optimization.overlap_comm left out (DeepSpeed takes its default for "auto" here)'
+    ]
 
 
 def test_an_optimizer_that_nobody_named_is_in_the_list() -> None:

@@ -110,9 +110,9 @@ def test_what_is_on_by_default_is_so_in_deepspeed() -> None:
 
 def said(raw: dict[str, Any]) -> list[str]:
     full = {"train_batch_size": 4, **copy.deepcopy(raw)}
-    examined, mistakes = examine(full)
-    assert not mistakes
-    return inert.notices(examined, resolve(full, FACTS, source="ds.json"))
+    seen = examine(full)
+    assert not seen.mistakes
+    return inert.notices(seen.config, resolve(full, FACTS, source="ds.json"))
 
 
 def zero(stage: int, **keys: Any) -> dict[str, Any]:

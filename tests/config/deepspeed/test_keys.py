@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -30,7 +31,8 @@ from deepspeed.runtime.zero.offload_config import DeepSpeedZeroOffloadOptimizerC
 from deepspeed.utils.config import DeepSpeedThroughputTimerConfig
 
 from dist_trainer.config.deepspeed import params, rules
-from dist_trainer.config.deepspeed.keys import Facts, Key, children, table
+from dist_trainer.config.deepspeed.check import examine
+from dist_trainer.config.deepspeed.keys import MODELLED, Facts, Key, children, table
 from dist_trainer.config.deepspeed.types import Type
 
 PYDANTIC = {
@@ -161,6 +163,23 @@ def test_a_pydantic_block_has_the_models_fields(path: str) -> None:
     names = set(fields) | {field.alias for field in fields.values() if field.alias}
     assert names <= set(children()[path])
     assert set(known(path)) <= names
+
+
+@pytest.mark.parametrize("path", PYDANTIC)
+def test_null_and_auto_in_a_pydantic_block_are_taken_where_deepspeed_takes_them(path: str) -> None:
+    assert set(PYDANTIC) == MODELLED
+    for name, key in known(path).items():
+        for value in (None, "auto"):
+            config = {"train_batch_size": 1, **nested(f"{path}.{name}", value)}
+            seen = examine(config)
+            if key.auto is not None or seen.config.get("zero_optimization", {}).get("leaf_module"):
+                continue
+            try:
+                real.DeepSpeedConfig(copy.deepcopy(config))
+            except (ValueError, TypeError):
+                assert seen.mistakes, (name, value)
+            else:
+                assert not seen.mistakes, (name, value)
 
 
 def test_every_block_that_deepspeed_reads_by_hand_has_the_keys_it_asks_for() -> None:
