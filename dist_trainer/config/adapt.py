@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from dist_trainer.config.deepspeed.engine_rules import runs_cpu_adam
 from dist_trainer.config.deepspeed.params import is_adam
-from dist_trainer.config.deepspeed.rules import block, dtype_family, offload_device, precision
+from dist_trainer.config.deepspeed.rules import block, dtype_family, offload_device, precision, zero_stage
 from dist_trainer.config.optimisations import set_precision, use_torch_adam
 from dist_trainer.config.request import Precision
 from dist_trainer.errors import UserError
@@ -21,13 +22,17 @@ from dist_trainer.errors import UserError
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a rank's device can do, as DeepSpeed's accelerator and the PATH say. `name` is for people."""
+    """What a rank's device can do, as DeepSpeed's accelerator and the PATH say. `name` is for people.
+
+    `has_async_io`: DeepSpeed can build what reads and writes NVMe; true also where nobody asked.
+    """
 
     kind: Literal["cpu", "cuda"]
     supports_bf16: bool
     supports_fp16: bool
     has_compiler: bool
     name: str
+    has_async_io: bool = True
 
 
 # Everything works on it: enough to find the mistakes in the files where the real device cannot be asked, or not yet.
@@ -42,6 +47,8 @@ def adapt(resolved: Mapping[str, Any], device: DeviceFacts) -> tuple[dict[str, A
     config = copy.deepcopy(dict(resolved))
     if device.kind == "cpu":
         _refuse_what_the_cpu_lacks(config)
+    if not device.has_async_io:
+        _refuse_nvme(config)
     return config, [
         *_precision(config, device),
         *_autocast(config, device),
@@ -61,11 +68,36 @@ def _refuse_what_the_cpu_lacks(config: Mapping[str, Any]) -> None:
             found=kind,
             hint='use "AdamW"' + (", or offload_optimizer to the cpu" if kind.lower() == "lion" else ""),
         )
+    if offloaded and block(block(config, "zero_optimization"), "offload_optimizer").get("super_offload"):
+        raise UserError(
+            "DeepSpeed's SuperOffload needs CUDA",
+            key="zero_optimization.offload_optimizer.super_offload",
+            found=True,
+            hint="remove it",
+        )
     for name in ("zero_quantized_weights", "zero_quantized_nontrainable_weights"):
         if block(config, "zero_optimization").get(name):
             raise UserError(
                 "DeepSpeed has no weight quantiser for the CPU", key=f"zero_optimization.{name}", hint="remove it"
             )
+
+
+def offloads_to_nvme(config: Mapping[str, Any]) -> str | None:
+    """'optimizer' or 'param', whichever of a resolved configuration goes to NVMe; below stage 3 nothing does."""
+    if zero_stage(config) != 3:
+        return None
+    return next((what for what in ("optimizer", "param") if offload_device(config, what) == "nvme"), None)
+
+
+def _refuse_nvme(config: Mapping[str, Any]) -> None:
+    what = offloads_to_nvme(config)
+    if what is not None:
+        raise UserError(
+            "offload to NVMe runs DeepSpeed's async_io, which is built with libaio, and there is none",
+            key=f"zero_optimization.offload_{what}.device",
+            found="nvme",
+            hint='install libaio-dev (or libaio-devel) and a C++ compiler, or write "cpu"',
+        )
 
 
 def _precision(config: dict[str, Any], device: DeviceFacts) -> list[str]:
@@ -77,7 +109,8 @@ def _precision(config: dict[str, Any], device: DeviceFacts) -> list[str]:
     instead: Precision = other if supported[other] else "fp32"
     master = block(config, asked).get(f"{asked}_master_weights_and_grads")
     set_precision(config, instead)
-    if master is not None and instead != "fp32":
+    # Without it 16-bit masters are refused, but for bf16's with bf16 states, which fp16 has none of.
+    if master is not None and instead != "fp32" and (not master or runs_cpu_adam(config)):
         config[instead][f"{instead}_master_weights_and_grads"] = master
     who = "DeepSpeed on the CPU" if device.kind == "cpu" else device.name
     return [f"{asked} is not supported by {who}: {instead} runs instead"]
@@ -135,6 +168,10 @@ def _compile(config: dict[str, Any], device: DeviceFacts) -> list[str]:
     if not device.has_compiler:
         del config["compile"]
         return ["torch.compile needs a C++ compiler, and there is none: the model runs uncompiled"]
+    if device.kind == "cpu" and zero_stage(config) == 3:
+        # Its tracer looks at weights that ZeRO-3 has not gathered.
+        del config["compile"]
+        return ["torch.compile does not go with ZeRO stage 3 on the CPU: the model runs uncompiled"]
     if device.kind == "cpu" and block(config, "compile").get("deepcompile"):
         config["compile"]["deepcompile"] = False
         return ["DeepCompile needs CUDA: torch.compile runs instead"]

@@ -52,7 +52,7 @@ def test_what_applies_is_left_alone() -> None:
 def test_fp16_on_the_cpu_becomes_bf16_and_leaves_no_loss_scale() -> None:
     raw = {
         "fp16": {"enabled": True, "loss_scale": 0, "initial_scale_power": 12, "fp16_master_weights_and_grads": True},
-        "zero_optimization": {"stage": 1},
+        "zero_optimization": {"stage": 1, "offload_optimizer": {"device": "cpu"}},
         "data_types": {"grad_accum_dtype": "fp16", "param_dtype": "fp16"},
     }
     result, lines = adapted(raw, CPU)

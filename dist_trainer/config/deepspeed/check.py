@@ -50,7 +50,7 @@ def _elsewhere(name: str) -> list[str]:
     return sorted(places, key=lambda place: (place.count("."), place))
 
 
-def _nearest(name: str, rows: Rows) -> str | None:
+def _nearest(path: str, name: str, rows: Rows) -> str | None:
     """What was probably meant: a sibling nearly so called, or the same name elsewhere. A likeness in another block is
     none: another key is meant there."""
     known = [sibling for sibling, key in rows.items() if key.refused is None]
@@ -60,7 +60,7 @@ def _nearest(name: str, rows: Rows) -> str | None:
     holding = [sibling for sibling in known if len(name) > 5 and name in sibling]
     if holding:
         return f'did you mean "{min(holding, key=len)}"?'
-    places = _elsewhere(name)
+    places = [place for place in _elsewhere(name) if place != path]
     if places and len(places) <= 3:
         return "this key belongs at " + " or ".join(places)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
@@ -70,7 +70,7 @@ def _nearest(name: str, rows: Rows) -> str | None:
 def _unknown(path: str, name: str, rows: Rows) -> Mistake:
     if name.startswith(("#", "//")) or "comment" in name.lower():
         return Mistake(path, "unknown key", hint='write it as a comment, # or //, or begin its name with "_"')
-    return Mistake(path, "unknown key", hint=_nearest(name, rows))
+    return Mistake(path, "unknown key", hint=_nearest(path, name, rows))
 
 
 def _unfilled(path: str) -> Mistake:

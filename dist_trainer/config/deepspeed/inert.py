@@ -12,7 +12,7 @@ from typing import Any
 from dist_trainer.config.deepspeed.keys import children, table
 from dist_trainer.config.deepspeed.params import MUON_RATES, is_adam
 from dist_trainer.config.deepspeed.rates import highest, is_rate, overriding_rate
-from dist_trainer.config.deepspeed.rules import block, dtype_family, offload_device, precision, zero_stage
+from dist_trainer.config.deepspeed.rules import block, is_bf16_optimizer, offload_device, precision, zero_stage
 
 Config = Mapping[str, Any]
 _MISSING: Any = object()
@@ -113,18 +113,6 @@ def _scheduler_is(*names: str) -> Callable[[Config], bool]:
     return lambda config: block(config, "scheduler").get("type") in names
 
 
-def _is_bf16_optimizer(config: Config) -> bool:
-    """DeepSpeed's BF16_Optimizer, which it takes at stage 1 where bf16 gradients are summed in fp32."""
-    sums = block(config, "data_types").get("grad_accum_dtype")
-    return (
-        zero_stage(config) == 1
-        and precision(config) == "bf16"
-        and sums is not None
-        and dtype_family(sums) == "fp32"
-        and offload_device(config, "optimizer") != "cpu"
-    )
-
-
 def _is_overridden(name: str) -> Callable[[Config], bool]:
     """The scheduler writes another rate over this one of the optimizer's."""
 
@@ -204,7 +192,7 @@ INERT: tuple[Inert, ...] = (
             *("overlap_comm", "round_robin_gradients", "parameter_alignment", "elastic_checkpoint"),
             "ignore_unused_parameters",
         ),
-        _is_bf16_optimizer,
+        is_bf16_optimizer,
         "at stage 1 with bf16 and data_types.grad_accum_dtype fp32 DeepSpeed's BF16_Optimizer runs, which has no use "
         "for it",
         (_ENGINE, "optimizer = BF16_Optimizer(optimizer,\n"),
@@ -318,7 +306,7 @@ INERT: tuple[Inert, ...] = (
         ("prescale_gradients", "gradient_predivide_factor"),
         lambda config: (
             zero_stage(config) == 1
-            and not _is_bf16_optimizer(config)
+            and not is_bf16_optimizer(config)
             and bool(_says(config, "zero_optimization.reduce_scatter", True))
         ),
         "zero_optimization.reduce_scatter divides by the number of ranks before it adds",
@@ -365,13 +353,13 @@ INERT: tuple[Inert, ...] = (
     _switched("bf16", (_ENGINE, "return self._config.bfloat16_config.enabled")),
     Inert(
         ("bf16.immediate_grad_update",),
-        lambda config: not _is_bf16_optimizer(config),
+        lambda config: not is_bf16_optimizer(config),
         "it is for ZeRO stage 1 with data_types.grad_accum_dtype fp32",
         ("runtime/bf16_optimizer.py", "self.immediate_grad_update = bfloat16_config.immediate_grad_update"),
     ),
     Inert(
         ("bf16.check_grad_overflow",),
-        lambda config: zero_stage(config) not in (1, 2) or _is_bf16_optimizer(config),
+        lambda config: zero_stage(config) not in (1, 2) or is_bf16_optimizer(config),
         "only ZeRO stages 1 and 2 look at it (and not with data_types.grad_accum_dtype fp32 at stage 1)",
         (_STAGE12, "if self.check_grad_overflow:"),
     ),

@@ -31,6 +31,34 @@ TORCH_OPTIMIZERS = (
     *("ASGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "LBFGS", "Muon", "NAdam", "RAdam"),
     *("RMSprop", "Rprop", "SGD", "SparseAdam"),
 )
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# What their constructors take, in torch 2.13.
+TORCH_TAKES: Mapping[str, frozenset[str]] = {
+    "ASGD": _names("lr lambd alpha t0 weight_decay foreach maximize differentiable capturable"),
+    "Adadelta": _names("lr rho eps weight_decay foreach capturable maximize differentiable"),
+    "Adafactor": _names("lr beta2_decay eps d weight_decay foreach maximize"),
+    "Adagrad": _names("lr lr_decay weight_decay initial_accumulator_value eps foreach maximize differentiable fused"),
+    "Adam": _names(
+        "lr betas eps weight_decay amsgrad foreach maximize capturable differentiable fused decoupled_weight_decay"
+    ),
+    "AdamW": _names("lr betas eps weight_decay amsgrad maximize foreach capturable differentiable fused"),
+    "Adamax": _names("lr betas eps weight_decay foreach maximize differentiable capturable"),
+    "LBFGS": _names("lr max_iter max_eval tolerance_grad tolerance_change history_size line_search_fn"),
+    "Muon": _names("lr weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn"),
+    "NAdam": _names(
+        "lr betas eps weight_decay momentum_decay decoupled_weight_decay foreach maximize capturable differentiable"
+    ),
+    "RAdam": _names("lr betas eps weight_decay decoupled_weight_decay foreach maximize capturable differentiable"),
+    "RMSprop": _names("lr alpha eps weight_decay momentum centered capturable foreach maximize differentiable"),
+    "Rprop": _names("lr etas step_sizes capturable foreach maximize differentiable"),
+    "SGD": _names("lr momentum dampening weight_decay nesterov maximize foreach differentiable fused"),
+    "SparseAdam": _names("lr betas eps maximize"),
+}
 REMOVED_OPTIMIZERS = ("onebitadam", "onebitlamb", "zerooneadam", "fusedadam", "fusedlamb", "fusedlion", "cpuadam")
 ZERO_TESTED_OPTIMIZERS = ("adam", "adamw", "adagrad", "lion", "muon")
 # They have neither momentum nor betas, which torch's cyclic schedules move by default.

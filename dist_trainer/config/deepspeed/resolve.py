@@ -14,6 +14,7 @@ from typing import Any
 
 from dist_trainer.config.deepspeed import batch, inert
 from dist_trainer.config.deepspeed.check import AUTO, examine, params_at
+from dist_trainer.config.deepspeed.engine_rules import refused_by_the_engine
 from dist_trainer.config.deepspeed.file import read
 from dist_trainer.config.deepspeed.keys import Facts, Rows, children
 from dist_trainer.config.deepspeed.mistakes import DeepSpeedFileError, Mistake, json_text
@@ -27,9 +28,16 @@ __all__ = ["DeepSpeedFileError", "Facts", "Filled", "Mistake", "check", "filled"
 _BATCH_KEYS = (batch.TRAIN, batch.MICRO, batch.ACCUMULATION)
 
 
+def _of_all_keys(config: Mapping[str, Any]) -> list[Mistake]:
+    """What only several keys together can tell; of a key that contradicts another, not what the engine says too."""
+    mistakes = contradictions(config)
+    known = {mistake.key for mistake in mistakes}
+    return [*mistakes, *(mistake for mistake in refused_by_the_engine(config) if mistake.key not in known)]
+
+
 def _checked(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
     seen = examine(raw)
-    mistakes = seen.mistakes or contradictions(seen.config)
+    mistakes = seen.mistakes or _of_all_keys(seen.config)
     if mistakes:
         raise DeepSpeedFileError(mistakes, source)
     return seen.config
@@ -107,7 +115,7 @@ def resolve(raw: Mapping[str, Any], facts: Facts, *, source: str) -> dict[str, A
     sizes = batch.derive(config, facts, source=source)
     _fill_autos(config, facts)
     config.update(dict(zip(_BATCH_KEYS, (sizes.train, sizes.micro, sizes.accumulation), strict=True)))
-    mistakes = contradictions(config) or too_short(config, facts.total_steps)
+    mistakes = _of_all_keys(config) or too_short(config, facts.total_steps)
     if mistakes:
         raise DeepSpeedFileError(mistakes, source)
     return config

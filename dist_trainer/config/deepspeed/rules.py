@@ -82,6 +82,18 @@ def dtype_family(name: str) -> str:
     return "fp16" if bare in ("fp16", "float16", "half") else "bf16"
 
 
+def is_bf16_optimizer(config: Config) -> bool:
+    """DeepSpeed's BF16_Optimizer, which it takes at stage 1 where bf16 gradients are summed in fp32."""
+    sums = block(config, "data_types").get("grad_accum_dtype")
+    return (
+        zero_stage(config) == 1
+        and precision(config) == "bf16"
+        and sums is not None
+        and dtype_family(sums) == "fp32"
+        and offload_device(config, "optimizer") != "cpu"
+    )
+
+
 def _both_precisions(config: Config) -> Iterator[Mistake]:
     if all(block(config, name).get("enabled") is True for name in ("fp16", "bf16")):
         yield Mistake("bf16.enabled", "fp16 and bf16 are both enabled", hint="enable one of them")

@@ -171,9 +171,16 @@ CASES: list[tuple[dict[str, Any], str]] = [
     ),
     (zero(3, load_from_fp32_weights=False), "zero_optimization.load_from_fp32_weights does"),
     (zero(3, save_muon_momentum_buffer_in_memory=True), "zero_optimization.save_muon_momentum_buffer_in_memory does"),
-    (zero(2, zenflow={"update_interval": 4, "auto_ratio": 0.9}), "zero_optimization.zenflow.auto_ratio does"),
     (
-        zero(2, zenflow={"select_strategy": "step", "select_interval": 4, "steps_per_epoch": 9}),
+        zero(2, zenflow={"update_interval": 4, "auto_ratio": 0.9}, offload_optimizer={"device": "cpu"}),
+        "zero_optimization.zenflow.auto_ratio does",
+    ),
+    (
+        zero(
+            2,
+            zenflow={"select_strategy": "step", "select_interval": 4, "steps_per_epoch": 9},
+            offload_optimizer={"device": "cpu"},
+        ),
         "zero_optimization.zenflow.steps_per_epoch does",
     ),
     ({**zero(2), "allgather_size": 1e8}, "allgather_size does"),
