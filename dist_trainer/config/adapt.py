@@ -68,6 +68,9 @@ def _refuse_what_the_cpu_lacks(config: Mapping[str, Any]) -> None:
             found=kind,
             hint='use "AdamW"' + (", or offload_optimizer to the cpu" if kind.lower() == "lion" else ""),
         )
+    if zero_stage(config) != 3:
+        # The rest does nothing there.
+        return
     if offloaded and block(block(config, "zero_optimization"), "offload_optimizer").get("super_offload"):
         raise UserError(
             "DeepSpeed's SuperOffload needs CUDA",
@@ -118,9 +121,16 @@ def _precision(config: dict[str, Any], device: DeviceFacts) -> list[str]:
 
 def _autocast(config: dict[str, Any], device: DeviceFacts) -> list[str]:
     autocast = config.get("torch_autocast")
-    if not autocast or not autocast.get("enabled") or device.supports_bf16 or "dtype" not in autocast:
+    if not autocast or not autocast.get("enabled"):
         return []
-    if dtype_family(autocast["dtype"]) != "bf16":
+    weights = precision(config)
+    if device.kind == "cpu" and weights != "fp32":
+        # Its LayerNorm takes no two 16-bit types; without a dtype torch casts to bf16 there.
+        asked = dtype_family(autocast.get("dtype", "bf16"))
+        if asked not in ("fp32", weights):
+            autocast["dtype"] = weights
+            return [f"torch_autocast: {asked} does not go with {weights} weights on the CPU: {weights} runs instead"]
+    if device.supports_bf16 or "dtype" not in autocast or dtype_family(autocast["dtype"]) != "bf16":
         return []
     autocast["dtype"] = "fp16"
     return [f"torch_autocast: bf16 is not supported by {device.name}: fp16 runs instead"]

@@ -19,7 +19,7 @@ FILE: dict[str, Any] = {
     "gradient_accumulation_steps": 8,
     "optimizer": {"type": "AdamW", "params": {"lr": 1e-3, "bias_correction": True}},
     "fp16": {"enabled": True, "initial_scale_power": 12},
-    "torch_autocast": {"enabled": True},
+    "torch_autocast": {"enabled": True, "dtype": "bf16"},
     "activation_checkpointing": {"cpu_checkpointing": True},
     "compile": {"free_activation": False},
 }

@@ -53,10 +53,12 @@ _APART_KEYS = {
     *(f"zero_optimization.offload_{what}.nvme_path" for what in ("param", "optimizer")),
     *(f"zero_optimization.{name}" for name in ("cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory")),
     "zero_optimization.leaf_module",
+    # It starts a process of its own.
+    "zero_optimization.zenflow.overlap_step",
 }
 # Numbers and lists, for which a type alone says no good value; where there are several, each counts.
 _VALUES: Mapping[str, tuple[Any, ...]] = {
-    "gradient_clipping": (1.0,),
+    "gradient_clipping": (1.0, 0.0),
     "gradient_predivide_factor": (2.0,),
     "fp16.loss_scale": (128,),
     "fp16.initial_scale_power": (8,),
@@ -128,7 +130,7 @@ def factors() -> OrderedDict[str, tuple[Any, ...]]:
             found[path] = (UNSAID, *_VALUES[path])
         elif key.type.expected.startswith("true or false"):
             found[path] = (UNSAID, True, False)
-    first = ("zero_allow_untested_optimizer", "zero_optimization.stage", "zero_optimization.reduce_scatter")
+    first = ("gradient_clipping", "zero_allow_untested_optimizer", "zero_optimization.stage", "zero_optimization.reduce_scatter")
     order = [*first, *(path for path in found if path not in first)]
     return OrderedDict((path, found[path]) for path in order)
 

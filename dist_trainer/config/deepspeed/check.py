@@ -80,7 +80,9 @@ def _unfilled(path: str) -> Mistake:
 def _says_nothing(value: Any, path: str, key: Key) -> bool:
     """A null where DeepSpeed asks a plain dict for a number: it takes its default, or breaks off at the first use."""
     block = path.rpartition(".")[0]
-    return value is None and key.type.is_number and block not in MODELLED and block not in _BY_TYPE
+    is_plain = block not in MODELLED and block not in _BY_TYPE
+    # Of clipping, null might mean none, and absent is 1.0.
+    return value is None and key.type.is_number and is_plain and path != "gradient_clipping"
 
 
 def _is_left_out(value: Any, path: str, key: Key) -> bool:

@@ -13,7 +13,14 @@ from typing import Any
 
 from dist_trainer.config.deepspeed import params
 from dist_trainer.config.deepspeed.mistakes import Mistake
-from dist_trainer.config.deepspeed.rules import block, is_bf16_optimizer, offload_device, zero_stage
+from dist_trainer.config.deepspeed.rules import (
+    block,
+    dtype_family,
+    gradient_clipping,
+    is_bf16_optimizer,
+    offload_device,
+    zero_stage,
+)
 
 Config = Mapping[str, Any]
 
@@ -65,14 +72,9 @@ def _skips_the_norm(config: Config) -> bool:
     return zero_stage(config) in (1, 2) and _zero(config).get("compute_grad_norm") is False
 
 
-def _clips(config: Config) -> bool:
-    clipping = config.get("gradient_clipping", 0)
-    return isinstance(clipping, (int, float)) and clipping > 0
-
-
 def _zenflow(config: Config) -> Mapping[str, Any] | None:
     zenflow = _zero(config).get("zenflow")
-    return zenflow if isinstance(zenflow, Mapping) and zero_stage(config) > 0 else None
+    return zenflow if isinstance(zenflow, Mapping) else None
 
 
 def _zenflow_is(check: Callable[[Config, Mapping[str, Any]], bool]) -> Callable[[Config], bool]:
@@ -154,8 +156,8 @@ ENGINE_RULES: tuple[EngineRule, ...] = (
     ),
     EngineRule(
         "zero_optimization.compute_grad_norm",
-        lambda config: _skips_the_norm(config) and _clips(config),
-        "false does not go with gradient_clipping, which needs the norm",
+        lambda config: _skips_the_norm(config) and bool(gradient_clipping(config)),
+        "false does not go with gradient_clipping (1.0 where it is not said), which needs the norm",
         "remove it, or set gradient_clipping to 0",
         (_STAGE12, "compute_grad_norm=false requires gradient_clipping=0"),
     ),
@@ -211,10 +213,58 @@ ENGINE_RULES: tuple[EngineRule, ...] = (
     ),
     EngineRule(
         "zero_optimization.zenflow",
-        _zenflow_is(lambda config, zenflow: not is_offloaded(config) and zero_stage(config) < 3),
+        _zenflow_is(lambda config, zenflow: not is_offloaded(config) and zero_stage(config) in (1, 2)),
         "needs optimizer offload",
         'add "offload_optimizer": {"device": "cpu"}, or remove it',
         (_ZENFLOW, "Zenflow must be used with cpu offload"),
+    ),
+    EngineRule(
+        "zero_optimization.zenflow",
+        _zenflow_is(lambda config, zenflow: zero_stage(config) == 0),
+        "needs ZeRO stage 1 or 2, and the engine breaks off with it at stage 0",
+        "set zero_optimization.stage to 1 or 2, or remove it",
+        ("runtime/engine.py", "self.optimizer.zenflow_state"),
+    ),
+    EngineRule(
+        "zero_optimization.zenflow",
+        _zenflow_is(lambda config, zenflow: zero_stage(config) == 3),
+        "turns matrices round at stage 3, which this model's do not bear",
+        "set zero_optimization.stage to 1 or 2, or remove it",
+        (_STAGE3, "if self.zenflow and len(param.ds_shape) != 1:"),
+    ),
+    EngineRule(
+        "zero_optimization.reduce_scatter",
+        _zenflow_is(
+            lambda config, zenflow: (
+                zero_stage(config) in (1, 2) and _zero(config).get("reduce_scatter", True) is False
+            )
+        ),
+        "false does not go with zenflow",
+        "remove it",
+        (_ZENFLOW, "self.gradient_reduction_w_predivide(tensor)"),
+    ),
+    EngineRule(
+        "zero_optimization.zero_quantized_gradients",
+        lambda config: (
+            zero_stage(config) == 3
+            and bool(_zero(config).get("zero_quantized_gradients"))
+            and _zero(config).get("reduce_scatter", True) is False
+        ),
+        "needs reduce_scatter",
+        "remove it, or set zero_optimization.reduce_scatter to true",
+        (_STAGE3, "when enable all_to_all_reduce, reduce_scatter should also be enabled"),
+    ),
+    EngineRule(
+        "torch_autocast.enabled",
+        lambda config: (
+            zero_stage(config) == 0
+            and block(config, "fp16").get("enabled") is True
+            and block(config, "torch_autocast").get("enabled") is True
+            and dtype_family(block(config, "torch_autocast").get("dtype", "fp16")) == "fp16"
+        ),
+        "scales the loss itself at ZeRO stage 0, and fp16's optimizer leaves it nothing to look at",
+        "keep one of fp16 and torch_autocast",
+        ("runtime/engine.py", "self.torch_autocast_z0_gradscaler"),
     ),
     EngineRule(
         "zero_optimization.zenflow.select_interval",
@@ -266,9 +316,13 @@ def _foreign_parameters(config: Config) -> Iterator[Mistake]:
     given = block(block(config, "optimizer"), "params")
     if _zenflow(config) is not None:
         takes, who = params.TORCH_TAKES["AdamW"], "ZenFlow's AdamW"
+    elif kind.lower() == "adagrad" and not is_offloaded(config):
+        takes, who = params.TORCH_TAKES["Adagrad"], "torch.optim.Adagrad"
     elif kind in params.TORCH_TAKES and kind.lower() not in params.DEEPSPEED_OPTIMIZERS:
         takes, who = params.TORCH_TAKES[kind], f"torch.optim.{kind}"
     else:
         return
+    if given.get("fused") and given.get("foreach"):
+        yield Mistake("optimizer.params.foreach", "fused and foreach cannot both be true", hint="remove it")
     for name in (name for name in given if name not in takes):
         yield Mistake(f"optimizer.params.{name}", f"{who} does not take this", hint="remove it")

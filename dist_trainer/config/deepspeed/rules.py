@@ -74,6 +74,13 @@ def precision(config: Config) -> str:
     return "fp32"
 
 
+def gradient_clipping(config: Config) -> float | None:
+    """The norm to which gradients are clipped, 0 for none; DeepSpeed 0.19.8 clips where nothing is said. None for an
+    "auto" that is not filled yet."""
+    said = config.get("gradient_clipping", 1.0)
+    return None if said == "auto" else float(said)
+
+
 def dtype_family(name: str) -> str:
     """'fp32', 'fp16' or 'bf16' for any of DeepSpeed's spellings ("torch.half", "bfloat16", ...)."""
     bare = name.removeprefix("torch.")
@@ -241,11 +248,11 @@ def _optimizer_and_stage(kind: str, config: Config) -> Iterator[Mistake]:
         yield Mistake(
             "zero_optimization.reduce_scatter", "Muon at stage 3 needs whole gradients", hint="set it to false"
         )
-    if lowered == "muon" and stage > 0 and config.get("gradient_clipping", 0) not in (0, "auto"):
+    if lowered == "muon" and stage > 0 and gradient_clipping(config):
         yield Mistake(
             "gradient_clipping",
             "under ZeRO DeepSpeed clips Muon's finished update, not the gradient: its steps would be far too small",
-            found=config["gradient_clipping"],
+            found=config.get("gradient_clipping", "nothing, which is 1.0"),
             hint="set it to 0: Muon's update does not grow with the gradient",
         )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dist_trainer.config.deepspeed.rules import block, dtype_family, offload_device, precision, zero_stage
+from dist_trainer.config.deepspeed.rules import block, dtype_family, gradient_clipping, offload_device, precision, zero_stage
 
 Optimizer = Literal["fused", "foreach", "loop", "host"]
 
@@ -139,7 +139,7 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         autocast=dtype_family(autocast.get("dtype", "bfloat16")) if autocast.get("enabled") else None,
         micro_batch=int(config["train_micro_batch_size_per_gpu"]),
         accumulation=int(config["gradient_accumulation_steps"]),
-        clips=bool(config.get("gradient_clipping", 0.0)),
+        clips=bool(gradient_clipping(config)),
         optimizer=_optimizer(name, params, offload=offload, cuda=cuda),
         optimizer_name=name,
         states_per_parameter=_states(name, params),

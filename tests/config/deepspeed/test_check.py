@@ -116,7 +116,7 @@ def test_a_wrong_value_says_what_was_expected(raw: dict[str, Any], key: str, exp
         {"bf16": None, "aio": None},
         {"wall_clock_breakdown": 1},
         {"pipeline": {"stages": "auto"}, "data_types": {"keep_in_fp32_modules": "auto"}},
-        {"zero_optimization": {"zenflow": {"select_interval": "auto", "update_interval": 4}}},
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}, "zenflow": {"update_interval": 4}}},
         {"optimizer": {"type": "adamw"}},
         {"optimizer": {"type": "SGD", "params": {"nesterov": True, "momentum": 0.9, "lr": "auto"}}},
         {"communication_data_type": "FP16"},
@@ -151,11 +151,13 @@ def test_a_hint_names_no_likeness_in_another_block(block: str, name: str) -> Non
 
 def test_a_null_in_the_place_of_a_number_says_nothing() -> None:
     sizes = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
-    raw = {**dict.fromkeys(sizes), "gradient_clipping": None, "flops_profiler": {"profile_step": None}}
-    assert examine(raw) == Examined(config={"flops_profiler": {}})
+    raw = {**dict.fromkeys(sizes), "vocabulary_size": None, "flops_profiler": {"profile_step": None}}
+    assert examine(raw) == Examined(config={"vocabulary_size": None, "flops_profiler": {}})
     # DeepSpeed's models take none, nor do optimizers and schedules.
     assert only({"zero_optimization": {"reduce_bucket_size": None}}).problem == "null is not accepted here"
     assert only({"optimizer": {"type": "AdamW", "params": {"lr": None}}}).problem == "null is not accepted here"
+    # It might mean that nothing is clipped, and nothing said is 1.0.
+    assert only({"gradient_clipping": None}).problem == "null is not accepted here"
     assert only({"wall_clock_breakdown": None}).problem == "null is not accepted here"
 
 
@@ -257,8 +259,9 @@ def offloaded(raw: dict[str, Any]) -> dict[str, Any]:
         (under_zero("Adafactor"), "optimizer.type"),
         (under_zero("Adagrad"), "optimizer.type"),
         ({"optimizer": {"type": "Adagrad"}, "bf16": {"enabled": True}}, "optimizer.type"),
-        (under_zero("Muon", stage=3), "zero_optimization.reduce_scatter"),
+        ({**under_zero("Muon", stage=3), "gradient_clipping": 0}, "zero_optimization.reduce_scatter"),
         ({**under_zero("Muon"), "gradient_clipping": 1.0}, "gradient_clipping"),
+        (under_zero("Muon"), "gradient_clipping"),
         (adamw(fused=True), "optimizer.params.fused"),
         (adamw(torch_adam=True, fused=True, foreach=True), "optimizer.params.foreach"),
         (adamw(torch_adam=True, bias_correction=True), "optimizer.params.bias_correction"),
@@ -304,7 +307,7 @@ def test_keys_that_contradict_each_other(raw: dict[str, Any], key: str) -> None:
         {"optimizer": {"type": "Adagrad"}},
         {"optimizer": {"type": "Muon"}, "gradient_clipping": 1.0},
         offloaded({"optimizer": {"type": "Adagrad"}, "bf16": {"enabled": True}}),
-        under_zero("Muon", stage=3, reduce_scatter=False),
+        {**under_zero("Muon", stage=3, reduce_scatter=False), "gradient_clipping": 0},
         {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, "zero_optimization": {"stage": 1}},
     ],
 )

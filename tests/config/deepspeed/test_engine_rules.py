@@ -81,24 +81,24 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
         {**zero(1), "gradient_predivide_factor": 2.0},
     ),
     (
-        {**zero(1, compute_grad_norm=False), "gradient_clipping": 1.0},
+        zero(1, compute_grad_norm=False),
         "zero_optimization.compute_grad_norm",
         {**zero(1, compute_grad_norm=False), "gradient_clipping": 0.0},
     ),
     (
-        zero(2, compute_grad_norm=False, **OFFLOADED),
+        {**zero(2, compute_grad_norm=False, **OFFLOADED), "gradient_clipping": 0},
         "zero_optimization.compute_grad_norm",
         zero(2, compute_grad_norm=True, **OFFLOADED),
     ),
     (
-        zero(2, compute_grad_norm=False, zenflow={}, **OFFLOADED),
+        {**zero(2, compute_grad_norm=False, zenflow={}, **OFFLOADED), "gradient_clipping": 0},
         "zero_optimization.compute_grad_norm",
         zero(2, zenflow={}, **OFFLOADED),
     ),
     (
-        {**zero(1, compute_grad_norm=False), "bf16": {"enabled": True}, **FP32_SUMS},
+        {**zero(1, compute_grad_norm=False), "bf16": {"enabled": True}, **FP32_SUMS, "gradient_clipping": 0},
         "zero_optimization.compute_grad_norm",
-        {**zero(1, compute_grad_norm=False), "bf16": {"enabled": True}},
+        {**zero(1, compute_grad_norm=False), "bf16": {"enabled": True}, "gradient_clipping": 0},
     ),
     (
         {**zero(3, offload_optimizer={"device": "cpu", "ratio": 0.5}), **TORCH_ADAM},
@@ -112,6 +112,28 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ),
     ({"compile": {"autoep_non_moe": True}}, "compile.autoep_non_moe", {"compile": {"autoep_non_moe": False}}),
     (zero(2, zenflow={}), "zero_optimization.zenflow", zero(2, zenflow={}, **OFFLOADED)),
+    (zero(0, zenflow={}), "zero_optimization.zenflow", zero(0)),
+    (zero(3, zenflow={}, **OFFLOADED), "zero_optimization.zenflow", zero(3, **OFFLOADED)),
+    (
+        zero(2, zenflow={}, reduce_scatter=False, **OFFLOADED),
+        "zero_optimization.reduce_scatter",
+        zero(2, zenflow={}, reduce_scatter=True, **OFFLOADED),
+    ),
+    (
+        {"optimizer": {"type": "Adagrad", "params": {"fused": True, "foreach": True}}},
+        "optimizer.params.foreach",
+        {"optimizer": {"type": "Adagrad", "params": {"fused": True, "foreach": False}}},
+    ),
+    (
+        zero(3, zero_quantized_gradients=True, reduce_scatter=False),
+        "zero_optimization.zero_quantized_gradients",
+        zero(3, zero_quantized_gradients=True),
+    ),
+    (
+        {"fp16": {"enabled": True}, "torch_autocast": {"enabled": True}},
+        "torch_autocast.enabled",
+        {"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}},
+    ),
     (zenflow(select_interval=4), "zero_optimization.zenflow.select_interval", zenflow(select_interval="auto")),
     (
         zenflow(select_strategy="step"),
