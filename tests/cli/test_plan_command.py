@@ -204,11 +204,11 @@ def test_a_key_that_moves_memory_and_is_not_counted_is_named(folder: Path, capsy
     config = {
         "train_batch_size": 4,
         "bf16": {"enabled": True},
-        "zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2},
+        "zero_optimization": {"stage": 3, "zero_quantized_weights": True},
     }
     (folder / "theirs.json").write_text(json.dumps(config))
     text = plan(capsys, "--ds", "theirs.json", "--nproc-per-node", "4")[1]
-    assert "\nnot modelled\n  zero_optimization.zero_hpz_partition_size: " in text
+    assert "\nnot modelled\n  zero_optimization.zero_quantized_weights: " in text
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What of a DeepSpeed JSON moves memory, with DeepSpeed's own defaults filled in; and what does but is not modelled."""
+"""What of a DeepSpeed JSON the plan counts, with DeepSpeed's own defaults filled in; keys.py has what it does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Optimizer = Literal["fused", "foreach", "loop", "host"]
 BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 # Optimizer states a parameter, by the lowered name of the optimizer.
-_STATES = {
+STATES = {
     "adam": 2,
     "adamw": 2,
     "lamb": 2,
@@ -25,29 +25,6 @@ _STATES = {
     "adamax": 2,
     "adadelta": 2,
     "sgd": 0,
-}
-# Keys that move memory and that no plan counts yet, with why.
-_UNMODELLED = {
-    "zero_optimization.zero_hpz_partition_size": "a second copy of the parameters within a node",
-    "zero_optimization.zero_quantized_weights": "quantised gathering",
-    "zero_optimization.zero_quantized_gradients": "quantised reduction",
-    "zero_optimization.zero_quantized_nontrainable_weights": "quantised weights",
-    "zero_optimization.mics_shard_size": "MiCS shards over part of the ranks",
-    "zero_optimization.zenflow": "ZenFlow's own buffers",
-    "zero_optimization.parameter_alignment": "padding between parameters",
-    "zero_optimization.super_offload": "SuperOffload's own buffers",
-    "sparse_gradients": "sparse gradients",
-    "tensor_parallel.autotp_size": "tensor parallel shards",
-    "pipeline": "pipeline stages",
-    "data_efficiency.enabled": "other sequence lengths and dropped tokens",
-    "curriculum_learning.enabled": "other sequence lengths: the plan is for the longest",
-    "progressive_layer_drop.enabled": "layers left out: the plan is for all of them",
-    "compression_training": "compression",
-    "flops_profiler.enabled": "the profiler's own memory",
-    "sequence_parallel_size": "sequence parallel shards",
-    "amp.enabled": "apex",
-    "eigenvalue.enabled": "the eigenvalue's own passes",
-    "compile.deepcompile": "DeepCompile schedules memory by itself",
 }
 
 
@@ -63,7 +40,6 @@ class Settings:
     autocast: str | None
     micro_batch: int
     accumulation: int
-    clips: bool
     optimizer: Optimizer
     optimizer_name: str
     states_per_parameter: int
@@ -72,12 +48,18 @@ class Settings:
     overlap_comm: bool
     contiguous_gradients: bool
     reduce_scatter: bool
+    multi_rank_allreduce: bool
+    takes_norms: bool
+    immediate_grad_update: bool
     memory_efficient_linear: bool
     round_robin: bool
     sub_group_size: int
     max_live: int
     max_reuse: int
     prefetch_bucket_size: int
+    allgather_sequential: bool
+    fetches_by_allreduce: bool
+    secondary_partition_size: int
     persistence_threshold: int
     model_persistence_threshold: int
     offload_optimizer: str
@@ -98,8 +80,8 @@ class Settings:
         return BYTES_OF[self.grad_accum_dtype]
 
     @property
-    def reduction_bytes(self) -> int:
-        """ZeRO reduces the gradients of what autocast runs in 16-bit in 16-bit too."""
+    def comm_bytes(self) -> int:
+        """Of what most gradients are reduced in: under autocast, those of the linear layers."""
         return BYTES_OF[self.autocast or self.comm_dtype]
 
     @property
@@ -123,6 +105,7 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
     autocast = block(config, "torch_autocast")
     activation = config.get("activation_checkpointing")
     overlap = zero.get("overlap_comm")
+    is_sequential = bool(zero.get("stage3_allgather_sequential", False))
     low_master = any(block(config, kind).get(f"{kind}_master_weights_and_grads") for kind in ("bf16", "fp16"))
     master = dtype if low_master else "fp32"
     offload = offload_device(config, "optimizer")
@@ -139,7 +122,6 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         autocast=dtype_family(autocast.get("dtype", "bfloat16")) if autocast.get("enabled") else None,
         micro_batch=int(config["train_micro_batch_size_per_gpu"]),
         accumulation=int(config["gradient_accumulation_steps"]),
-        clips=bool(gradient_clipping(config)),
         optimizer=_optimizer(name, params, offload=offload, cuda=cuda),
         optimizer_name=name,
         states_per_parameter=_states(name, params),
@@ -148,12 +130,18 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         overlap_comm=stage == 3 if overlap is None else bool(overlap),
         contiguous_gradients=bool(zero.get("contiguous_gradients", True)) or offload != "none",
         reduce_scatter=bool(zero.get("reduce_scatter", True)),
+        multi_rank_allreduce=bool(zero.get("use_multi_rank_bucket_allreduce", True)),
+        takes_norms=bool(zero.get("compute_grad_norm", True)),
+        immediate_grad_update=bool(block(config, "bf16").get("immediate_grad_update", False)),
         memory_efficient_linear=bool(zero.get("memory_efficient_linear", True)),
         round_robin=bool(zero.get("round_robin_gradients", False)),
         sub_group_size=int(zero.get("sub_group_size", 1e9)),
         max_live=int(zero.get("stage3_max_live_parameters", 1e9)),
         max_reuse=int(zero.get("stage3_max_reuse_distance", 1e9)),
-        prefetch_bucket_size=int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+        prefetch_bucket_size=1 if is_sequential else int(zero.get("stage3_prefetch_bucket_size", 5e7)),
+        allgather_sequential=is_sequential,
+        fetches_by_allreduce=bool(zero.get("stage3_use_all_reduce_for_fetch_params", False)),
+        secondary_partition_size=int(zero.get("zero_hpz_partition_size", 1)),
         persistence_threshold=int(zero.get("stage3_param_persistence_threshold", 1e5)),
         model_persistence_threshold=int(zero.get("stage3_model_persistence_threshold", 2**62)),
         offload_optimizer=offload,
@@ -165,29 +153,6 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         cpu_checkpointing=bool((activation or {}).get("cpu_checkpointing", False)),
         compiles="compile" in config,
     )
-
-
-def unmodelled(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """A line for each key of the configuration that moves memory and that the plan does not count."""
-    lines = []
-    for key, why in _UNMODELLED.items():
-        value: Any = config
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        off: tuple[Any, ...] = (None, False, 0, 1, -1, {}) if key.endswith("_size") else (None, False, 0, -1, {})
-        if value not in off:
-            lines.append(f"{key}: {why}")
-    name = str(block(config, "optimizer").get("type", "adamw")).lower()
-    if name not in _STATES:
-        lines.append(
-            f"optimizer.type {block(config, 'optimizer').get('type')}: counted as if it were Adam's two states"
-        )
-    for what in ("optimizer", "param"):
-        if offload_device(config, what) == "nvme":
-            lines.append(f"zero_optimization.offload_{what}: the buffers between host and NVMe")
-    if block(block(config, "zero_optimization"), "offload_optimizer").get("ratio", 1.0) < 1.0:
-        lines.append("zero_optimization.offload_optimizer.ratio: counted as if all of it were offloaded")
-    return tuple(lines)
 
 
 def _optimizer(name: str, params: Mapping[str, Any], *, offload: str, cuda: bool) -> Optimizer:
@@ -203,7 +168,7 @@ def _optimizer(name: str, params: Mapping[str, Any], *, offload: str, cuda: bool
 
 
 def _states(name: str, params: Mapping[str, Any]) -> int:
-    count = _STATES.get(name, 2)
+    count = STATES.get(name, 2)
     if name == "sgd" and params.get("momentum"):
         count = 1
     return count + (1 if params.get("amsgrad") else 0)

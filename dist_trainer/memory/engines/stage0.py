@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 from dist_trainer.memory.engines.ledger import (
     BUCKETS,
@@ -29,6 +30,17 @@ NORM_BYTES = 8
 ALLREDUCE_ELEMENTS = 500_000_000
 
 
+@dataclass
+class Bucket:
+    """Gradients that are reduced together, by parameter."""
+
+    parameters: list[int] = field(default_factory=list)
+    elements: int = 0
+
+    def clear(self) -> None:
+        self.parameters, self.elements = [], 0
+
+
 class Engine:
     """Stage 0 in fp32: torch's optimizer on the model's own parameters (engine.py, buffered_allreduce_fallback)."""
 
@@ -44,6 +56,7 @@ class Engine:
         built_on_device: bool,
     ) -> None:
         self.parameters = trace.parameters
+        self.linear_parameters = trace.linear_parameters()
         self.modules = trace.modules
         self.numels = [parameter.numel for parameter in trace.parameters]
         self.settings = settings
@@ -96,6 +109,20 @@ class Engine:
 
     def backward_exit(self, module: int) -> None:
         pass
+
+    def saves_weight(self, module: int, weight: int) -> None:
+        """In the forward pass that has just begun, autograd keeps the module's weight for its backward pass."""
+
+    def reduction_dtype(self, parameter: int) -> str:
+        """The type in which ZeRO reduces a gradient: under autocast a linear layer's in 16-bit, others as they are."""
+        settings = self.settings
+        if settings.autocast is None:
+            return settings.comm_dtype
+        return settings.autocast if parameter in self.linear_parameters else settings.dtype
+
+    def lanes(self) -> list[str]:
+        """The types in which gradients are reduced, in DeepSpeed's order: each has a bucket of its own."""
+        return sorted({self.reduction_dtype(p) for p in range(len(self.numels))})
 
     def gradient(self, parameter: int, block: Block) -> None:
         """A gradient is complete in `block`, which the engine owns from here on."""

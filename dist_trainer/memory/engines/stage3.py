@@ -7,13 +7,14 @@ is known, and prefetching and reuse apply.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dist_trainer.memory.engines.ledger import BUCKETS, GATHERED, GRADIENTS, MASTER, PARAMETERS, TEMPORARIES, Block
 from dist_trainer.memory.engines.partitions import shard_numel
-from dist_trainer.memory.engines.stage0 import Engine
+from dist_trainer.memory.engines.settings import BYTES_OF
+from dist_trainer.memory.engines.stage0 import Bucket, Engine
 
 # stage3.py takes the norm of an offloaded gradient in parts of so many elements.
 NORM_ELEMENTS = 250_000_000
@@ -21,10 +22,12 @@ NORM_ELEMENTS = 250_000_000
 
 @dataclass
 class _Gather:
-    """One all-gather in flight: the flat buffer lives until the last of its parameters has been waited for."""
+    """One all-gather in flight: its flat buffers (one for each type of what is gathered) live until the last of its
+    parameters has been waited for.
+    """
 
     parameters: list[int]
-    flat: Block | None
+    flats: list[Block]
     is_copied: bool = False
     waiting: set[int] = field(default_factory=set)
 
@@ -43,7 +46,10 @@ class Zero3Engine(Engine):
         self.shards = [shard_numel(numel, world) for numel in self.numels]
         pieces = []
         param_ledger = self.host if self.offloads_parameters else ledger
+        self.param_ledger = param_ledger
+        self.secondary: dict[int, Block] = {}
         for p, shard in enumerate(self.shards):
+            self._keep_secondary(p)
             pieces.append(param_ledger.alloc(size * shard, PARAMETERS))
             ledger.free(self.weights[p])
         total = sum(self.shards)
@@ -71,13 +77,17 @@ class Zero3Engine(Engine):
             with ledger.temporary(master * max(sizes)):
                 pass
         if settings.contiguous_gradients:
-            # One bucket for each dtype of communication: autocast has its own beside the weights'.
-            kinds = settings.reduction_bytes + (settings.weight_bytes if settings.autocast else 0)
-            ledger.alloc(kinds * settings.reduce_bucket_size, BUCKETS)
+            for dtype in self.lanes():
+                ledger.alloc(BYTES_OF[dtype] * settings.reduce_bucket_size, BUCKETS)
         grad_ledger = self.host if self.offloads else ledger
         grad_ledger.alloc(settings.accum_bytes * total, GRADIENTS)
+        # Where the hooks on the gradients are made each parameter is gathered once, alone.
+        with ledger.temporary(size * world * max(self.shards), GATHERED):
+            pass
         self._persisted = self._persistent()
         self.available: dict[int, Block | None] = {}
+        self.holders: Counter[int] = Counter()
+        self.saved: dict[int, tuple[int, Block]] = {}
         self.active: dict[int, set[int]] = {p: set() for p in range(len(self.numels))}
         self.in_flight: dict[int, _Gather] = {}
         self.num_available = 0
@@ -86,8 +96,7 @@ class Zero3Engine(Engine):
         self.step_id = 0
         self.queue: deque[tuple[int, int]] = deque()
         self.last_fetched: dict[int, int] = {}
-        self.bucket: list[int] = []
-        self.bucket_elements = 0
+        self.buckets = {dtype: Bucket() for dtype in self.lanes()}
         self.active_backward: dict[int, None] = {}
 
     def _sub_groups(self) -> list[list[int]]:
@@ -143,11 +152,38 @@ class Zero3Engine(Engine):
     def forward_exit(self, module: int) -> None:
         self._release_module(module)
 
+    def saves_weight(self, module: int, weight: int) -> None:
+        block = self.available.get(weight)
+        if block is not None:
+            self.saved[weight] = (module, self._hold(block))
+
+    def _forget(self, weight: int) -> None:
+        """The graph's own reference to a weight goes when the product's backward pass is done."""
+        if weight in self.saved:
+            self._drop(self.saved.pop(weight)[1])
+
+    def _hold(self, block: Block) -> Block:
+        self.holders[block.number] += 1
+        return block
+
+    def _drop(self, block: Block | None) -> None:
+        if block is None:
+            return
+        self.holders[block.number] -= 1
+        if not self.holders[block.number]:
+            del self.holders[block.number]
+            self.ledger.free(block)
+
     def backward_enter(self, module: int) -> None:
+        for weight in [weight for weight, (owner, _) in self.saved.items() if owner == 0 != module]:
+            # The output embedding's product is the last of the forward pass.
+            self._forget(weight)
         self.active_backward[module] = None
         self._fetch(module)
 
     def backward_exit(self, module: int) -> None:
+        for weight in [weight for weight, (owner, _) in self.saved.items() if owner == module]:
+            self._forget(weight)
         self._release_module(module)
         self.active_backward.pop(module, None)
 
@@ -187,29 +223,54 @@ class Zero3Engine(Engine):
         if not wanted:
             return
         self.num_available += sum(self.numels[p] for p in wanted)
-        size = self.settings.weight_bytes
         if self.world_size == 1 and not (self.offloads_parameters and self.has_own_host):
             for p in wanted:
-                self.in_flight[p] = _Gather([p], None, is_copied=True, waiting={p})
+                self.in_flight[p] = _Gather([p], [], is_copied=True, waiting={p})
             return
-        flat = self.ledger.alloc(size * self.world_size * sum(self.shards[p] for p in wanted), GATHERED)
-        gather = _Gather(sorted(wanted), flat, waiting=set(wanted))
+        if self.settings.allgather_sequential:
+            for p in wanted:
+                self.in_flight[p] = _Gather([p], [self._flat([p])], waiting={p})
+            return
+        sent = {dtype: [p for p in wanted if self.gather_dtype(p) == dtype] for dtype in sorted(self.buckets)}
+        flats = [self._flat(members) for members in sent.values() if members]
+        gather = _Gather(sorted(wanted), flats, waiting=set(wanted))
         for p in wanted:
             self.in_flight[p] = gather
+
+    def gather_dtype(self, parameter: int) -> str:
+        """Under autocast a linear layer's parameters are gathered in 16-bit; otherwise all are as they are held."""
+        return self.settings.dtype if self.settings.autocast is None else self.reduction_dtype(parameter)
+
+    def _flat(self, members: Sequence[int]) -> Block:
+        size = BYTES_OF[self.gather_dtype(members[0])]
+        return self.ledger.alloc(size * self.world_size * sum(self.shards[p] for p in members), GATHERED)
 
     def _wait(self, parameter: int) -> None:
         gather = self.in_flight.pop(parameter)
         size = self.settings.weight_bytes
-        if len(gather.parameters) == 1:
-            self.available[parameter] = gather.flat
+        if not gather.flats:
+            self.available[parameter] = None
+            return
+        is_sent_as_it_is = self.gather_dtype(parameter) == self.settings.dtype
+        if len(gather.parameters) == 1 and is_sent_as_it_is:
+            self.available[parameter] = self._hold(gather.flats[0])
+            return
+        if self.settings.fetches_by_allreduce:
+            # Each parameter is a view of the flat buffer.
+            for p in gather.parameters if not gather.is_copied else []:
+                self.available[p] = self._hold(gather.flats[0])
+            gather.is_copied = True
             return
         if not gather.is_copied:
             gather.is_copied = True
             for p in gather.parameters:
-                self.available[p] = self.ledger.alloc(size * self.numels[p], GATHERED)
+                sent = self.gather_dtype(p)
+                with self.ledger.temporary(0 if sent == self.settings.dtype else BYTES_OF[sent] * self.numels[p]):
+                    self.available[p] = self._hold(self.ledger.alloc(size * self.numels[p], GATHERED))
         gather.waiting.discard(parameter)
         if not gather.waiting:
-            self.ledger.free(gather.flat)
+            for flat in gather.flats:
+                self.ledger.free(flat)
 
     def _release_module(self, module: int) -> None:
         releasable = self._releasable(module) if self.is_complete else set(self.modules[module])
@@ -235,41 +296,51 @@ class Zero3Engine(Engine):
 
     def _release(self, parameter: int) -> None:
         if parameter in self.available and parameter not in self.in_flight and not self.active[parameter]:
-            self.ledger.free(self.available.pop(parameter))
+            self._keep_secondary(parameter)
+            self._drop(self.available.pop(parameter))
             self.num_available -= self.numels[parameter]
+
+    def _keep_secondary(self, parameter: int) -> None:
+        """hpZ's shard over a few ranks near by, made when a parameter is let go of, void after each step."""
+        over = self.settings.secondary_partition_size
+        if over > 1 and self.world_size > 1 and parameter not in self.secondary:
+            num_bytes = self.settings.weight_bytes * (self.world_size * self.shards[parameter] // over)
+            self.secondary[parameter] = self.param_ledger.alloc(num_bytes, PARAMETERS)
 
     def gradient(self, parameter: int, block: Block) -> None:
         numel = self.numels[parameter]
-        if self.bucket and self.bucket_elements + numel > self.settings.reduce_bucket_size:
-            self._reduce()
+        self._forget(parameter)
+        bucket = self.buckets[self.reduction_dtype(parameter)]
+        if bucket.parameters and bucket.elements + numel > self.settings.reduce_bucket_size:
+            self._reduce(self.reduction_dtype(parameter))
         self.gradients[parameter] = self.ledger.moved(block, GRADIENTS)
-        if self.settings.contiguous_gradients and self.bucket_elements + numel <= self.settings.reduce_bucket_size:
+        if self.settings.contiguous_gradients and bucket.elements + numel <= self.settings.reduce_bucket_size:
             self.ledger.free(self.gradients.pop(parameter))
-        self.bucket.append(parameter)
-        self.bucket_elements += numel
+        bucket.parameters.append(parameter)
+        bucket.elements += numel
 
-    def _reduce(self) -> None:
+    def _reduce(self, dtype: str) -> None:
         """One flat copy of the bucket with each parameter padded to the ranks, unless it is one that needs none."""
-        settings = self.settings
-        padded = self.world_size * sum(self.shards[p] for p in self.bucket)
-        size, comm = settings.weight_bytes, settings.reduction_bytes
+        settings, bucket = self.settings, self.buckets[dtype]
+        padded = self.world_size * sum(self.shards[p] for p in bucket.parameters)
+        size, comm = settings.weight_bytes, BYTES_OF[dtype]
         kept = 0
-        if self.bucket and settings.reduce_scatter:
-            is_view = len(self.bucket) == 1 and self.numels[self.bucket[0]] % self.world_size == 0
-            upcast = comm * self.bucket_elements if comm != size else 0
+        if bucket.parameters and settings.reduce_scatter:
+            is_view = len(bucket.parameters) == 1 and self.numels[bucket.parameters[0]] % self.world_size == 0
+            upcast = comm * bucket.elements if comm != size else 0
             flat = 0 if is_view else comm * padded
-            owned = sum(self.shards[p] for p in self.bucket)
-            widened = settings.accum_bytes * owned if settings.grad_accum_dtype != settings.comm_dtype else 0
+            owned = sum(self.shards[p] for p in bucket.parameters)
+            widened = settings.accum_bytes * owned if settings.grad_accum_dtype != dtype else 0
             temporary = self.ledger.temporary
             with temporary(upcast, BUCKETS), temporary(flat, BUCKETS), temporary(widened, BUCKETS):
                 pass
             kept = (widened or flat or upcast) if self.offloads else 0
         with self.ledger.temporary(kept, BUCKETS):
-            for p in self.bucket:
+            for p in bucket.parameters:
                 if self.offloads:
                     self._offload(self.shards[p])
                 self.ledger.free(self.gradients.pop(p, None))
-        self.bucket, self.bucket_elements = [], 0
+        bucket.clear()
 
     def _offload(self, shard: int) -> None:
         """A gradient is added up on the device; at the boundary its norm is taken, and it is cast."""
@@ -281,7 +352,10 @@ class Zero3Engine(Engine):
                     pass
 
     def end_backward(self) -> None:
-        self._reduce()
+        for dtype in self.buckets:
+            self._reduce(dtype)
+        for weight in list(self.saved):
+            self._forget(weight)
         for module in list(self.active_backward):
             for p in self.modules[module]:
                 self.active[p].discard(module)
@@ -316,7 +390,12 @@ class Zero3Engine(Engine):
             self.update([[numel]], master, ledger=state_ledger)
             ledger.free(upcast)
             ledger.free(flat)
-        self._gather(sorted(self._persisted))
         for p in sorted(self._persisted):
-            self._wait(p)
+            # Not as in a pass: each into a buffer of its own, with no copy.
+            is_whole = self.world_size == 1 and not (self.offloads_parameters and self.has_own_host)
+            size = 0 if is_whole else settings.weight_bytes * self.world_size * self.shards[p]
+            self.available[p] = self._hold(ledger.alloc(size, GATHERED)) if size else None
         self.num_available = 0
+        for block in self.secondary.values():
+            self.param_ledger.free(block)
+        self.secondary.clear()

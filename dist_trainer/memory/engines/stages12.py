@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from dist_trainer.memory.engines.ledger import BUCKETS, GRADIENTS, MASTER, PARAMETERS, TEMPORARIES, Block
 from dist_trainer.memory.engines.partitions import FlatGroup, flat_group
-from dist_trainer.memory.engines.stage0 import Engine
+from dist_trainer.memory.engines.settings import BYTES_OF
+from dist_trainer.memory.engines.stage0 import Bucket, Engine
 
 
 class Zero12Engine(Engine):
@@ -45,8 +46,7 @@ class Zero12Engine(Engine):
         if not self.offloads:
             for block in zeros:
                 ledger.free(block)
-        self.bucket: list[int] = []
-        self.bucket_elements = 0
+        self.buckets = {dtype: Bucket() for dtype in self.lanes()}
         self.buffers: list[Block] = []
         self.copied: Block | None = None
         self.accumulated: Block | None = None
@@ -81,16 +81,16 @@ class Zero12Engine(Engine):
         if self.buffers or not self.settings.contiguous_gradients:
             return
         size = 4 if self.settings.stage == 1 and self.is_compact else self.settings.weight_bytes
-        kinds = 2 if self.settings.autocast else 1
-        for _ in range((2 if self.settings.overlap_comm else 1) * kinds):
+        for _ in range((2 if self.settings.overlap_comm else 1) * len(self.buckets)):
             self.buffers.append(self.ledger.alloc(size * self.settings.reduce_bucket_size, BUCKETS))
 
     def _into_bucket(self, parameter: int) -> None:
         numel = self.numels[parameter]
-        if self.bucket and self.bucket_elements + numel > self.settings.reduce_bucket_size:
-            self._reduce()
-        self.bucket.append(parameter)
-        self.bucket_elements += numel
+        bucket = self.buckets[self.reduction_dtype(parameter)]
+        if bucket.parameters and bucket.elements + numel > self.settings.reduce_bucket_size:
+            self._reduce(self.reduction_dtype(parameter))
+        bucket.parameters.append(parameter)
+        bucket.elements += numel
         if self.settings.contiguous_gradients and numel <= self.settings.reduce_bucket_size:
             # The gradient now lies in the bucket.
             self.ledger.free(self._pop_gradient(parameter))
@@ -100,19 +100,18 @@ class Zero12Engine(Engine):
             return self.fp32_gradients.pop(parameter, None)
         return self.gradients.pop(parameter, None)
 
-    def _reduce(self) -> None:
+    def _reduce(self, dtype: str) -> None:
         """Reduces the bucket to its owners, then lets go of what this rank does not own."""
-        settings = self.settings
-        size = settings.weight_bytes
-        for elements in self._flattened():
-            comm = settings.reduction_bytes
+        settings, bucket = self.settings, self.buckets[dtype]
+        size, comm = settings.weight_bytes, BYTES_OF[dtype]
+        for elements in self._flattened(bucket):
             upcast = comm * elements if comm != size else 0
             with self.ledger.temporary(size * elements, BUCKETS), self.ledger.temporary(upcast, BUCKETS):
                 pass
         for parameter in self.reduced_before:
             self.ledger.free(self._pop_gradient(parameter))
         self.reduced_before = []
-        for parameter in self.bucket:
+        for parameter in bucket.parameters:
             if parameter in self.owned:
                 self._keep(parameter)
             elif settings.stage == 2 or settings.contiguous_gradients:
@@ -120,26 +119,38 @@ class Zero12Engine(Engine):
                     self.reduced_before.append(parameter)
                 else:
                     self.ledger.free(self._pop_gradient(parameter))
-        self.bucket, self.bucket_elements = [], 0
+        bucket.clear()
 
-    def _flattened(self) -> list[int]:
+    def _flattened(self, bucket: Bucket) -> list[int]:
         """Elements of each flat copy that the reduction makes; a run that is one slice of one rank is a view."""
         if not self.settings.contiguous_gradients:
-            return [self.bucket_elements] if len(self.bucket) > 1 else []
+            return [bucket.elements] if len(bucket.parameters) > 1 else []
         if not self.settings.reduce_scatter:
             return []
-        chunks: list[int] = []
-        numel, count, previous = 0, 0, -1
-        for parameter in self.bucket:
+        # Slices that lie side by side and belong to one rank are one; fp32 sums keep each apart.
+        runs: list[tuple[int, int]] = []
+        for parameter in bucket.parameters:
             for part in self.partitions[self.group_of[parameter]].slices[parameter]:
-                if part.rank != previous or self.is_compact:
-                    if numel > self.settings.reduce_bucket_size:
-                        chunks += [numel] if count > 1 else []
-                        numel, count = 0, 0
-                    count += 1
-                numel += part.numel
-                previous = part.rank
-        return [*chunks, numel] if count > 1 else chunks
+                if runs and runs[-1][0] == part.rank and not self.is_compact:
+                    runs[-1] = (part.rank, runs[-1][1] + part.numel)
+                else:
+                    runs.append((part.rank, part.numel))
+        if self.settings.multi_rank_allreduce:
+            return self._copied([numel for _, numel in runs])
+        # One reduction for each rank that owns a part of it.
+        owners = dict.fromkeys(rank for rank, _ in runs)
+        return [copy for owner in owners for copy in self._copied([numel for rank, numel in runs if rank == owner])]
+
+    def _copied(self, numels: list[int]) -> list[int]:
+        """Runs are copied together until they are more than a bucket; one alone is a view."""
+        copies: list[int] = []
+        together: list[int] = []
+        for numel in numels:
+            together.append(numel)
+            if sum(together) > self.settings.reduce_bucket_size:
+                copies += [sum(together)] if len(together) > 1 else []
+                together = []
+        return [*copies, sum(together)] if len(together) > 1 else copies
 
     def _keep(self, parameter: int) -> None:
         group = self.group_of[parameter]
@@ -179,7 +190,8 @@ class Zero12Engine(Engine):
             for group in self.partitions:
                 for parameter in self._group_in_model_order(group):
                     self._into_bucket(parameter)
-        self._reduce()
+        for dtype in self.buckets:
+            self._reduce(dtype)
         if self.settings.overlap_comm:
             for parameter in self.reduced_before:
                 self.ledger.free(self._pop_gradient(parameter))
@@ -206,7 +218,7 @@ class Zero12Engine(Engine):
             self.update([[group.partition_numel] for group in self.partitions], master, ledger=self.host)
             self._free_compact()
             return
-        for group in self.partitions:
+        for group in self.partitions if settings.takes_norms else ():
             self.norms(group.numel_of(p, self.rank) for p in group.owned(self.rank))
         source = settings.accum_bytes if self.is_compact else size
         for number, group in enumerate(self.partitions):
@@ -260,9 +272,18 @@ class Bf16Engine(Engine):
     def state_numel(self) -> int:
         return sum(group.partition_numel for group in self.partitions)
 
-    def end_backward(self) -> None:
-        with self.ledger.temporary(4 * max(self.numels)):
+    def gradient(self, parameter: int, block: Block) -> None:
+        if not self.settings.immediate_grad_update:
+            super().gradient(parameter, block)
+            return
+        with self.ledger.temporary(4 * self.numels[parameter]):
             pass
+        self.ledger.free(block)
+
+    def end_backward(self) -> None:
+        if not self.settings.immediate_grad_update:
+            with self.ledger.temporary(4 * max(self.numels)):
+                pass
         if self.is_boundary:
             self.allreduce([group.flat_numel for group in self.partitions], 4)
 

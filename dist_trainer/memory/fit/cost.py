@@ -105,12 +105,12 @@ def sent_bytes(settings: Settings, num_parameters: int, world_size: int) -> floa
     Stages 1 and 2 gather the weights once a step, stage 3 twice a micro batch.
     """
     ring = num_parameters * (world_size - 1) / world_size
-    weights, gradients = ring * settings.weight_bytes, ring * settings.reduction_bytes
+    weights, gradients = ring * settings.weight_bytes, ring * settings.comm_bytes
     if settings.stage == 0:
         return 2 * gradients
     if settings.stage == 1:
         # With fp32 sums the sums themselves are reduced.
-        return 2 * ring * max(settings.reduction_bytes, settings.accum_bytes) + weights
+        return 2 * ring * max(settings.comm_bytes, settings.accum_bytes) + weights
     if settings.stage == 2:
         return 2 * gradients * settings.accumulation + weights
     return (gradients + 2 * weights) * settings.accumulation

@@ -27,7 +27,7 @@ from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.disk import cannot_write, write_text
 from dist_trainer.errors import UserError
 from dist_trainer.memory import gpus
-from dist_trainer.memory.engines.settings import unmodelled
+from dist_trainer.memory.engines.keys import unmodelled
 from dist_trainer.memory.fit.candidates import Candidate, Limits, Planner
 from dist_trainer.memory.fit.choices import Choice, choices, micro_batches
 from dist_trainer.memory.fit.cost import assumptions

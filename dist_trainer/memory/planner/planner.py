@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.memory.engines.keys import unmodelled
 from dist_trainer.memory.engines.ledger import PARTS, Ledger
-from dist_trainer.memory.engines.settings import Settings, read_settings, unmodelled
+from dist_trainer.memory.engines.settings import Settings, read_settings
 from dist_trainer.memory.plan import Figure, PhaseName, PhasePlan, Plan, RankPlan
 from dist_trainer.memory.planner.caching_allocator import reserved_peak_bytes
 from dist_trainer.memory.planner.simulate import simulate
@@ -72,7 +73,7 @@ def make_plan(
         sequence_length=length,
         ranks=tuple(plan_rank(trace, settings, rank, world_size, device, expandable=expandable) for rank in chosen),
         assumptions=_assumptions(settings, world_size, device, expandable),
-        unmodelled=unmodelled(resolved.deepspeed),
+        unmodelled=tuple(unmodelled(resolved.deepspeed)),
         upper_bounds=_upper_bounds(settings),
     )
 
@@ -96,6 +97,7 @@ def trace_spec(resolved: ResolvedRun, settings: Settings, *, sequence_length: in
         num_checkpoints=settings.num_checkpoints,
         cpu_checkpointing=settings.cpu_checkpointing,
         cuda=cuda,
+        efficient_linear=settings.stage == 3 and settings.memory_efficient_linear,
     )
 
 

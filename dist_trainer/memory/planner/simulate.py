@@ -53,7 +53,9 @@ def simulate(
         trace, settings, device, host, rank=rank, world_size=world_size, built_on_device=not cuda
     )
     engine.init()
-    in_place = sums_in_place(trace) if settings.stage == 3 and settings.memory_efficient_linear else {}
+    owns_gradients = settings.autocast is not None or (settings.stage == 3 and settings.memory_efficient_linear)
+    in_place = sums_in_place(trace) if owns_gradients else {}
+    saved = saved_weights(trace, settings) if settings.stage == 3 else {}
     # train/hygiene.py empties the cache before the first step.
     device.empty_cache()
     # The first micro batch and the last differ; those between them do not.
@@ -64,7 +66,7 @@ def simulate(
         micro_batches = max(micro_batches, 2 if settings.stage == 3 else 1)
     for _ in range(1 if is_quick else 2):
         for number in range(micro_batches):
-            _micro_batch(trace, engine, device, in_place, is_boundary=number == micro_batches - 1)
+            _micro_batch(trace, engine, device, in_place, saved, is_boundary=number == micro_batches - 1)
         device.enter("step")
         host.enter("step")
         engine.step()
@@ -89,8 +91,9 @@ def engine_class(settings: Settings) -> type[Engine]:
 def sums_in_place(trace: Trace) -> dict[int, int]:
     """The storage of each sum of two gradients of one parameter (tied weights), and that of the gradient made first.
 
-    The trace's linear layers hand autograd a view as the weight's gradient, so the sum is a third storage. That of
-    DeepSpeed's stage 3 (zero/linear.py) hands over a tensor of its own, to which autograd adds the second in place.
+    torch's linear layers hand autograd a view as the weight's gradient, so the sum is a third storage. That of
+    DeepSpeed's stage 3 (zero/linear.py), and autocast's cast back, hand over a tensor of its own, to which autograd
+    adds the second in place; but not where somebody looks on, as the tracer does.
     """
     sizes: dict[int, int] = {}
     freed: list[int] = []
@@ -109,14 +112,45 @@ def sums_in_place(trace: Trace) -> dict[int, int]:
     return found
 
 
+def saved_weights(trace: Trace, settings: Settings) -> dict[int, int]:
+    """The number of each event with which a module's forward pass begins in which autograd keeps its weight, and that.
+
+    What is kept pins the gathered weight, though stage 3 lets go of it. torch's linear layer keeps a view of it,
+    DeepSpeed's (zero/linear.py) the parameter itself, which pins nothing. Where a pass is made again for the backward
+    one, checkpointing keeps what either of them saved. Under autocast torch's keeps the 16-bit copy instead.
+    """
+    efficient, casts = settings.memory_efficient_linear, settings.autocast is not None
+    weights = dict(trace.linears)
+    found: dict[int, int] = {}
+    entered: dict[int, int] = {}
+    begin = len(trace.events)
+    for number, (kind, module, _, _) in enumerate(trace.events):
+        if kind == BACKWARD:
+            begin = number
+        elif kind == FORWARD_ENTER:
+            entered[module] = number
+        # A module whose pass is made again has been entered backwards by then; the whole model is never left so.
+        elif kind == (BACKWARD_EXIT if module else BACKWARD_ENTER) and module in weights:
+            is_recomputed = entered[module] > begin
+            if (efficient or not casts) if is_recomputed else not (efficient or casts):
+                found[entered[module]] = weights[module]
+    return found
+
+
 def _micro_batch(
-    trace: Trace, engine: Engine, ledger: Ledger, in_place: Mapping[int, int], *, is_boundary: bool
+    trace: Trace,
+    engine: Engine,
+    ledger: Ledger,
+    in_place: Mapping[int, int],
+    saved: Mapping[int, int],
+    *,
+    is_boundary: bool,
 ) -> None:
     ledger.enter("forward")
     engine.begin_micro_batch(is_boundary=is_boundary)
     alloc, free = ledger.alloc, ledger.free
     live: dict[int, Block] = {}
-    for kind, first, second, third in trace.events:
+    for number, (kind, first, second, third) in enumerate(trace.events):
         if kind == ALLOC:
             live[first] = live.pop(in_place[first]) if first in in_place else alloc(second, third)
         elif kind == FREE:
@@ -127,6 +161,8 @@ def _micro_batch(
             engine.gradient(first, live.pop(second))
         elif kind == FORWARD_ENTER:
             engine.forward_enter(first)
+            if number in saved:
+                engine.saves_weight(first, saved[number])
         elif kind == FORWARD_EXIT:
             engine.forward_exit(first)
         elif kind == BACKWARD_ENTER:

@@ -27,6 +27,7 @@ def load(spec: TraceSpec) -> Trace | None:
         modules=tuple(tuple(owned) for owned in values["modules"]),
         events=tuple(map(tuple, values["events"])),
         saved_on_host_bytes=values["saved_on_host_bytes"],
+        linears=tuple((module, weight) for module, weight in values["linears"]),
     )
 
 
@@ -37,6 +38,7 @@ def save(spec: TraceSpec, trace: Trace) -> None:
         "modules": trace.modules,
         "events": trace.events,
         "saved_on_host_bytes": trace.saved_on_host_bytes,
+        "linears": trace.linears,
     }
     with suppress(OSError):
         cache.keep(_path(spec), json.dumps(values, separators=(",", ":")))

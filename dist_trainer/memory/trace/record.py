@@ -26,7 +26,9 @@ Event = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class TraceSpec:
-    """All that a trace depends on. `cuda` traces what CUDA's kernels keep where CPU's differ (masks of dropout)."""
+    """All that a trace depends on. `cuda` traces what CUDA's kernels keep where CPU's differ (masks of dropout);
+    `efficient_linear` is DeepSpeed's linear layer for stage 3 in the place of torch's.
+    """
 
     num_layers: int
     hidden_size: int
@@ -43,6 +45,7 @@ class TraceSpec:
     num_checkpoints: int | None
     cpu_checkpointing: bool
     cuda: bool
+    efficient_linear: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,17 @@ class TracedParameter:
 
 @dataclass(frozen=True)
 class Trace:
-    """`modules`: the parameters that each module owns, by number. `saved_on_host_bytes`: kept by CPU checkpointing."""
+    """`modules`: the parameters that each module owns, by number. `saved_on_host_bytes`: kept by CPU checkpointing.
+    `linears`: (module, weight) for each product with a weight that torch's F.linear forms; module 0 is the whole model,
+    whose output embedding is one.
+    """
 
     parameters: tuple[TracedParameter, ...]
     modules: tuple[tuple[int, ...], ...]
     events: tuple[Event, ...]
     saved_on_host_bytes: int = 0
+    linears: tuple[tuple[int, int], ...] = ()
+
+    def linear_parameters(self) -> frozenset[int]:
+        """The parameters of torch's nn.Linear modules."""
+        return frozenset(p for module, _ in self.linears if module for p in self.modules[module])

@@ -109,6 +109,8 @@ def trace(spec: TraceSpec) -> Trace:
         model = _model(spec)
         if spec.cuda:
             stack.enter_context(_cuda_kernels())
+        if spec.efficient_linear:
+            stack.enter_context(_efficient_linear())
         numbers = {parameter: number for number, parameter in enumerate(model.parameters())}
         tokens = torch.zeros(spec.micro_batch, spec.sequence_length, dtype=torch.long)
         log = _StorageLog()
@@ -131,6 +133,7 @@ def trace(spec: TraceSpec) -> Trace:
             modules=modules,
             events=tuple(log.events),
             saved_on_host_bytes=on_host[0],
+            linears=tuple(_linears(model, numbers, spec)),
         )
 
 
@@ -170,6 +173,15 @@ def _watch(model: GPT, numbers: dict[nn.Parameter, int], log: _StorageLog) -> tu
         parameter.register_post_accumulate_grad_hook(_gradient_hook(number, log))  # type: ignore[no-untyped-call]
     _watch_loss(model, log)
     return tuple(owned)
+
+
+def _linears(model: GPT, numbers: dict[nn.Parameter, int], spec: TraceSpec) -> Iterator[tuple[int, int]]:
+    # In fp32 the chunked loss is one function of torch's own, which multiplies by itself.
+    if spec.loss == "full" or spec.dtype != "fp32":
+        yield 0, numbers[model.get_parameter("token_embedding.weight")]
+    for number, (name, module) in enumerate(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            yield number, numbers[model.get_parameter(f"{name}.weight")]
 
 
 def _watch_module(module: nn.Module, number: int, log: _StorageLog) -> None:
@@ -282,6 +294,53 @@ def _cuda_kernels() -> Iterator[None]:
         yield
     finally:
         F.dropout, F.scaled_dot_product_attention = dropout, attention
+
+
+class _EfficientLinear(torch.autograd.Function):
+    """What DeepSpeed 0.19.8 puts in the place of F.linear at stage 3 (zero/linear.py), as far as it allocates.
+
+    It keeps the parameter itself, not a view or a cast copy; and its gradients are tensors of their own.
+    """
+
+    @staticmethod
+    def forward(value: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if value.dim() == 2 and bias is not None:
+            return torch.addmm(bias, value, weight.t())
+        output = value.matmul(weight.t())
+        if bias is not None:
+            output += bias
+        return output
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.is_autocast = torch.is_autocast_enabled("cpu")
+        ctx.dtype = torch.get_autocast_dtype("cpu")
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (grad,) = grads
+        value, weight, *bias = ctx.saved_tensors
+        with torch.autocast("cpu", ctx.dtype, enabled=ctx.is_autocast):
+            grad_value = grad.matmul(weight) if ctx.needs_input_grad[0] else None
+            flat = grad.reshape(-1, grad.shape[-1])
+            grad_weight = flat.t().matmul(value.reshape(-1, value.shape[-1]))
+            grad_bias = grad.sum(list(range(grad.dim() - 1))) if bias and bias[0] is not None else None
+        return (grad_value, grad_weight, grad_bias)[: len(ctx.needs_input_grad)]
+
+
+@contextmanager
+def _efficient_linear() -> Iterator[None]:
+    linear = F.linear
+
+    def efficient(value: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return _EfficientLinear.apply(value, weight, bias)  # type: ignore[no-any-return, no-untyped-call]
+
+    F.linear = efficient  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.linear = linear
 
 
 @contextmanager

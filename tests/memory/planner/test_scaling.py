@@ -31,8 +31,9 @@ TINY = TraceSpec(
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_scaled_trace_is_the_trace(dtype: str, checkpointing: bool) -> None:
-    spec = replace(TINY, dtype=dtype, checkpointing=checkpointing)  # type: ignore[arg-type]
+@pytest.mark.parametrize("efficient", [False, True])
+def test_a_scaled_trace_is_the_trace(dtype: str, checkpointing: bool, efficient: bool) -> None:
+    spec = replace(TINY, dtype=dtype, checkpointing=checkpointing, efficient_linear=efficient)  # type: ignore[arg-type]
     probe = trace(probe_of(spec))
     for size in (1, 2, 3, 8):
         assert scaled(probe, spec, size) == trace(replace(spec, micro_batch=size))
