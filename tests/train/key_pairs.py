@@ -130,7 +130,12 @@ def factors() -> OrderedDict[str, tuple[Any, ...]]:
             found[path] = (UNSAID, *_VALUES[path])
         elif key.type.expected.startswith("true or false"):
             found[path] = (UNSAID, True, False)
-    first = ("gradient_clipping", "zero_allow_untested_optimizer", "zero_optimization.stage", "zero_optimization.reduce_scatter")
+    first = (
+        "gradient_clipping",
+        "zero_allow_untested_optimizer",
+        "zero_optimization.stage",
+        "zero_optimization.reduce_scatter",
+    )
     order = [*first, *(path for path in found if path not in first)]
     return OrderedDict((path, found[path]) for path in order)
 

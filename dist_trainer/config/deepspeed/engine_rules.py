@@ -235,9 +235,7 @@ ENGINE_RULES: tuple[EngineRule, ...] = (
     EngineRule(
         "zero_optimization.reduce_scatter",
         _zenflow_is(
-            lambda config, zenflow: (
-                zero_stage(config) in (1, 2) and _zero(config).get("reduce_scatter", True) is False
-            )
+            lambda config, zenflow: zero_stage(config) in (1, 2) and _zero(config).get("reduce_scatter", True) is False
         ),
         "false does not go with zenflow",
         "remove it",

@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dist_trainer.config.deepspeed.rules import block, dtype_family, gradient_clipping, offload_device, precision, zero_stage
+from dist_trainer.config.deepspeed.rules import (
+    block,
+    dtype_family,
+    offload_device,
+    precision,
+    zero_stage,
+)
 
 Optimizer = Literal["fused", "foreach", "loop", "host"]
 
