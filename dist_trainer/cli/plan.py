@@ -112,7 +112,7 @@ def _plan(args: argparse.Namespace) -> int:
     text = show.render(
         plan,
         host=case.host,
-        is_pinned=settings.pin_memory,
+        is_pinned=settings.pins_optimizer or settings.pins_param,
         notices=notices,
         filled=[str(one) for one in resolved.filled],
         advice=[*_inversion(case, resolved, plan), *_advice(case, resolved, plan)],

@@ -32,6 +32,11 @@ class Block(NamedTuple):
     part: int
 
 
+def pinned(num_bytes: int) -> int:
+    """What torch's allocator of pinned memory takes for a request: the next power of two (CachingHostAllocator.h)."""
+    return 1 << (num_bytes - 1).bit_length() if num_bytes else 0
+
+
 class Ledger:
     """Counts allocations. `rounding`: the allocator counts multiples of so many bytes (CUDA 512, CPU 1).
 

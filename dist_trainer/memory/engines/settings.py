@@ -71,7 +71,8 @@ class Settings:
     offload_optimizer: str
     offload_param: str
     offload_states_dtype: str
-    pin_memory: bool
+    pins_optimizer: bool
+    pins_param: bool
     checkpointing: bool
     num_checkpoints: int | None
     cpu_checkpointing: bool
@@ -114,7 +115,7 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
     is_sequential = bool(zero.get("stage3_allgather_sequential", False))
     low_master = any(block(config, kind).get(f"{kind}_master_weights_and_grads") for kind in ("bf16", "fp16"))
     master = dtype if low_master else "fp32"
-    offload = offload_device(config, "optimizer")
+    offload, offload_param = offload_device(config, "optimizer"), offload_device(config, "param")
     states_dtype = master
     if offload != "none":
         low_states = block(config, "bf16").get("bf16_optimizer_states") or params.get("fp32_optimizer_states") is False
@@ -151,9 +152,10 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         persistence_threshold=int(zero.get("stage3_param_persistence_threshold", 1e5)),
         model_persistence_threshold=int(zero.get("stage3_model_persistence_threshold", 2**62)),
         offload_optimizer=offload,
-        offload_param=offload_device(config, "param"),
+        offload_param=offload_param,
         offload_states_dtype=states_dtype,
-        pin_memory=bool(block(zero, "offload_optimizer").get("pin_memory", False)),
+        pins_optimizer=offload != "none" and bool(block(zero, "offload_optimizer").get("pin_memory", True)),
+        pins_param=offload_param != "none" and bool(block(zero, "offload_param").get("pin_memory", True)),
         checkpointing=activation is not None,
         num_checkpoints=(activation or {}).get("number_checkpoints"),
         cpu_checkpointing=bool((activation or {}).get("cpu_checkpointing", False)),

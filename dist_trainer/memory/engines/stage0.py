@@ -20,6 +20,7 @@ from dist_trainer.memory.engines.ledger import (
     TEMPORARIES,
     Block,
     Ledger,
+    pinned,
 )
 from dist_trainer.memory.engines.settings import BYTES_OF, Settings
 from dist_trainer.memory.trace.record import Trace
@@ -109,6 +110,11 @@ class Engine:
 
     def backward_exit(self, module: int) -> None:
         pass
+
+    def on_host(self, num_bytes: int, part: int, *, is_pinned: bool) -> Block:
+        """A block in the host's memory, which on a CPU is the device's."""
+        is_pinned = is_pinned and self.host is not self.ledger
+        return self.host.alloc(pinned(num_bytes) if is_pinned else num_bytes, part)
 
     def saves_weight(self, module: int, weight: int) -> None:
         """In the forward pass that has just begun, autograd keeps the module's weight for its backward pass."""

@@ -50,7 +50,7 @@ class Zero3Engine(Engine):
         self.secondary: dict[int, Block] = {}
         for p, shard in enumerate(self.shards):
             self._keep_secondary(p)
-            pieces.append(param_ledger.alloc(size * shard, PARAMETERS))
+            pieces.append(self._parameter(size * shard))
             ledger.free(self.weights[p])
         total = sum(self.shards)
         ledger.empty_cache()
@@ -60,9 +60,10 @@ class Zero3Engine(Engine):
             for block in pieces:
                 param_ledger.free(block)
         else:
-            for block in pieces:
+            # What was pinned stays with torch's allocator, for requests of the same size.
+            for block in pieces if not settings.pins_param else ():
                 param_ledger.free(block)
-            param_ledger.alloc(size * total, PARAMETERS)
+            self._parameter(size * total)
         self.sub_groups = self._sub_groups()
         state_ledger = self.host if self.offloads else ledger
         sizes = [sum(self.shards[p] for p in group) for group in self.sub_groups]
@@ -72,15 +73,17 @@ class Zero3Engine(Engine):
                 state_ledger.alloc(master * numel, MASTER)
         if self.offloads:
             for numel in sizes:
-                self.host.alloc(master * numel, GRADIENTS)
+                self.on_host(master * numel, GRADIENTS, is_pinned=settings.pins_optimizer)
         else:
             with ledger.temporary(master * max(sizes)):
                 pass
         if settings.contiguous_gradients:
             for dtype in self.lanes():
                 ledger.alloc(BYTES_OF[dtype] * settings.reduce_bucket_size, BUCKETS)
-        grad_ledger = self.host if self.offloads else ledger
-        grad_ledger.alloc(settings.accum_bytes * total, GRADIENTS)
+        if self.offloads:
+            self.on_host(settings.accum_bytes * total, GRADIENTS, is_pinned=settings.pins_optimizer)
+        else:
+            ledger.alloc(settings.accum_bytes * total, GRADIENTS)
         # Where the hooks on the gradients are made each parameter is gathered once, alone.
         with ledger.temporary(size * world * max(self.shards), GATHERED):
             pass
@@ -98,6 +101,11 @@ class Zero3Engine(Engine):
         self.last_fetched: dict[int, int] = {}
         self.buckets = {dtype: Bucket() for dtype in self.lanes()}
         self.active_backward: dict[int, None] = {}
+
+    def _parameter(self, num_bytes: int) -> Block:
+        if self.offloads_parameters:
+            return self.on_host(num_bytes, PARAMETERS, is_pinned=self.settings.pins_param)
+        return self.ledger.alloc(num_bytes, PARAMETERS)
 
     def _sub_groups(self) -> list[list[int]]:
         found = []
@@ -305,7 +313,7 @@ class Zero3Engine(Engine):
         over = self.settings.secondary_partition_size
         if over > 1 and self.world_size > 1 and parameter not in self.secondary:
             num_bytes = self.settings.weight_bytes * (self.world_size * self.shards[parameter] // over)
-            self.secondary[parameter] = self.param_ledger.alloc(num_bytes, PARAMETERS)
+            self.secondary[parameter] = self._parameter(num_bytes)
 
     def gradient(self, parameter: int, block: Block) -> None:
         numel = self.numels[parameter]

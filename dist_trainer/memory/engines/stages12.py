@@ -19,7 +19,6 @@ class Zero12Engine(Engine):
         settings, ledger = self.settings, self.ledger
         size, master = settings.weight_bytes, settings.master_bytes
         self.offloads = settings.offload_optimizer != "none"
-        self.state_ledger = self.host if self.offloads else ledger
         self.partitions: list[FlatGroup] = [
             flat_group(group, self.numels, self.world_size, round_robin=settings.round_robin) for group in self.groups()
         ]
@@ -34,15 +33,15 @@ class Zero12Engine(Engine):
                 self.weights[p] = flat
             clone = ledger.alloc(size * group.partition_numel, TEMPORARIES if size != master else MASTER)
             if size != master or self.offloads:
-                self.state_ledger.alloc(master * group.partition_numel, MASTER)
+                self._state(master * group.partition_numel, MASTER)
                 ledger.free(clone)
             if self.offloads:
-                self.host.alloc(size * group.partition_numel, BUCKETS)
+                self._state(size * group.partition_numel, BUCKETS)
         if self.offloads:
             largest = max(self.numels)
-            self.host.alloc(size * largest, BUCKETS)
+            self._state(size * largest, BUCKETS)
             ledger.alloc(size * largest, BUCKETS)
-        zeros = [self.state_ledger.alloc(master * group.partition_numel, GRADIENTS) for group in self.partitions]
+        zeros = [self._state(master * group.partition_numel, GRADIENTS) for group in self.partitions]
         if not self.offloads:
             for block in zeros:
                 ledger.free(block)
@@ -55,6 +54,11 @@ class Zero12Engine(Engine):
         self.reduced_before: list[int] = []
         self.owned = {p for group in self.partitions for p in group.owned(self.rank)}
         self.fp32_gradients: dict[int, Block] = {}
+
+    def _state(self, num_bytes: int, part: int) -> Block:
+        if self.offloads:
+            return self.on_host(num_bytes, part, is_pinned=self.settings.pins_optimizer)
+        return self.ledger.alloc(num_bytes, part)
 
     def state_numel(self) -> int:
         return sum(group.partition_numel for group in self.partitions)
@@ -174,7 +178,8 @@ class Zero12Engine(Engine):
         # Stage 1 adds up on the device, and copies once a step.
         if self.settings.stage == 2 and self.settings.accumulation > 1 and not self.host_accumulated:
             # Gradients of earlier micro batches wait on the host, at the full size of each owned parameter.
-            self.host.alloc(self.settings.weight_bytes * sum(self.numels[p] for p in self.owned), GRADIENTS)
+            for p in self.owned:
+                self._state(self.settings.weight_bytes * self.numels[p], GRADIENTS)
             self.host_accumulated = True
         if self.is_boundary:
             self.norms([numel])

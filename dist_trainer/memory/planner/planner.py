@@ -7,7 +7,7 @@ from typing import Literal
 
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.memory.engines.keys import unmodelled
-from dist_trainer.memory.engines.ledger import PARTS, Ledger
+from dist_trainer.memory.engines.ledger import PARTS, Ledger, pinned
 from dist_trainer.memory.engines.settings import Settings, read_settings
 from dist_trainer.memory.plan import Figure, PhaseName, PhasePlan, Plan, RankPlan
 from dist_trainer.memory.planner.caching_allocator import reserved_peak_bytes
@@ -124,8 +124,10 @@ def plan_rank(
     ledger = simulation.device
     phases = tuple(PhasePlan(phase, total, _named(live)) for phase, (total, live) in ledger.peaks.items())
     peak = max(phases, key=lambda phase: phase.allocated_bytes)
-    host_bytes = trace.saved_on_host_bytes
+    host_bytes = 0
     if cuda:
+        if trace.num_saved_on_host:
+            host_bytes = trace.num_saved_on_host * pinned(trace.saved_on_host_bytes // trace.num_saved_on_host)
         host_bytes += max((total for total, _ in simulation.host.peaks.values()), default=0)
     allocated = _banded(peak.allocated_bytes, ALLOCATED_BAND)
     if not cuda:

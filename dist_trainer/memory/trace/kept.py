@@ -27,6 +27,7 @@ def load(spec: TraceSpec) -> Trace | None:
         modules=tuple(tuple(owned) for owned in values["modules"]),
         events=tuple(map(tuple, values["events"])),
         saved_on_host_bytes=values["saved_on_host_bytes"],
+        num_saved_on_host=values["num_saved_on_host"],
         linears=tuple((module, weight) for module, weight in values["linears"]),
     )
 
@@ -38,6 +39,7 @@ def save(spec: TraceSpec, trace: Trace) -> None:
         "modules": trace.modules,
         "events": trace.events,
         "saved_on_host_bytes": trace.saved_on_host_bytes,
+        "num_saved_on_host": trace.num_saved_on_host,
         "linears": trace.linears,
     }
     with suppress(OSError):

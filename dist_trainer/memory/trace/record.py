@@ -59,7 +59,8 @@ class TracedParameter:
 
 @dataclass(frozen=True)
 class Trace:
-    """`modules`: the parameters that each module owns, by number. `saved_on_host_bytes`: kept by CPU checkpointing.
+    """`modules`: the parameters that each module owns, by number. `saved_on_host_bytes`: kept by CPU checkpointing, in
+    `num_saved_on_host` tensors of one size.
     `linears`: (module, weight) for each product with a weight that torch's F.linear forms; module 0 is the whole model,
     whose output embedding is one.
     """
@@ -68,6 +69,7 @@ class Trace:
     modules: tuple[tuple[int, ...], ...]
     events: tuple[Event, ...]
     saved_on_host_bytes: int = 0
+    num_saved_on_host: int = 0
     linears: tuple[tuple[int, int], ...] = ()
 
     def linear_parameters(self) -> frozenset[int]:

@@ -117,7 +117,7 @@ def trace(spec: TraceSpec) -> Trace:
         for tensor in (*numbers, tokens):
             log.know(tensor)
         modules = _watch(model, numbers, log)
-        on_host = stack.enter_context(_saved_on_host(log)) if spec.cuda else [0]
+        on_host = stack.enter_context(_saved_on_host(log)) if spec.cuda else []
         with log:
             with torch.autocast("cpu", _DTYPES[spec.autocast]) if spec.autocast else nullcontext():
                 loss = model(tokens, tokens)
@@ -132,7 +132,8 @@ def trace(spec: TraceSpec) -> Trace:
             ),
             modules=modules,
             events=tuple(log.events),
-            saved_on_host_bytes=on_host[0],
+            saved_on_host_bytes=sum(on_host),
+            num_saved_on_host=len(on_host),
             linears=tuple(_linears(model, numbers, spec)),
         )
 
@@ -345,11 +346,11 @@ def _efficient_linear() -> Iterator[None]:
 
 @contextmanager
 def _saved_on_host(log: _StorageLog) -> Iterator[list[int]]:
-    """What `save_on_cpu` saves waits in host memory, apart from the device: its copies are counted apart, in bytes."""
-    total = [0]
+    """What `save_on_cpu` saves waits in host memory, apart from the device: the bytes of each of its copies."""
+    sizes: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
-        total[0] += tensor.nbytes
+        sizes.append(tensor.nbytes)
         log.is_paused = True
         on_host = torch.empty_like(tensor)
         log.is_paused = False
@@ -362,6 +363,6 @@ def _saved_on_host(log: _StorageLog) -> Iterator[list[int]]:
     hooks = torch.autograd.graph.saved_tensors_hooks
     torch.autograd.graph.save_on_cpu = lambda pin_memory: hooks(pack, unpack)  # type: ignore[assignment, misc]
     try:
-        yield total
+        yield sizes
     finally:
         torch.autograd.graph.save_on_cpu = real  # type: ignore[misc]
