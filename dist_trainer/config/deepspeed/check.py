@@ -13,6 +13,7 @@ from dist_trainer.config.deepspeed.mistakes import Mistake
 from dist_trainer.config.deepspeed.params import Params, optimizer_params, scheduler_params
 
 AUTO = "auto"
+SCHEMA = "$schema"
 _NO_ROWS = Params({}, open_ended=True)
 _BY_TYPE = ("optimizer.params", "scheduler.params")
 
@@ -77,7 +78,7 @@ def _unfilled(path: str) -> Mistake:
     return Mistake(path, 'nothing fills this "auto"', hint="write a value, or remove the key for DeepSpeed's default")
 
 
-def _says_nothing(value: Any, path: str, key: Key) -> bool:
+def says_nothing(value: Any, path: str, key: Key) -> bool:
     """A null where DeepSpeed asks a plain dict for a number: it takes its default, or breaks off at the first use."""
     block = path.rpartition(".")[0]
     is_plain = block not in MODELLED and block not in _BY_TYPE
@@ -85,8 +86,13 @@ def _says_nothing(value: Any, path: str, key: Key) -> bool:
     return value is None and key.type.is_number and is_plain and path != "gradient_clipping"
 
 
+def accepts_auto(path: str, key: Key) -> bool:
+    """Whether "auto" may stand there: it is filled, or left out for DeepSpeed's default, or a value like others."""
+    return key.auto is not None or path.rpartition(".")[0] in MODELLED
+
+
 def _is_left_out(value: Any, path: str, key: Key) -> bool:
-    return value == AUTO and key.auto is None and path.rpartition(".")[0] in MODELLED and path not in MEANS_AUTO
+    return value == AUTO and key.auto is None and accepts_auto(path, key) and path not in MEANS_AUTO
 
 
 def _value(value: Any, path: str, key: Key, parent: Mapping[str, Any], seen: Examined) -> Any:
@@ -111,6 +117,9 @@ def _block(raw: Mapping[str, Any], path: str, params: Params, seen: Examined) ->
     for name, value in raw.items():
         dotted = f"{path}.{name}" if path else name
         key = params.rows.get(name)
+        if dotted == SCHEMA:
+            # Which schema an editor is to hold the file against.
+            continue
         if name.startswith("_"):
             seen.remarks.append(dotted)
         elif key is None and params.open_ended:
@@ -127,7 +136,7 @@ def _block(raw: Mapping[str, Any], path: str, params: Params, seen: Examined) ->
             )
         elif _is_left_out(value, dotted, key):
             seen.left_out.append(dotted)
-        elif not _says_nothing(value, dotted, key):
+        elif not says_nothing(value, dotted, key):
             result[key.alias_of or name] = _value(value, dotted, key, raw, seen)
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +15,19 @@ _WORDS = {
 }
 
 
+# A number in quotation marks, whose range a schema cannot say.
+_NUMBER = r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
+
+
 @dataclass(frozen=True)
 class Type:
-    """`expected` completes 'expected: ...'; `read` returns the plain value (5e8 -> 500000000) or raises ValueError."""
+    """`expected` completes 'expected: ...'; `read` returns the plain value (5e8 -> 500000000) or raises ValueError;
+    `schema` says in JSON Schema's words what `read` takes.
+    """
 
     expected: str
     read: Callable[[Any], Any]
+    schema: Mapping[str, Any]
     is_number: bool = False
 
 
@@ -33,7 +41,29 @@ def _boolean(lax: bool) -> Type:
             return _WORDS[value.lower()]
         raise ValueError
 
-    return Type("true or false", read)
+    words: list[Mapping[str, Any]] = [_text_of(*_WORDS)] if lax else []
+    return Type("true or false", read, _any_of({"type": "boolean"}, {"enum": [0, 1]}, *words))
+
+
+def _any_of(*schemas: Mapping[str, Any]) -> Mapping[str, Any]:
+    return schemas[0] if len(schemas) == 1 else {"anyOf": list(schemas)}
+
+
+def _text_of(*names: str) -> Mapping[str, Any]:
+    """Any of the names, in any case."""
+    in_any_case = (
+        "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else re.escape(c) for c in name) for name in names
+    )
+    return {"type": "string", "pattern": f"^({'|'.join(in_any_case)})$"}
+
+
+def _limits(low: float | None, high: float | None, open_low: bool, open_high: bool) -> Mapping[str, Any]:
+    limits: dict[str, Any] = {}
+    if low is not None:
+        limits["exclusiveMinimum" if open_low else "minimum"] = low
+    if high is not None:
+        limits["exclusiveMaximum" if open_high else "maximum"] = high
+    return limits
 
 
 def _range_text(low: float | None, high: float | None, open_ends: bool) -> str:
@@ -62,7 +92,9 @@ def integer(low: int | None = None, high: int | None = None, *, lax: bool = Fals
             raise ValueError
         return int(value)
 
-    return Type("a whole number" + _range_text(low, high, False), read, is_number=True)
+    schema = {"type": "integer", **_limits(low, high, False, False)}
+    text = [{"type": "string", "pattern": r"^\s*[-+]?[0-9]+(_[0-9]+)*\s*$"}] if lax else []
+    return Type("a whole number" + _range_text(low, high, False), read, _any_of(schema, *text), is_number=True)
 
 
 def number(
@@ -83,7 +115,10 @@ def number(
         return value
 
     excluded = f", {low:g} excluded" if open_low else ""
-    return Type("a number" + _range_text(low, high, open_ends) + excluded, read, is_number=True)
+    schema = {"type": "number", **_limits(low, high, open_low or open_ends, open_ends)}
+    text = [{"type": "string", "pattern": _NUMBER}] if lax else []
+    expected = "a number" + _range_text(low, high, open_ends) + excluded
+    return Type(expected, read, _any_of(schema, *text), is_number=True)
 
 
 def choice(*names: str, fold_case: bool = False) -> Type:
@@ -94,7 +129,8 @@ def choice(*names: str, fold_case: bool = False) -> Type:
             return value
         raise ValueError
 
-    return Type("one of " + ", ".join(f'"{name}"' for name in names), read)
+    schema = _any_of({"enum": list(names)}, *([_text_of(*names)] if fold_case else []))
+    return Type("one of " + ", ".join(f'"{name}"' for name in names), read, schema)
 
 
 def _read_text(value: Any) -> str:
@@ -116,7 +152,9 @@ def list_of(item: Type, length: int | None = None) -> Type:
         return [item.read(element) for element in value]
 
     count = "" if length is None else f"{length} x "
-    return Type(f"a list of {count}({item.expected})", read)
+    schema = {"type": "array", "items": item.schema}
+    lengths = {} if length is None else {"minItems": length, "maxItems": length}
+    return Type(f"a list of {count}({item.expected})", read, schema | lengths)
 
 
 def either(*types: Type) -> Type:
@@ -128,7 +166,8 @@ def either(*types: Type) -> Type:
                 continue
         raise ValueError
 
-    return Type(", or ".join(candidate.expected for candidate in types), read)
+    schema = _any_of(*(candidate.schema for candidate in types))
+    return Type(", or ".join(candidate.expected for candidate in types), read, schema)
 
 
 def _read_null(value: Any) -> None:
@@ -144,11 +183,11 @@ def _read_infinity(value: Any) -> None:
 
 BOOL = _boolean(lax=False)
 LAX_BOOL = _boolean(lax=True)
-TEXT = Type("a text", _read_text)
-BLOCK = Type("an object", _read_block)
-NULL = Type("null", _read_null)
-NEVER = Type("Infinity", _read_infinity)
-ANYTHING = Type("anything", lambda value: value)
+TEXT = Type("a text", _read_text, {"type": "string"})
+BLOCK = Type("an object", _read_block, {"type": "object"})
+NULL = Type("null", _read_null, {"type": "null"})
+NEVER = Type("Infinity", _read_infinity, {"enum": ["inf", "Infinity"]})
+ANYTHING = Type("anything", lambda value: value, {})
 
 
 def or_null(kind: Type) -> Type:
