@@ -166,7 +166,7 @@ def _check_login(login: str, place: str) -> None:
 
 def _refuse_ipv6(content: str, place: str) -> None:
     word = re.split(r"[ \t]", content.rpartition("@")[2], maxsplit=1)[0]
-    address = re.sub(r"^\[(.*)\](:[0-9]+)?$", r"\1", word).partition("%")[0]
+    address = re.sub(r"^\[(.*)\](:[0-9]+)?$", r"\1", word)
     try:
         ipaddress.IPv6Address(address)
     except ValueError:

@@ -44,6 +44,7 @@ def test_a_check_that_fails_is_status_1_and_a_line_with_what_to_do(tmp_path: Pat
     [
         (("--hostfile", "nowhere"), "The hostfile cannot be read."),
         (("--hostfle", "hosts"), "did you mean --hostfile?"),
+        (("--hostfile", "mpi", "--include", "node7"), "There is no host 'node7'."),
         (("--include", "node7"), "There is no host 'node7'."),
         (("--config", "tinny"), "did you mean 'tiny'?"),
         (("--nproc-per-node", "many"), "not a number of ranks"),
@@ -51,4 +52,5 @@ def test_a_check_that_fails_is_status_1_and_a_line_with_what_to_do(tmp_path: Pat
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
 def test_a_mistake_is_status_2_and_asks_nobody(arguments: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    (tmp_path / "mpi").write_text("h1:2\nh2\nh2\n")
     assert said in one_message(python("-m", "dist_trainer", "doctor", *arguments, cwd=tmp_path))

@@ -14,7 +14,7 @@ from dist_trainer.cluster.hostfile import (
     render_hostfile,
     render_openmpi_hostfile,
 )
-from dist_trainer.cluster.topology import Host, Topology, render_include
+from dist_trainer.cluster.topology import Host, Topology, is_own_name, render_include
 from dist_trainer.errors import UserError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "hostfiles").iterdir())
@@ -244,6 +244,7 @@ def test_a_user_is_for_ssh_and_not_a_part_of_the_hosts_name() -> None:
     assert render_include(read.filter(include="h1:1")) == "h1:1"
     assert read.is_local("h1") is False
     assert parse_hostfile("me@h1 slots=2", where="hf").is_local("h1")
+    assert is_own_name("me@h1", "h1") and not is_own_name("h1@h2", "h1")
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])

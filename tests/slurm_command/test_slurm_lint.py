@@ -149,6 +149,9 @@ def test_the_trap_is_on_the_signal_that_comes() -> None:
         (["CMD=(torchrun # the launcher", "  --nnodes 2", ")", "CMD+=(train.py)"], '"${CMD[@]}"'),
         (["CMD=torchrun", 'CMD+=" --nnodes=2"'], "$CMD train.py"),
         (["A=python; LAUNCHER='torchrun'"], "$LAUNCHER train.py"),
+        # Of a value neither quotation marks nor what ends a command mean that.
+        (['CMD="torchrun it\'s; python x.py"'], "$CMD"),
+        (["EOF", "cat <<EOF"], "torchrun train.py"),
         ([], "${LAUNCHER:-torchrun} train.py"),
     ],
     ids=str,
@@ -170,6 +173,17 @@ def test_a_launcher_in_a_variable_is_followed(before: list[str], step: str) -> N
 )
 def test_a_variable_has_its_last_value(before: list[str]) -> None:
     assert rules(with_step("$LAUNCHER train.py", *before)) == []
+
+
+def test_a_launcher_in_a_variable_is_blamed_where_it_is_started() -> None:
+    text = with_step("--ntasks-per-node=1 $LAUNCHER x.py", 'export LAUNCHER="torchrun --nproc_per_node 8"')
+    assert rules(text) == [("torchrun-ranks", 14)]
+
+
+def test_a_value_that_is_computed_leaves_the_variables_name() -> None:
+    text = with_step('"$python" -m mine', "python=$(command -v python)")
+    assert rules(text) == []
+    assert rules(text.replace(" --kill-on-bad-exit=1", "")) == [("lost-rank", 14)]
 
 
 def test_variables_that_grow_without_end_are_let_go() -> None:
@@ -200,10 +214,16 @@ def test_a_tasks_variable_is_early_by_way_of_another_too() -> None:
     assert rules(with_step("bash -c 'python x.py $NODE'", "export NODE=$SLURM_NODEID")) == [("early-variable", 14)]
 
 
+def test_single_quotes_inside_double_ones_keep_nothing_from_the_scripts_shell() -> None:
+    step = "bash -c \"echo '$SLURM_PROCID'; python x.py\""
+    assert rules(with_step(step)) == [("early-variable", 13)]
+
+
 def test_what_differs_between_no_tasks_is_not_early() -> None:
     one_node = with_step("python train.py --node=$SLURM_NODEID").replace("--nodes=2", "--nodes=1")
     assert rules(one_node) == []
     assert rules(one_node.replace("$SLURM_NODEID", "$SLURM_PROCID")) == [("early-variable", 13)]
+    assert rules(with_step("-N1 python train.py --node=$SLURM_NODEID")) == []
     assert rules(TORCHRUN + "srun --ntasks=1 python prepare.py $SLURM_PROCID\n") == []
 
 
@@ -214,6 +234,8 @@ def test_a_step_of_one_task_is_not_blamed() -> None:
     alone = "#!/bin/bash\n#SBATCH --gres=gpu:1 --time=30 --no-requeue\nsrun python train.py\n"
     assert rules(alone) == []
     assert rules(alone.replace("--gres", "--nodes=2 --gres")) == [("lost-rank", 3)]
+    # GPUs by the task say how many tasks there are.
+    assert rules(alone.replace("--gres=gpu:1", "--gpus=4 --gpus-per-task=1")) == [("lost-rank", 3)]
 
 
 def test_a_shell_script_may_start_anything_and_is_lost_all_the_same() -> None:
@@ -226,10 +248,13 @@ def test_deepspeed_as_a_word_of_a_program_is_not_its_launcher() -> None:
         "python train.py deepspeed",
         "python train.py --deepspeed ds.json",
         "python -m lightning --strategy deepspeed",
+        "mine --strategy deepspeed python",
         "python -m mine deepspeed",
         "bash -c 'python train.py deepspeed'",
     ):
         assert rules(with_step(step)) == []
+    assert rules(with_step("-A me --label deepspeed x.py")) == [("torchrun-per-task", 13)]
+    assert rules(with_step("-A me --ntasks-per-node=1 deepspeed x.py")) == []
     assert rules(with_step("python -m deepspeed.launcher.runner x")) == [("torchrun-per-task", 13)]
 
 
@@ -242,6 +267,8 @@ def test_a_port_in_figures_is_free_on_nodes_of_its_own() -> None:
 def test_a_script_without_directives_has_its_options_elsewhere() -> None:
     text = "#!/bin/bash\nsrun --gres=gpu:8 --ntasks=8 --time=1:00:00 --kill-on-bad-exit=1 python -u train.py\n"
     assert rules(text) == []
+    late = [("no-time", 1), ("no-signal", 1), ("late-directive", 3)]
+    assert sorted(rules("#!/bin/bash\nhostname\n#SBATCH -n 2\n")) == sorted(late)
     assert rules(text.replace("\n", "\n#SBATCH --nodes=1\n", 1)) == [("no-time", 2), ("no-signal", 2)]
 
 
@@ -279,6 +306,11 @@ def test_however_a_heredoc_comes_to_sbatch(submit: str) -> None:
     assert rules(in_heredoc(text, submit)) == [("lost-rank", 16)]
 
 
+def test_a_script_that_only_submits_is_no_batch_script_and_one_that_runs_too_is() -> None:
+    assert rules(in_heredoc(GOOD).replace("#!/bin/bash\nmkdir", "N=1\nmkdir", 1)) == []
+    assert rules(GOOD.replace(" --kill-on-bad-exit=1", "") + in_heredoc(GOOD)) == [("lost-rank", 13)]
+
+
 def test_a_heredoc_of_another_kind_is_no_script() -> None:
     assert rules(GOOD + "cat > run.sh <<'EOF'\nsrun torchrun train.py\nEOF\n") == []
     assert rules(GOOD + "cat <<EOF\n#SBATCH\nEOF\nsrun -c1 -K torchrun train.py &\n")[-1] == ("torchrun-per-task", 19)
@@ -297,18 +329,23 @@ def test_what_sbatch_is_told_beside_the_heredoc_counts_more() -> None:
     assert rules(in_heredoc(text, "sbatch --time=1:00:00 <<'EOF'")) == []
     assert rules(in_heredoc(GOOD, "sbatch --ntasks-per-node 2 <<'EOF'")) == [("tasks-and-gpus", 7)]
     assert rules(in_heredoc("#!/bin/bash\nsrun -K python train.py\n", "sbatch -t 5 --gpus-per-node=2 -n2 <<EOF")) == []
+    assert rules(in_heredoc("#!/bin/bash\nsrun python train.py\n", "sbatch -t 5 -n2 <<EOF")) == [("lost-rank", 5)]
 
 
 def test_the_submitting_shell_expands_a_heredoc_and_what_slurm_sets_is_not_there_yet() -> None:
     header = "#!/bin/bash\n#SBATCH --nodes=$NODES --time=${TIME} --no-requeue\n#SBATCH --output=`date`.$X\n"
     assert rules(in_heredoc(header, "sbatch <<EOF")) == []
     assert rules(in_heredoc(header)) == [("variable-in-directive", line) for line in (5, 5, 6)]
+    assert rules(in_heredoc(header + "python x.py ${SLURM_JOB_ID:-0}\n", "sbatch <<EOF")) == []
     body = header + "srun -K -n 2 python train.py $SLURM_JOB_ID\n"
     assert rules(in_heredoc(body, "sbatch <<EOF")) == [("early-variable", 7)]
     # Inside a job there are SLURM's variables.
     assert rules(GOOD + "sbatch <<EOF\n" + body + "EOF\n") == []
     known = in_heredoc("#!/bin/bash\n#SBATCH -N 2 -t 5\nsrun -K --ntasks-per-node=2 $RUN\n", "sbatch <<EOF")
-    assert rules(known.replace("mkdir -p out", 'RUN="torchrun train.py"')) == [("torchrun-per-task", 6)]
+    known = known.replace("mkdir -p out", 'RUN="torchrun train.py"')
+    assert rules(known) == [("torchrun-per-task", 6)]
+    # A quoted heredoc is passed on as it stands, and the job has no such variable.
+    assert rules(known.replace("<<EOF", "<<'EOF'")) == []
 
 
 def test_several_nodes_are_never_one_host() -> None:

@@ -31,8 +31,8 @@ def tasks_and_gpus(file: BatchFile) -> Iterator[Problem]:
         return
     option, gpus = found
     counts = {tasks_per_node(file, step) for step in steps(file) if is_rank_a_task(file, step)}
-    if None in counts and file.option("ntasks", "ntasks-per-node") is None:
-        # What SLURM does when nothing is said.
+    if None in counts and file.option("ntasks", "ntasks-per-node", "gpus-per-task") is None:
+        # What SLURM does when nothing is said; GPUs by the task say how many tasks there are.
         counts.add(1)
     if any(True for _ in launches(file)):
         counts.add(tasks_per_node(file))

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 PER_TASK = ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID")
 # What stands for the value of a substitution.
 SUBSTITUTED = "$_"
-# Characters of no script, each for a dollar sign: of a variable that the script's shell expands though it is one of
-# PER_TASK, and of one that it leaves to whoever reads the text next.
-_EARLY, _LATER = "\ue000", "\ue001"
+# A character of no script, for the dollar sign of a variable of PER_TASK that the script's own shell expands.
+_EARLY = "\ue000"
 _EARLY_NAME = re.compile(_EARLY + r"\{?(\w+)")
 _REFERENCE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^{}]*))?\})")
 _SUBSTITUTION = re.compile(r"\$\(\([^()]*\)\)|\$\([^()]*\)|`[^`]*`")
@@ -41,7 +40,7 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
         character = text[index]
         part = character
         if character == "\\" and quote != "'":
-            part = _LATER if text[index + 1 : index + 2] == "$" else text[index : index + 2]
+            part = text[index : index + 2]
             index += 2
         elif character == "$":
             match = _REFERENCE.match(text, index)
@@ -70,7 +69,7 @@ def early_names(text: str) -> tuple[str, ...]:
 
 def plain(text: str) -> str:
     """Expanded text as a person would write it."""
-    return text.replace(_EARLY, "$").replace(_LATER, "$")
+    return text.replace(_EARLY, "$")
 
 
 def expand_heredoc_line(line: str, variables: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
@@ -106,6 +105,5 @@ def _value(match: re.Match[str], variables: Mapping[str, str], quote: str) -> st
     if value is not None and value != SUBSTITUTED:
         bare = _QUOTES.sub("", value)
         return bare if quote else _PUNCTUATION.sub(" ", bare)
-    if quote == "'":
-        return _LATER + match.group()[1:]
-    return _EARLY + match.group()[1:] if name in PER_TASK else match.group()
+    is_early = name in PER_TASK and quote != "'"
+    return _EARLY + match.group()[1:] if is_early else match.group()

@@ -39,6 +39,19 @@ def test_what_is_wrong_with_a_host(result: RemoteResult, problem: str | None) ->
     assert find_problems((TWO_SLOTS,), {"node1": result}) == expected
 
 
+def test_a_host_is_asked_as_the_user_that_the_hostfile_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def run_on_hosts(hosts: list[str], argv: list[str], **named: object) -> dict[str, RemoteResult]:
+        asked.extend(hosts)
+        return {host: answer(0, "2\n") for host in hosts}
+
+    monkeypatch.setattr(reach, "run_on_hosts", run_on_hosts)
+    hosts = (Host("node1", (0, 1), user="me"), Host("node2", (0, 1)))
+    check_hosts(dataclasses.replace(request_here(), topology=Topology(hosts)), new_secret(in_file=False))
+    assert asked == ["me@node1", "node2"]
+
+
 def test_hosts_whose_gpus_are_not_their_slots_are_found() -> None:
     hosts = (Host("node1", (0, 1)), Host("node2", (0, 1)), Host("node3", (0, 1)))
     answers = {"node1": answer(0, "motd\n8\n"), "node2": answer(0, "1\n"), "node3": answer(0, "0\n")}
