@@ -180,7 +180,11 @@ def run(
     def prepare() -> Prepared:
         if request.is_local:
             # While the launcher comes up.
-            check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+            checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+            if checked is not None:
+                from dist_trainer.launch.hosts.devices import check_async_io
+
+                check_async_io(checked)
         elif rendezvous is None and launcher != "srun":
             # Only now: asyncio takes a third of the time in which a run on this host is on its way.
             from dist_trainer.launch.hosts.reach import check_hosts

@@ -13,7 +13,7 @@ from dist_trainer.checkpoints.card import DataFacts, Made
 from dist_trainer.checkpoints.changed import made_by, refuse_another_kind
 from dist_trainer.checkpoints.find import Resume
 from dist_trainer.cluster.rank import RankInfo
-from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.adapt import DeviceFacts, offloads_to_nvme
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.config.run import MemoryConfig
 from dist_trainer.encoding import as_utf8
@@ -60,7 +60,7 @@ def prepare(job: Job) -> Prepared:
     from dist_trainer.train.planning import plan_first
 
     with quiet_deepspeed():
-        device = process.device_facts()
+        device = process.device_facts(asks_async_io=offloads_to_nvme(asked.deepspeed) is not None)
         if job.measure_allocator:
             _refuse_to_measure_on(device)
             process.quiet_profiler()

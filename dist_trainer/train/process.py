@@ -19,6 +19,7 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
 from dist_trainer.train import meeting, op_builds
+from dist_trainer.train.async_io import has_async_io
 
 _Value = TypeVar("_Value")
 
@@ -52,8 +53,8 @@ def export_rank(rank: RankInfo) -> None:
         os.environ.update(MASTER_ADDR=rank.master_addr, MASTER_PORT=str(rank.master_port))
 
 
-def device_facts() -> DeviceFacts:
-    """What this rank's accelerator can do, as DeepSpeed sees it."""
+def device_facts(*, asks_async_io: bool = False) -> DeviceFacts:
+    """What this rank's accelerator can do, as DeepSpeed sees it; whether NVMe is to be had, only where it is asked."""
     import shutil
 
     from deepspeed.accelerator import get_accelerator
@@ -66,6 +67,7 @@ def device_facts() -> DeviceFacts:
         supports_fp16=bool(accelerator.is_fp16_supported()),
         has_compiler=any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")),
         name=torch.cuda.get_device_name(0) if kind == "cuda" else "CPU",
+        has_async_io=not asks_async_io or has_async_io(),
     )
 
 

@@ -139,3 +139,52 @@ def test_gpu_direct_storage_on_the_cpu() -> None:
     result, lines = adapted({"aio": {"use_gds": True}}, CPU)
     assert result["aio"]["use_gds"] is False
     assert len(lines) == 1
+
+
+def test_nvme_needs_what_reads_and_writes_it() -> None:
+    without = dataclasses.replace(A100, has_async_io=False)
+    for what in ("param", "optimizer"):
+        raw = {"zero_optimization": {"stage": 3, f"offload_{what}": {"device": "nvme", "nvme_path": "/nvme"}}}
+        assert adapted(raw, A100)[1] == []
+        with pytest.raises(UserError, match="libaio") as caught:
+            adapted(raw, without)
+        assert (caught.value.key, caught.value.found) == (f"zero_optimization.offload_{what}.device", "nvme")
+    # There the optimizer goes to the CPU.
+    assert adapted({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/n"}}}, without)
+
+
+def test_compile_under_zero_3_runs_uncompiled_on_the_cpu() -> None:
+    raw = {**optimizer("AdamW"), "zero_optimization": {"stage": 3}, "compile": {"deepcompile": True}}
+    result, lines = adapted(raw, CPU)
+    assert "compile" not in result
+    assert lines == ["torch.compile does not go with ZeRO stage 3 on the CPU: the model runs uncompiled"]
+    assert "compile" in adapted(raw, A100)[0]
+    assert "compile" in adapted({**raw, "zero_optimization": {"stage": 2}}, CPU)[0]
+
+
+def test_autocast_takes_the_type_of_16_bit_weights_on_the_cpu() -> None:
+    raw = {"bf16": {"enabled": True}, "torch_autocast": {"enabled": True, "dtype": "fp16"}}
+    result, lines = adapted(raw, CPU)
+    assert result["torch_autocast"]["dtype"] == "bf16"
+    assert lines == ["torch_autocast: fp16 does not go with bf16 weights on the CPU: bf16 runs instead"]
+    assert adapted(raw, A100)[1] == []
+    assert adapted({"bf16": {"enabled": True}, "torch_autocast": {"enabled": True}}, CPU)[1] == []
+
+
+def test_what_needs_cuda_is_refused_at_the_stage_where_it_counts() -> None:
+    raw = {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "super_offload": True}}}
+    with pytest.raises(UserError, match="SuperOffload") as caught:
+        adapted(raw, CPU)
+    assert caught.value.key == "zero_optimization.offload_optimizer.super_offload"
+    assert adapted(raw, A100)
+    raw["zero_optimization"]["stage"] = 2
+    assert adapted(raw, CPU)
+
+
+def test_16_bit_masters_that_fp16_has_no_optimizer_for_are_left_out() -> None:
+    masters = {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}}
+    result, _ = adapted({**masters, "zero_optimization": {"stage": 2}}, V100)
+    assert result["fp16"] == {"enabled": True}
+    offloaded = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    result, _ = adapted({**masters, "zero_optimization": offloaded}, V100)
+    assert result["fp16"] == {"enabled": True, "fp16_master_weights_and_grads": True}

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
-from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
+from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts, adapt, offloads_to_nvme
+from dist_trainer.errors import UserError
+
+if TYPE_CHECKING:
+    from dist_trainer.config.resolve import ResolvedRun
+
+# That of dist_trainer.train.async_io, whose room this one does not see.
+_EXIT_MISSING = 3
+_ASK_LIMIT_S = 300
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,26 @@ def host_memory_bytes() -> int:
     import psutil
 
     return int(psutil.virtual_memory().total)
+
+
+def check_async_io(resolved: ResolvedRun) -> None:
+    """Raises UserError for a run that offloads to NVMe where DeepSpeed cannot, if its ranks are on this host.
+
+    A process of its own asks DeepSpeed. Where it fails to answer, the ranks will.
+    """
+    if offloads_to_nvme(resolved.deepspeed) is None:
+        return
+    command = [sys.executable, "-m", "dist_trainer.train.async_io"]
+    try:
+        status = subprocess.run(command, capture_output=True, timeout=_ASK_LIMIT_S, check=False).returncode
+    except subprocess.TimeoutExpired:
+        return
+    if status == _EXIT_MISSING:
+        try:
+            adapt(resolved.deepspeed, replace(ANY_DEVICE, has_async_io=False))
+        except UserError as error:
+            error.where = resolved.deepspeed_source
+            raise
 
 
 def assumed_facts(kind: Literal["cpu", "cuda"]) -> DeviceFacts:
