@@ -150,7 +150,9 @@ def test_nvme_needs_what_reads_and_writes_it() -> None:
             adapted(raw, without)
         assert (caught.value.key, caught.value.found) == (f"zero_optimization.offload_{what}.device", "nvme")
     # There the optimizer goes to the CPU.
-    assert adapted({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/n"}}}, without)
+    assert adapted(
+        {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/n"}}}, without
+    )
 
 
 def test_compile_under_zero_3_runs_uncompiled_on_the_cpu() -> None:
