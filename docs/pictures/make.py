@@ -20,7 +20,8 @@ from rich.text import Text
 
 from dist_trainer.train.display import wrapped
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent.parent
 SWITCHES = ("--config", "small", "--ds", "zero2", "--accumulation", "1", "--max-steps", "12", "--run-dir", "runs/small")
 COLUMNS = 120
 WINDOW = (1100, 880)
@@ -50,7 +51,8 @@ def _run(folder: str, *command: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "dist_trainer", *command], cwd=folder, check=True, capture_output=True, text=True
     )
-    return done.stdout
+    # Where the project lies on this machine is nobody's business.
+    return done.stdout.replace(f"{PROJECT}/", "")
 
 
 def _terminal(text: str) -> str:
@@ -59,7 +61,7 @@ def _terminal(text: str) -> str:
         console.print(Text(wrapped(line.rstrip(), COLUMNS)))
     svg = console.export_svg(title="dist_trainer")
     # Whoever looks at it has a font of his own; the picture loads none.
-    return re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL)
+    return re.sub(r"@font-face \{.*?\}\s*|<!--.*?-->\s*", "", svg, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
