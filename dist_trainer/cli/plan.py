@@ -105,8 +105,9 @@ def _plan(args: argparse.Namespace) -> int:
     plan = case.plan(resolved, ranks)
     status = EXIT_OK if outcome.is_good(plan, case.host) else EXIT_FAILURE
     notices = [*filter(None, [world.assumption]), *resolved.notices]
+    advice = [*_inversion(case, resolved, plan), *_advice(case, resolved, plan)]
     if args.json:
-        sys.stdout.write(dump_plan(plan, filled=resolved.filled, notices=notices))
+        sys.stdout.write(dump_plan(plan, filled=resolved.filled, notices=notices, advice=advice))
         return status
     settings = read_settings(resolved.deepspeed, cuda=device.kind == "cuda")
     text = show.render(
@@ -115,7 +116,7 @@ def _plan(args: argparse.Namespace) -> int:
         is_pinned=settings.pins_optimizer or settings.pins_param,
         notices=notices,
         filled=[str(one) for one in resolved.filled],
-        advice=[*_inversion(case, resolved, plan), *_advice(case, resolved, plan)],
+        advice=advice,
     )
     sys.stdout.write(text)
     return status

@@ -59,6 +59,10 @@ _CARDS = {
     "v100-32g": (32768, 125, 15.7, 900),
 }
 _ALSO = {"h100": "h100-80g", "rtxa6000": "a6000", "rtx3060": "rtx3060-12g", "rtx3080": "rtx3080-10g"}
+# What torch lets cuBLAS have: two buffers of 4 MiB and eight of 16 KiB, 32 MiB on Hopper.
+WORKSPACE_BYTES = 2 * 4 * MIB + 8 * 16 * 2**10
+HOPPER_WORKSPACE_BYTES = 32 * MIB
+_HOPPER = ("h100", "h200", "gh200", "h20", "h800")
 _WITHOUT_BF16 = ("gtx", "p100", "rtx20", "t4", "titanrtx", "v100")
 # What drivers write around the name: "NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3".
 _AROUND = re.compile(r"nvidia|geforce|tesla|quadro|generation|(sxm|pcie|hbm)\d*e?")
@@ -99,6 +103,11 @@ def speeds(name: str | None) -> Speeds | None:
 def has_bf16(name: str | None) -> bool:
     """Whether the card computes in bf16; one that is not named is taken to."""
     return name is None or not _bare(name).startswith(_WITHOUT_BF16)
+
+
+def cublas_workspace_bytes(name: str | None) -> int:
+    """What torch gives cuBLAS on the card, from its own allocator (parseChosenWorkspaceSize): more on Hopper."""
+    return HOPPER_WORKSPACE_BYTES if name is not None and _bare(name).startswith(_HOPPER) else WORKSPACE_BYTES
 
 
 def _listed(name: str) -> str | None:

@@ -61,6 +61,15 @@ def test_json_is_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert (status, values["world_size"], [rank["rank"] for rank in values["ranks"]]) == (0, 8, [3])
 
 
+def test_json_has_the_advice_where_it_does_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ("--nproc-per-node", "1", "--gpu-memory", "0.5 GB")
+    status, text = plan(capsys, *few, "--json")
+    assert (status, plan(capsys, *few)[0]) == (1, 1)
+    advice = json.loads(text)["advice"]
+    assert advice[0].startswith("why ")
+    assert any(line.startswith("nearest ") for line in advice)
+
+
 def test_json_says_what_was_filled_and_what_does_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = {
         "train_batch_size": "auto",

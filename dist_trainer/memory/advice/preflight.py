@@ -54,7 +54,13 @@ class Case:
         return replace(self, setup=setup, host=host)
 
     def plan(self, resolved: ResolvedRun | None = None, ranks: tuple[int, ...] | None = None) -> Plan:
-        return make_plan(resolved or self.resolved(), world_size=self.setup.num_ranks, device=self.device, ranks=ranks)
+        return make_plan(
+            resolved or self.resolved(),
+            world_size=self.setup.num_ranks,
+            device=self.device,
+            ranks=ranks,
+            num_hosts=-(-self.setup.num_ranks // self.setup.num_ranks_a_host),
+        )
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,12 @@ PARTS = (
 )
 (ACTIVATIONS, LOSS, PARAMETERS, GRADIENTS, STATES, MASTER, BUCKETS, GATHERED, TEMPORARIES) = range(len(PARTS))
 
-EMPTY_CACHE = (0, 0)
+# The CUDA streams on which blocks are allocated: torch's allocator keeps a pool for each.
+COMPUTE, REDUCTION, GATHERING = range(3)
+
+# A block's number, its bytes (0 where it is freed), its stream.
+Event = tuple[int, int, int]
+EMPTY_CACHE: Event = (0, 0, COMPUTE)
 
 
 class Block(NamedTuple):
@@ -40,27 +45,26 @@ def pinned(num_bytes: int) -> int:
 class Ledger:
     """Counts allocations. `rounding`: the allocator counts multiples of so many bytes (CUDA 512, CPU 1).
 
-    `events`, where kept, is the whole history for a replay: (block number, bytes), bytes 0 where the block is freed,
-    and EMPTY_CACHE.
+    `events`, where kept, is the whole history for a replay, in which EMPTY_CACHE stands for itself.
     """
 
     def __init__(self, rounding: int, *, keep_events: bool) -> None:
         self.total = 0
         self.peaks: dict[PhaseName, tuple[int, list[int]]] = {}
-        self.events: list[tuple[int, int]] | None = [] if keep_events else None
+        self.events: list[Event] | None = [] if keep_events else None
         self._rounding = rounding
         self._live = [0] * len(PARTS)
         self._count = 0
         self._peak = 0
         self._phase: PhaseName = "init"
 
-    def alloc(self, num_bytes: int, part: int) -> Block:
+    def alloc(self, num_bytes: int, part: int, stream: int = COMPUTE) -> Block:
         size = -(-num_bytes // self._rounding) * self._rounding
         self._count += 1
         self.total += size
         self._live[part] += size
         if self.events is not None and size:
-            self.events.append((self._count, size))
+            self.events.append((self._count, size, stream))
         if self.total > self._peak:
             self._peak = self.total
             self.peaks[self._phase] = (self.total, self._live.copy())
@@ -73,7 +77,7 @@ class Ledger:
         self.total -= block.size
         self._live[block.part] -= block.size
         if self.events is not None and block.size:
-            self.events.append((block.number, 0))
+            self.events.append((block.number, 0, COMPUTE))
 
     def empty_cache(self) -> None:
         """The caching allocator gives back what it holds unused."""
@@ -95,7 +99,7 @@ class Ledger:
             self.peaks[phase] = (self.total, self._live.copy())
 
     @contextmanager
-    def temporary(self, num_bytes: int, part: int = TEMPORARIES) -> Iterator[None]:
-        block = self.alloc(num_bytes, part)
+    def temporary(self, num_bytes: int, part: int = TEMPORARIES, stream: int = COMPUTE) -> Iterator[None]:
+        block = self.alloc(num_bytes, part, stream)
         yield
         self.free(block)

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 
 from dist_trainer.memory.engines.ledger import (
     BUCKETS,
+    COMPUTE,
     GRADIENTS,
     MASTER,
     PARAMETERS,
+    REDUCTION,
     STATES,
     TEMPORARIES,
     Block,
@@ -110,6 +112,11 @@ class Engine:
 
     def backward_exit(self, module: int) -> None:
         pass
+
+    @property
+    def reduction_stream(self) -> int:
+        """Where what a reduction needs is allocated: with `overlap_comm` on a stream of its own."""
+        return REDUCTION if self.settings.overlap_comm else COMPUTE
 
     def on_host(self, num_bytes: int, part: int, *, is_pinned: bool) -> Block:
         """A block in the host's memory, which on a CPU is the device's."""

@@ -9,9 +9,20 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from dist_trainer.memory.engines.ledger import BUCKETS, GATHERED, GRADIENTS, MASTER, PARAMETERS, TEMPORARIES, Block
+from dist_trainer.memory.engines.ledger import (
+    BUCKETS,
+    COMPUTE,
+    GATHERED,
+    GATHERING,
+    GRADIENTS,
+    MASTER,
+    PARAMETERS,
+    TEMPORARIES,
+    Block,
+)
 from dist_trainer.memory.engines.partitions import shard_numel
 from dist_trainer.memory.engines.settings import BYTES_OF
 from dist_trainer.memory.engines.stage0 import Bucket, Engine
@@ -251,7 +262,12 @@ class Zero3Engine(Engine):
 
     def _flat(self, members: Sequence[int]) -> Block:
         size = BYTES_OF[self.gather_dtype(members[0])]
-        return self.ledger.alloc(size * self.world_size * sum(self.shards[p] for p in members), GATHERED)
+        num_bytes = size * self.world_size * sum(self.shards[p] for p in members)
+        return self.ledger.alloc(num_bytes, GATHERED, self.gathering_stream)
+
+    @property
+    def gathering_stream(self) -> int:
+        return GATHERING if self.settings.overlap_comm else COMPUTE
 
     def _wait(self, parameter: int) -> None:
         gather = self.in_flight.pop(parameter)
@@ -273,8 +289,10 @@ class Zero3Engine(Engine):
             gather.is_copied = True
             for p in gather.parameters:
                 sent = self.gather_dtype(p)
-                with self.ledger.temporary(0 if sent == self.settings.dtype else BYTES_OF[sent] * self.numels[p]):
-                    self.available[p] = self._hold(self.ledger.alloc(size * self.numels[p], GATHERED))
+                cast = 0 if sent == self.settings.dtype else BYTES_OF[sent] * self.numels[p]
+                with self.ledger.temporary(cast, GATHERED, self.gathering_stream):
+                    whole = self.ledger.alloc(size * self.numels[p], GATHERED, self.gathering_stream)
+                    self.available[p] = self._hold(whole)
         gather.waiting.discard(parameter)
         if not gather.waiting:
             for flat in gather.flats:
@@ -339,11 +357,11 @@ class Zero3Engine(Engine):
             flat = 0 if is_view else comm * padded
             owned = sum(self.shards[p] for p in bucket.parameters)
             widened = settings.accum_bytes * owned if settings.grad_accum_dtype != dtype else 0
-            temporary = self.ledger.temporary
-            with temporary(upcast, BUCKETS), temporary(flat, BUCKETS), temporary(widened, BUCKETS):
-                pass
+            with ExitStack() as held:
+                for num_bytes in (upcast, flat, widened):
+                    held.enter_context(self.ledger.temporary(num_bytes, BUCKETS, self.reduction_stream))
             kept = (widened or flat or upcast) if self.offloads else 0
-        with self.ledger.temporary(kept, BUCKETS):
+        with self.ledger.temporary(kept, BUCKETS, self.reduction_stream):
             for p in bucket.parameters:
                 if self.offloads:
                     self._offload(self.shards[p])

@@ -110,7 +110,8 @@ class Zero12Engine(Engine):
         size, comm = settings.weight_bytes, BYTES_OF[dtype]
         for elements in self._flattened(bucket):
             upcast = comm * elements if comm != size else 0
-            with self.ledger.temporary(size * elements, BUCKETS), self.ledger.temporary(upcast, BUCKETS):
+            stream, temporary = self.reduction_stream, self.ledger.temporary
+            with temporary(size * elements, BUCKETS, stream), temporary(upcast, BUCKETS, stream):
                 pass
         for parameter in self.reduced_before:
             self.ledger.free(self._pop_gradient(parameter))
@@ -161,7 +162,8 @@ class Zero12Engine(Engine):
         size = self.settings.weight_bytes
         if self.is_compact:
             if self.compact[group] is None:
-                self.compact[group] = self.ledger.alloc(4 * self.partitions[group].partition_numel, GRADIENTS)
+                num_bytes = 4 * self.partitions[group].partition_numel
+                self.compact[group] = self.ledger.alloc(num_bytes, GRADIENTS, self.reduction_stream)
             self.ledger.free(self._pop_gradient(parameter))
             return
         if self.offloads:
@@ -170,7 +172,8 @@ class Zero12Engine(Engine):
         if not self.settings.contiguous_gradients:
             return
         if self.copied is None:
-            self.copied = self.ledger.alloc(size * sum(self.numels[p] for p in self.owned), GRADIENTS)
+            owned = sum(self.numels[p] for p in self.owned)
+            self.copied = self.ledger.alloc(size * owned, GRADIENTS, self.reduction_stream)
         self.ledger.free(self._pop_gradient(parameter))
 
     def _offload(self, parameter: int, group: int) -> None:

@@ -157,6 +157,7 @@ class Planner:
             self.world_size,
             self.device,
             expandable=self.resolved.run.memory.expandable_segments,
+            num_hosts=-(-self.world_size // self.limits.ranks_a_host),
             is_quick=is_quick,
             enough_bytes=self.limits.num_bytes if enough_bytes is None and is_quick else enough_bytes,
         )

@@ -3,16 +3,18 @@
 Source: torch c10/cuda/CUDACachingAllocator.cpp with default settings: sizes are rounded to 512 bytes; requests of at
 most 1 MiB come from 2 MiB segments, below 10 MiB from 20 MiB segments, larger ones from segments of their own in
 multiples of 2 MiB; best fit; blocks are split and merged; a segment is given back when the cache is emptied. With
-`expandable_segments:True` each pool is one segment that grows, so that neighbours merge wherever they lie.
+`expandable_segments:True` each pool is one segment that grows, so that neighbours merge wherever they lie. Each stream
+has pools of its own: what one let go of another doesn't get.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from dist_trainer.memory.engines.ledger import EMPTY_CACHE
+from dist_trainer.memory.engines.ledger import COMPUTE, EMPTY_CACHE, Event
 
 MIB = 2**20
 ROUNDING = 512
@@ -24,11 +26,15 @@ ROUND_SEGMENT = 2 * MIB
 _VIRTUAL_BYTES = 2**50
 
 
+# Whether for small blocks, and the stream.
+PoolKey = tuple[bool, int]
+
+
 @dataclass(slots=True)
 class _Block:
     address: int
     size: int
-    is_small: bool
+    key: PoolKey
     is_free: bool = False
     before: _Block | None = None
     after: _Block | None = None
@@ -65,14 +71,14 @@ class _Segments:
     """Default settings: segments of their own sizes, each given back when the cache is emptied while it is all free."""
 
     def __init__(self) -> None:
-        self.pools = {True: _Pool(), False: _Pool()}
+        self.pools: defaultdict[PoolKey, _Pool] = defaultdict(_Pool)
         self.reserved_bytes = 0
         self._next_address = 1
 
-    def new_block(self, size: int, *, is_small: bool) -> _Block:
+    def new_block(self, size: int, key: PoolKey) -> _Block:
         """Room where no free block is large enough."""
         segment = _segment_bytes(size)
-        block = _Block(self._next_address, segment, is_small)
+        block = _Block(self._next_address, segment, key)
         self._next_address += segment
         self.reserved_bytes += segment
         return block
@@ -92,56 +98,74 @@ class _ExpandableSegments:
     """
 
     def __init__(self) -> None:
-        self.pools = {True: _Pool(), False: _Pool()}
-        self._starts = {True: 1, False: 1 + _VIRTUAL_BYTES}
-        self._pages = {True: SMALL_SEGMENT, False: LARGE_SEGMENT}
-        self._mapped = {True: 0, False: 0}
-        for is_small, pool in self.pools.items():
-            pool.add(_Block(self._starts[is_small], _VIRTUAL_BYTES, is_small, is_free=True))
+        self.pools: defaultdict[PoolKey, _Pool] = defaultdict(_Pool)
+        self._starts: dict[PoolKey, int] = {}
+        self._mapped: dict[PoolKey, int] = {}
 
     @property
     def reserved_bytes(self) -> int:
         return sum(self._mapped.values())
 
-    def new_block(self, size: int, *, is_small: bool) -> _Block:
-        raise AssertionError("the virtual range is larger than any GPU")
+    def new_block(self, size: int, key: PoolKey) -> _Block:
+        """The whole of a pool's range, which is larger than any GPU."""
+        assert key not in self._starts
+        self._starts[key] = 1 + len(self._starts) * _VIRTUAL_BYTES
+        return _Block(self._starts[key], _VIRTUAL_BYTES, key)
 
     def taken(self, block: _Block) -> None:
-        self._mapped[block.is_small] = max(self._mapped[block.is_small], self._mapped_up_to(block))
+        self._mapped[block.key] = max(self._mapped.get(block.key, 0), self._mapped_up_to(block))
 
     def empty_cache(self, live: Iterable[_Block]) -> None:
-        self._mapped = {True: 0, False: 0}
+        self._mapped.clear()
         for block in live:
             self.taken(block)
 
     def _mapped_up_to(self, block: _Block) -> int:
-        page = self._pages[block.is_small]
-        return -(-(block.address + block.size - self._starts[block.is_small]) // page) * page
+        is_small, _ = block.key
+        page = SMALL_SEGMENT if is_small else LARGE_SEGMENT
+        return -(-(block.address + block.size - self._starts[block.key]) // page) * page
 
 
-def reserved_peak_bytes(events: Iterable[tuple[int, int]], *, expandable: bool) -> int:
-    """The most that was reserved. `events`: (block, bytes), bytes 0 where the block is freed; EMPTY_CACHE as such."""
+def reserved_peak_bytes(events: Iterable[Event], *, expandable: bool, is_late: bool = False) -> int:
+    """The most that was reserved. An event of 0 bytes frees a block; EMPTY_CACHE as such.
+
+    `is_late`: a block of another stream than COMPUTE can be had again only when the next one of that stream is freed,
+    for until the GPU has come by (`record_stream`) it is held back.
+    """
     memory = _ExpandableSegments() if expandable else _Segments()
     live: dict[int, _Block] = {}
+    held_back: dict[int, _Block] = {}
     peak = 0
-    for number, num_bytes in events:
-        if (number, num_bytes) == EMPTY_CACHE:
+    for event in events:
+        if event == EMPTY_CACHE:
+            # torch waits for the GPU first.
+            for block in held_back.values():
+                _free(block, memory.pools)
+            held_back.clear()
             memory.empty_cache(live.values())
             continue
+        number, num_bytes, stream = event
         if not num_bytes:
-            _free(live.pop(number), memory.pools)
+            gone = live.pop(number)
+            _, stream = gone.key
+            if not is_late or stream == COMPUTE:
+                _free(gone, memory.pools)
+                continue
+            if stream in held_back:
+                _free(held_back[stream], memory.pools)
+            held_back[stream] = gone
             continue
         size = -(-num_bytes // ROUNDING) * ROUNDING
-        is_small = size <= SMALL_REQUEST
-        pool = memory.pools[is_small]
-        block = pool.best_fit(size)
-        if block is None:
-            block = memory.new_block(size, is_small=is_small)
+        key = (size <= SMALL_REQUEST, stream)
+        pool = memory.pools[key]
+        found = pool.best_fit(size)
+        if found is None:
+            found = memory.new_block(size, key)
         else:
-            pool.remove(block)
-            block.is_free = False
-        live[number] = block = _split(block, size, pool)
-        memory.taken(block)
+            pool.remove(found)
+            found.is_free = False
+        live[number] = taken = _split(found, size, pool)
+        memory.taken(taken)
         peak = max(peak, memory.reserved_bytes)
     return peak
 
@@ -156,9 +180,10 @@ def _segment_bytes(size: int) -> int:
 
 def _split(block: _Block, size: int, pool: _Pool) -> _Block:
     rest = block.size - size
-    if rest < (ROUNDING if block.is_small else SMALL_REQUEST + 1):
+    is_small, _ = block.key
+    if rest < (ROUNDING if is_small else SMALL_REQUEST + 1):
         return block
-    remainder = _Block(block.address + size, rest, block.is_small, True, block, block.after)
+    remainder = _Block(block.address + size, rest, block.key, True, block, block.after)
     if block.after is not None:
         block.after.before = remainder
     block.size, block.after = size, remainder
@@ -166,8 +191,8 @@ def _split(block: _Block, size: int, pool: _Pool) -> _Block:
     return block
 
 
-def _free(block: _Block, pools: dict[bool, _Pool]) -> None:
-    pool = pools[block.is_small]
+def _free(block: _Block, pools: Mapping[PoolKey, _Pool]) -> None:
+    pool = pools[block.key]
     before, after = block.before, block.after
     if before is not None and before.is_free:
         pool.remove(before)

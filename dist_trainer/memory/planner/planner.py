@@ -7,9 +7,10 @@ from typing import Literal
 
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.memory.engines.keys import unmodelled
-from dist_trainer.memory.engines.ledger import PARTS, Ledger, pinned
+from dist_trainer.memory.engines.ledger import PARTS, pinned
 from dist_trainer.memory.engines.settings import Settings, read_settings
-from dist_trainer.memory.plan import Figure, PhaseName, PhasePlan, Plan, RankPlan
+from dist_trainer.memory.gpus import HOPPER_WORKSPACE_BYTES, cublas_workspace_bytes
+from dist_trainer.memory.plan import Figure, PhasePlan, Plan, RankPlan
 from dist_trainer.memory.planner.caching_allocator import reserved_peak_bytes
 from dist_trainer.memory.planner.simulate import simulate
 from dist_trainer.memory.trace import kept
@@ -20,11 +21,11 @@ from dist_trainer.units import MIB, format_gb
 # from 289 MiB on a 6 GB card to 855 MiB on an 80 GB card for everything outside a program's tensors.
 CONTEXT_BYTES = 450 * MIB
 CONTEXT_BAND_BYTES = (280 * MIB, 860 * MIB)
-NCCL_BYTES = 150 * MIB
-NCCL_BAND_BYTES = (60 * MIB, 600 * MIB)
-# cuBLAS's workspace is taken from torch's allocator: 8 MiB and a bit, 32 MiB on Hopper.
-CUBLAS_BYTES = 8519680
-CUBLAS_BAND_BYTES = (0, 32 * MIB)
+# NCCL's own, and its buffers for each channel and way of connecting: a ring on one host, a tree beside it over several.
+NCCL_OWN_BYTES = 54 * MIB
+NCCL_CHANNEL_BYTES = 8 * MIB
+NCCL_CHANNELS = 12
+NCCL_CHANNELS_BAND = (1, 64)
 
 # How far plans lay from what the real engine allocated (see docs/memory.md).
 ALLOCATED_BAND = 0.02
@@ -51,6 +52,7 @@ def make_plan(
     device: PlannedDevice,
     ranks: tuple[int, ...] | None = None,
     sequence_length: int | None = None,
+    num_hosts: int = 1,
 ) -> Plan:
     """Plans the first and the last rank, or those asked for, at the longest sequence length of the run's phases."""
     settings = read_settings(resolved.deepspeed, cuda=device.kind == "cuda")
@@ -71,8 +73,11 @@ def make_plan(
         micro_batch=settings.micro_batch,
         accumulation=settings.accumulation,
         sequence_length=length,
-        ranks=tuple(plan_rank(trace, settings, rank, world_size, device, expandable=expandable) for rank in chosen),
-        assumptions=_assumptions(settings, world_size, device, expandable),
+        ranks=tuple(
+            plan_rank(trace, settings, rank, world_size, device, expandable=expandable, num_hosts=num_hosts)
+            for rank in chosen
+        ),
+        assumptions=_assumptions(settings, world_size, device, expandable, num_hosts),
         unmodelled=tuple(unmodelled(resolved.deepspeed)),
         upper_bounds=_upper_bounds(settings),
     )
@@ -109,6 +114,7 @@ def plan_rank(
     device: PlannedDevice,
     *,
     expandable: bool,
+    num_hosts: int = 1,
     is_quick: bool = False,
     enough_bytes: int | None = None,
 ) -> RankPlan:
@@ -132,30 +138,39 @@ def plan_rank(
     allocated = _banded(peak.allocated_bytes, ALLOCATED_BAND)
     if not cuda:
         return RankPlan(rank, allocated, allocated, None, peak.phase, peak.parts, phases, host_bytes)
-    reserved_bytes = peak.allocated_bytes + CUBLAS_BYTES
+    workspace = cublas_workspace_bytes(device.name)
+    reserved_bytes = peak.allocated_bytes + workspace
+    late_bytes = 0
     if enough_bytes is None or reserved_bytes <= enough_bytes:
-        reserved_bytes = max(_reserved(ledger, expandable) + CUBLAS_BYTES, reserved_bytes)
+        assert ledger.events is not None
+        reserved_bytes = max(reserved_peak_bytes(ledger.events, expandable=expandable) + workspace, reserved_bytes)
+        if settings.overlap_comm and settings.stage and not is_quick:
+            late_bytes = reserved_peak_bytes(ledger.events, expandable=expandable, is_late=True) + workspace
+    # A card that is not named may be of those that take more.
+    unknown = 0 if device.name is not None else HOPPER_WORKSPACE_BYTES - workspace
     reserved = Figure(
         reserved_bytes,
-        max(peak.allocated_bytes, round(reserved_bytes * (1 - RESERVED_BAND)) - CUBLAS_BYTES),
-        round(reserved_bytes * (1 + RESERVED_BAND)) + CUBLAS_BAND_BYTES[1],
+        max(peak.allocated_bytes, round(reserved_bytes * (1 - RESERVED_BAND)) - workspace),
+        round(max(reserved_bytes, late_bytes) * (1 + RESERVED_BAND)) + unknown,
     )
-    outside = CONTEXT_BYTES + (NCCL_BYTES if world_size > 1 else 0)
-    low = CONTEXT_BAND_BYTES[0] + (NCCL_BAND_BYTES[0] if world_size > 1 else 0)
-    high = CONTEXT_BAND_BYTES[1] + (NCCL_BAND_BYTES[1] if world_size > 1 else 0)
+    nccl = nccl_bytes(num_hosts) if world_size > 1 else Figure(0, 0, 0)
+    outside = CONTEXT_BYTES + nccl.num_bytes
+    low, high = CONTEXT_BAND_BYTES[0] + nccl.low_bytes, CONTEXT_BAND_BYTES[1] + nccl.high_bytes
     used = Figure(reserved_bytes + outside, reserved.low_bytes + low, reserved.high_bytes + high)
     parts = {
         **peak.parts,
-        SLACK: reserved_bytes - CUBLAS_BYTES - peak.allocated_bytes,
-        WORKSPACE: CUBLAS_BYTES,
+        SLACK: reserved_bytes - workspace - peak.allocated_bytes,
+        WORKSPACE: workspace,
         CONTEXT: outside,
     }
     return RankPlan(rank, allocated, reserved, used, peak.phase, parts, phases, host_bytes)
 
 
-def _reserved(ledger: Ledger, expandable: bool) -> int:
-    assert ledger.events is not None
-    return reserved_peak_bytes(ledger.events, expandable=expandable)
+def nccl_bytes(num_hosts: int) -> Figure:
+    """What NCCL takes of each GPU, by the channels that it opens: an assumption."""
+    ways = 1 if num_hosts == 1 else 2
+    low, high = (NCCL_OWN_BYTES + ways * count * NCCL_CHANNEL_BYTES for count in NCCL_CHANNELS_BAND)
+    return Figure(NCCL_OWN_BYTES + ways * NCCL_CHANNELS * NCCL_CHANNEL_BYTES, low, high)
 
 
 def _named(live: list[int]) -> dict[str, int]:
@@ -166,28 +181,41 @@ def _banded(num_bytes: int, share: float) -> Figure:
     return Figure(num_bytes, round(num_bytes * (1 - share)), round(num_bytes * (1 + share)))
 
 
-def peak_phase_bytes(plan: RankPlan, phase: PhaseName) -> int:
-    """The allocated peak of one phase; 0 for a phase that never came."""
-    return next((known.allocated_bytes for known in plan.phases if known.phase == phase), 0)
-
-
-def _assumptions(settings: Settings, world_size: int, device: PlannedDevice, expandable: bool) -> tuple[str, ...]:
+def _assumptions(
+    settings: Settings, world_size: int, device: PlannedDevice, expandable: bool, num_hosts: int
+) -> tuple[str, ...]:
     if device.kind == "cpu":
         return ("a CPU: the bytes of torch's CPU allocator; the process itself takes some 0.5 GB more",)
     lines = [
         f"CUDA context: {format_gb(CONTEXT_BYTES)} "
         f"({format_gb(CONTEXT_BAND_BYTES[0])} to {format_gb(CONTEXT_BAND_BYTES[1])})",
-        f"cuBLAS workspace: {format_gb(CUBLAS_BYTES)} (up to {format_gb(CUBLAS_BAND_BYTES[1])})",
+        _workspace(device),
         "allocator: torch's own for CUDA, with expandable segments " + ("on" if expandable else "off"),
         "attention: torch's fused kernels (flash or memory-efficient), which keep no [tokens, tokens] scores",
     ]
     if world_size > 1:
+        nccl = nccl_bytes(num_hosts)
+        where = "one host" if num_hosts == 1 else f"{num_hosts} hosts"
         lines.insert(
-            1, f"NCCL: {format_gb(NCCL_BYTES)} ({format_gb(NCCL_BAND_BYTES[0])} to {format_gb(NCCL_BAND_BYTES[1])})"
+            1,
+            f"NCCL: {format_gb(nccl.num_bytes)} ({format_gb(nccl.low_bytes)} to {format_gb(nccl.high_bytes)}), "
+            f"for {NCCL_CHANNELS} channels on {where}",
         )
+    if settings.overlap_comm and settings.stage:
+        lines.append(
+            "overlap_comm: blocks of the streams for communication have pools of their own; the band reaches to where "
+            "each is had again one later"
+        )
+    if settings.pins_optimizer or settings.pins_param or settings.cpu_checkpointing:
+        lines.append("pinned host memory: torch's allocator takes the next power of two for each block")
     if settings.optimizer == "foreach":
         lines.append("optimizer: torch's foreach update, whose temporaries are as large as the weights it updates")
     return tuple(lines)
+
+
+def _workspace(device: PlannedDevice) -> str:
+    line = f"cuBLAS workspace: {format_gb(cublas_workspace_bytes(device.name))}"
+    return line if device.name is not None else f"{line} ({format_gb(HOPPER_WORKSPACE_BYTES)} on Hopper)"
 
 
 def _upper_bounds(settings: Settings) -> tuple[str, ...]:

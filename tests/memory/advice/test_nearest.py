@@ -11,7 +11,7 @@ from dist_trainer.memory.advice import nearest
 from dist_trainer.memory.advice.nearest import Change, Setup, Trial
 
 # Each change takes so many MB off 1000.
-SAVED: Mapping[str, int] = {"a": 100, "b": 200, "c": 50, "d": 400, "useless": 0}
+SAVED: Mapping[str, int] = {"a": 100, "b": 200, "c": 50, "d": 400, "useless": 0, "harmful": -300}
 
 
 def changes(*names: str, kinds: Mapping[str, str] | None = None) -> list[Change]:
@@ -43,6 +43,10 @@ def test_the_cheapest_change_that_is_enough_alone_is_taken() -> None:
 def test_where_none_is_enough_the_fewest_together_are_taken() -> None:
     assert found(700, "a", "c", "useless", "impossible", "b") == "--a --b"
     assert found(400, "a", "c", "b", "d") == "--b --d"
+
+
+def test_a_change_that_takes_more_is_left_out_of_those_put_together() -> None:
+    assert found(700, "a", "harmful", "c", "b") == "--a --b"
 
 
 def test_of_one_kind_only_one_is_taken() -> None:

@@ -29,3 +29,10 @@ def test_a_parameter_across_a_boundary_is_owned_by_both_sides() -> None:
 
 def test_round_robin_deals_the_parameters_out() -> None:
     assert flat_group([0, 1, 2, 3, 4], [1] * 5, 2, round_robin=True).order == (0, 2, 4, 1, 3)
+
+
+def test_a_flat_group_is_padded_to_two_elements_a_rank() -> None:
+    """NCCL's buffers begin at multiples of 4 bytes, which is two elements of 16 bits."""
+    assert flat_group([0], [5], 2, round_robin=False).flat_numel == 8
+    assert flat_group([0], [9], 4, round_robin=False).partition_numel == 4
+    assert flat_group([0], [8], 4, round_robin=False).partition_numel == 2

@@ -226,3 +226,110 @@ def test_four_gpus_take_sixty_percent_off_the_baseline(name: str, ds: str) -> No
     four = plan(config=name, ds=ds, world_size=4).worst
     assert four.allocated.num_bytes <= 0.4 * baseline.allocated.num_bytes
     assert needed(four).num_bytes <= 0.4 * needed(baseline).num_bytes
+
+
+def with_overlap(is_on: bool, ds: str = "zero2", device: PlannedDevice = CUDA) -> Plan:
+    settings = (
+        f"zero_optimization.overlap_comm={str(is_on).lower()}",
+        "zero_optimization.reduce_bucket_size=50000000",
+        "data_types.grad_accum_dtype=bf16",
+    )
+    return plan(*settings, ds=ds, config="small", world_size=4, device=device)
+
+
+def test_overlap_takes_a_second_bucket_while_gradients_come() -> None:
+    bucket_bytes = 2 * 50_000_000
+    grown = in_backward(with_overlap(True, device=CPU)) - in_backward(with_overlap(False, device=CPU))
+    assert grown == bucket_bytes
+
+
+@pytest.mark.parametrize("ds", ["zero2", "zero3"])
+def test_overlap_keeps_pools_apart_and_widens_the_band(ds: str) -> None:
+    plain, overlapping = (with_overlap(is_on, ds).worst for is_on in (False, True))
+    assert overlapping.reserved.num_bytes > plain.reserved.num_bytes
+    # The band above the figure is its share of it, and what is freed late.
+    assert plain.reserved.high_bytes == pytest.approx(1.06 * plain.reserved.num_bytes + HOPPERS_MORE, abs=1)
+    assert overlapping.reserved.high_bytes > 1.06 * overlapping.reserved.num_bytes + HOPPERS_MORE + 2**20
+    assert any(line.startswith("overlap_comm: ") for line in with_overlap(True, ds).assumptions)
+
+
+def test_fp32_gradients_beside_sixteen_bit_weights_take_four_bytes_each() -> None:
+    """At stage 1 all of them, beside those in 16-bit, are held until the step; at stage 2 those of one partition."""
+    sums = "data_types.grad_accum_dtype=fp32"
+    for number, world_size in ((1, 1), (2, 1), (2, 4)):
+        low, high = (plan(*stage(number), *more, world_size=world_size, device=CPU) for more in ((), (sums,)))
+        each = 2 + 4 if number == 1 else 4 / world_size
+        assert at_step(high)["gradients"] == pytest.approx(each * parameters_of(low), rel=0.01)
+
+
+def test_with_a_small_max_live_no_more_is_gathered_than_is_used() -> None:
+    tight, loose = (
+        plan(
+            *WORDY,
+            "model.num_layers=8",
+            f"zero_optimization.stage3_max_live_parameters={live}",
+            f"zero_optimization.stage3_max_reuse_distance={live}",
+            "zero_optimization.stage3_param_persistence_threshold=0",
+            ds="zero3",
+            world_size=4,
+            device=CPU,
+            length=16,
+        )
+        for live in (0, 1_000_000_000)
+    )
+    gathered = [
+        max(phase.parts.get("gathered parameters", 0) for phase in made.worst.phases) for made in (tight, loose)
+    ]
+    num = parameters_of(plan(*WORDY, "model.num_layers=8", ds="zero3", device=CPU, length=16))
+    # All at once, twice while they are copied out of the flat buffer; or the embedding and what else is at work.
+    assert gathered[1] >= 2 * num
+    assert gathered[0] <= 2 * 2 * EMBEDDING + 4 * 12 * 128 * 128
+
+
+def parameters_of(made: Plan) -> int:
+    """From the weights that one rank holds before the first step, at 2 bytes each."""
+    first = next(phase for phase in made.worst.phases if phase.phase == "forward")
+    return first.parts["parameters"] * (made.world_size if "gathered parameters" in first.parts else 1) // 2
+
+
+def at_step(made: Plan) -> dict[str, int]:
+    return next(phase.parts for phase in made.worst.phases if phase.phase == "step")
+
+
+HOPPERS_MORE = 32 * 2**20 - 8519680
+
+
+def outside(made: Plan) -> int:
+    """What NVML shows and torch's allocator does not hold."""
+    used = made.worst.device_used
+    assert used is not None
+    return used.num_bytes - made.worst.reserved.num_bytes
+
+
+def test_nccl_is_counted_where_ranks_meet_and_more_over_several_hosts() -> None:
+    alone, together = plan(world_size=1), plan(world_size=4)
+    resolved = resolve(Request(config="tiny", ds="zero2"), world_size=4, device=ANY_DEVICE)
+    apart = make_plan(resolved, world_size=4, device=CUDA, num_hosts=2)
+    assert outside(together) - outside(alone) == 150 * 2**20
+    assert outside(apart) - outside(together) == 96 * 2**20
+    assert [any(line.startswith("NCCL: ") for line in made.assumptions) for made in (alone, together)] == [False, True]
+    assert any("12 channels on 2 hosts" in line for line in apart.assumptions)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_bytes"),
+    [(None, 8519680), ("NVIDIA A100-SXM4-40GB", 8519680), ("NVIDIA H100 80GB HBM3", 2**25), ("h200", 2**25)],
+)
+def test_cublas_has_the_workspace_of_the_card(name: str | None, num_bytes: int) -> None:
+    made = plan(device=PlannedDevice("cuda", name))
+    assert made.worst.parts["workspaces"] == num_bytes
+
+
+def test_pinned_host_memory_is_rounded_up_to_powers_of_two() -> None:
+    on_host = "zero_optimization.offload_optimizer.pin_memory"
+    pinned, pageable = (plan(f"{on_host}={is_on}", ds="zero2_offload").worst for is_on in ("true", "false"))
+    assert pageable.host_bytes < pinned.host_bytes <= 2 * pageable.host_bytes
+    assert pinned.allocated == pageable.allocated
+    # One input of a segment a layer: 3 x 256 x 128 x 2 bytes become the next power of two.
+    keeps = ("activation_checkpointing.cpu_checkpointing=true", "train_micro_batch_size_per_gpu=3")
+    assert plan(*keeps).worst.host_bytes == 4 * 2**18
