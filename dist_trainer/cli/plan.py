@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser, not_negative, positive
+from dist_trainer.cli.progress import counting
 from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, UserError
@@ -177,16 +178,18 @@ def _fit(args: argparse.Namespace, case: Case, resolved: ResolvedRun) -> int:
         raise UserError("--fit searches for a GPU", where="--device", found="cpu", hint="leave --device out")
     setup, global_batch = case.setup, args.global_batch or resolved.train_batch_size
     request = fit.at_batch(setup.request, global_batch, setup.num_ranks)
-    found = fit.search(
-        replace(case, setup=replace(setup, request=request)).resolved(),
-        world_size=setup.num_ranks,
-        device=case.device,
-        global_batch=global_batch,
-        host_bytes=case.host.num_bytes if case.host else None,
-        ranks_a_host=setup.num_ranks_a_host,
-        has_bf16=has_bf16(args.gpu),
-        switches=setup.request.switches,
-    )
+    with counting("settings planned", enabled=sys.stderr.isatty()) as on_plan:
+        found = fit.search(
+            replace(case, setup=replace(setup, request=request)).resolved(),
+            world_size=setup.num_ranks,
+            device=case.device,
+            global_batch=global_batch,
+            host_bytes=case.host.num_bytes if case.host else None,
+            ranks_a_host=setup.num_ranks_a_host,
+            has_bf16=has_bf16(args.gpu),
+            switches=setup.request.switches,
+            on_plan=on_plan,
+        )
     sys.stdout.write(fit_show.render(found))
     if found.winner is None:
         return EXIT_FAILURE

@@ -86,7 +86,8 @@ def prepare_sources(
     piece_bytes = min(max(total_bytes // 256, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
     with atomic_folder(output, hint=hint_if_unwritable) as folder:
         survey = _Survey()
-        with byte_progress("reading", total_bytes, enabled=progress) as advance:
+        learns = "learning the vocabulary" if tokenizer is None else None
+        with byte_progress("reading", total_bytes, enabled=progress, afterwards=learns) as advance:
             pieces = survey.watch(read_pieces(sources, piece_bytes), advance)
             if tokenizer is None:
                 assert vocab_size is not None

@@ -12,16 +12,33 @@ class Advance(Protocol):
 
 
 @contextmanager
-def byte_progress(description: str, total_bytes: int, *, enabled: bool) -> Iterator[Advance]:
-    """Yields a function to call with the bytes done since the last call."""
+def byte_progress(
+    description: str, total_bytes: int, *, enabled: bool, afterwards: str | None = None
+) -> Iterator[Advance]:
+    """Yields a function to call with the bytes done since the last call. `afterwards` is what goes on when all is done,
+    nobody knows how long.
+    """
     if not enabled:
         yield lambda num_bytes: None
         return
 
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    class Bytes(DownloadColumn):
+        def render(self, task: Task) -> Text:
+            # What is no matter of bytes has a bar that moves, and no number.
+            return Text("") if task.total is None else super().render(task)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), Bytes(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(description, total=total_bytes)
-        yield lambda num_bytes: bar.advance(task, num_bytes)
+        then = None if afterwards is None else bar.add_task(afterwards, total=None, visible=False)
+
+        def advance(num_bytes: int) -> None:
+            bar.advance(task, num_bytes)
+            if then is not None and bar.tasks[0].finished:
+                bar.update(then, visible=True)
+
+        yield advance

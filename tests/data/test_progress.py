@@ -19,3 +19,9 @@ def test_nothing_is_shown_when_it_is_off(capsys: pytest.CaptureFixture[str]) -> 
     with byte_progress("reading", 2048, enabled=False) as advance:
         advance(2048)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_says_what_goes_on_when_all_bytes_are_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with byte_progress("reading", 2048, enabled=True, afterwards="learning the vocabulary") as advance:
+        advance(2048)
+    assert "learning the vocabulary" in capsys.readouterr().err

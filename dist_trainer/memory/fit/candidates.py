@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,13 +58,21 @@ class Planner:
     """Plans choices of one run on so many ranks."""
 
     def __init__(
-        self, resolved: ResolvedRun, device: PlannedDevice, limits: Limits, world_size: int, global_batch: int
+        self,
+        resolved: ResolvedRun,
+        device: PlannedDevice,
+        limits: Limits,
+        world_size: int,
+        global_batch: int,
+        on_plan: Callable[[], None] = lambda: None,
     ) -> None:
+        """`on_plan` is called after each plan that is made."""
         self.resolved = resolved
         self.device = device
         self.limits = limits
         self.world_size = world_size
         self.global_batch = global_batch
+        self.on_plan = on_plan
         self.speeds = gpus.speeds(device.name)
         self.sequence_length = max(phase.sequence_length for phase in resolved.phases)
         self.num_parameters = num_parameters(resolved.run.model)
@@ -150,7 +159,7 @@ class Planner:
     def _rank(
         self, trace: Trace, settings: Settings, rank: int, *, is_quick: bool, enough_bytes: int | None = None
     ) -> RankPlan:
-        return plan_rank(
+        made = plan_rank(
             trace,
             settings,
             rank,
@@ -161,3 +170,5 @@ class Planner:
             is_quick=is_quick,
             enough_bytes=self.limits.num_bytes if enough_bytes is None and is_quick else enough_bytes,
         )
+        self.on_plan()
+        return made

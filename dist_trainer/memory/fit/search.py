@@ -17,7 +17,7 @@ import heapq
 import itertools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -83,19 +83,20 @@ def search(
     device: PlannedDevice,
     global_batch: int,
     host_bytes: int | None = None,
-    ranks_a_host: int = 1,
+    ranks_a_host: int | None = None,
     has_bf16: bool = True,
     switches: Switches | None = None,
+    on_plan: Callable[[], None] = lambda: None,
 ) -> Fit:
     """Finds what fits the device and the run file's target. `global_batch` is in sequences for each optimizer step;
-    `switches` are what the user has fixed.
+    `ranks_a_host` None is all; `switches` are what the user has fixed; `on_plan` is called after each plan.
 
     Raises UserError for a global batch that the ranks do not divide, a device whose memory is not known, and switches
     that leave no choice.
     """
     started_s = time.perf_counter()
     fixed = switches or Switches()
-    limits = _limits(resolved, device, host_bytes, ranks_a_host)
+    limits = _limits(resolved, device, host_bytes, ranks_a_host or world_size)
     sizes = micro_batches(global_batch, world_size, fixed.micro_batch)
     half: Any = "bf16" if has_bf16 and gpus.has_bf16(device.name) else "fp16"
     found = list(choices(resolved.deepspeed, half, fixed))
@@ -106,7 +107,7 @@ def search(
             found=fixed.precision,
             hint="leave the switch out, or name a card that computes in it",
         )
-    planner = Planner(resolved, device, limits, world_size, global_batch)
+    planner = Planner(resolved, device, limits, world_size, global_batch, on_plan)
     ranking = _ranking(planner, found, sizes)
     nearest = None
     if not ranking:
