@@ -170,9 +170,9 @@ def test_a_literal_end_of_text_is_the_token(tmp_path: Path, prepare_text: Prepar
 def test_progress_shows_both_passes(tmp_path: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prepare([text_folder], tmp_path / "out", tokenizer=None, vocab_size=300, progress=True)
     shown = capsys.readouterr().err
-    size = sum(path.stat().st_size for path in text_folder.rglob("*.txt")) / 1024
+    size = sum(path.stat().st_size for path in text_folder.rglob("*.txt")) / 1000
     for description in ("reading", "encoding"):
-        assert re.search(rf"{description}.*{size:.1f}/{size:.1f} KiB", shown)
+        assert re.search(rf"{description}.*{size:.1f}/{size:.1f} kB", shown)
 
 
 def _byte_tokenizer(tmp_path: Path, prose: Prose) -> Path:
