@@ -71,7 +71,7 @@ def _refuse_what_the_cpu_lacks(config: Mapping[str, Any]) -> None:
     if zero_stage(config) != 3:
         # The rest does nothing there.
         return
-    if offloaded and block(block(config, "zero_optimization"), "offload_optimizer").get("super_offload"):
+    if block(block(config, "zero_optimization"), "offload_optimizer").get("super_offload"):
         raise UserError(
             "DeepSpeed's SuperOffload needs CUDA",
             key="zero_optimization.offload_optimizer.super_offload",

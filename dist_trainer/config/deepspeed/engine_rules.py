@@ -45,11 +45,14 @@ def is_offloaded(config: Config) -> bool:
     return offload_device(config, "optimizer") != "none"
 
 
+def _is_any_adam(config: Config) -> bool:
+    return params.is_adam(config) or config.get("optimizer") is None
+
+
 def runs_cpu_adam(config: Config) -> bool:
     """Whether DeepSpeed builds its DeepSpeedCPUAdam for this."""
     given = block(block(config, "optimizer"), "params")
-    is_adam = params.is_adam(config) or config.get("optimizer") is None
-    return is_adam and is_offloaded(config) and not given.get("torch_adam")
+    return _is_any_adam(config) and is_offloaded(config) and not given.get("torch_adam")
 
 
 def _has_16bit_masters(config: Config, kind: str) -> bool:
@@ -219,6 +222,15 @@ ENGINE_RULES: tuple[EngineRule, ...] = (
         (_ZENFLOW, "Zenflow must be used with cpu offload"),
     ),
     EngineRule(
+        "optimizer.type",
+        _zenflow_is(
+            lambda config, zenflow: is_offloaded(config) and zero_stage(config) in (1, 2) and not _is_any_adam(config)
+        ),
+        "zenflow steps DeepSpeed's CPU Adam alone",
+        'write "AdamW", or remove zenflow',
+        (_ZENFLOW, "self.optimizer.step(step_id=self.micro_step + 1)"),
+    ),
+    EngineRule(
         "zero_optimization.zenflow",
         _zenflow_is(lambda config, zenflow: zero_stage(config) == 0),
         "needs ZeRO stage 1 or 2, and the engine breaks off with it at stage 0",
@@ -251,6 +263,15 @@ ENGINE_RULES: tuple[EngineRule, ...] = (
         "needs reduce_scatter",
         "remove it, or set zero_optimization.reduce_scatter to true",
         (_STAGE3, "when enable all_to_all_reduce, reduce_scatter should also be enabled"),
+    ),
+    EngineRule(
+        "zero_optimization.zero_quantized_weights",
+        lambda config: (
+            bool(_zero(config).get("zero_quantized_weights")) and block(config, "torch_autocast").get("enabled") is True
+        ),
+        "does not go with torch_autocast",
+        "remove one of them",
+        ("runtime/torch_autocast.py", "Cannot enable both torch autocast and zero quantized weights"),
     ),
     EngineRule(
         "torch_autocast.enabled",
