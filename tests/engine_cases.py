@@ -99,7 +99,11 @@ CASES: list[tuple[dict[str, Any], str, dict[str, Any]]] = [
     ({"compile": {"autoep_non_moe": True}}, "compile.autoep_non_moe", {"compile": {"autoep_non_moe": False}}),
     (zero(2, zenflow={}), "zero_optimization.zenflow", zero(2, zenflow={}, **OFFLOADED)),
     (
-        {**zenflow(update_interval=1, full_warm_up_rounds=1), "optimizer": {"type": "SGD"}, "zero_allow_untested_optimizer": True},
+        {
+            **zenflow(update_interval=1, full_warm_up_rounds=1),
+            "optimizer": {"type": "SGD"},
+            "zero_allow_untested_optimizer": True,
+        },
         "optimizer.type",
         {**zenflow(update_interval=1), "optimizer": {"type": "Adam"}},
     ),
