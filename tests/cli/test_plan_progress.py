@@ -33,3 +33,4 @@ def test_a_search_counts_its_plans_on_a_terminal(is_terminal: bool, tmp_path: Pa
     assert done.returncode == 0, shown
     assert b"settings planned" not in done.stdout
     assert (b"settings planned" in shown) == is_terminal
+    assert is_terminal or shown == b""

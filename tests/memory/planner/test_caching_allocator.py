@@ -55,6 +55,11 @@ def test_what_is_left_of_a_large_block_is_a_block_from_more_than_a_mebibyte_on()
     assert replayed((1, 9 * MIB), (2, 9 * MIB), (3, 2 * MIB)) == 20 * MIB
     # Of 12 MiB for 11 the last is no block: 1 MiB is too little.
     assert replayed((1, 11 * MIB), (1, 0), (2, 11 * MIB), (3, 1 * MIB + 512)) == 32 * MIB
+    # What is no block goes with the one before it, and is not there for the one behind. Three fill 20 MiB; the first is
+    # let go of, and a smaller one takes its place; then what is let go of beside it has to do for 5 MiB.
+    for smaller, reserved in ((7 * MIB - 512, 20 * MIB), (7 * MIB, 40 * MIB), (15 * MIB // 2, 40 * MIB)):
+        filled = ((1, 8 * MIB), (2, 4 * MIB), (3, 8 * MIB), (1, 0))
+        assert replayed(*filled, (4, smaller), (2, 0), (5, 4 * MIB + 512), (6, 512)) == reserved + 2 * MIB
     # In the pool of small blocks 512 bytes are one.
     assert replayed((1, MIB), (2, MIB - 512), (3, 512)) == 2 * MIB
 
@@ -93,6 +98,7 @@ def test_emptying_the_cache_unmaps_an_expandable_segment_behind_its_last_block()
     steps = ((1, 40 * MIB), (2, 40 * MIB), (2, 0), EMPTY_CACHE)
     assert expanded(*steps, (3, 512)) == 80 * MIB
     assert expanded(*steps, (3, 60 * MIB)) == 100 * MIB
+    assert expanded((1, 40 * MIB), EMPTY_CACHE, (2, 512)) == 42 * MIB
     # In front of it, it does not: the hole is taken again.
     assert expanded((1, 40 * MIB), (2, 40 * MIB), (1, 0), EMPTY_CACHE, (3, 60 * MIB)) == 140 * MIB
 
@@ -114,7 +120,11 @@ def test_late_a_block_of_a_side_stream_is_had_again_after_the_next_one() -> None
 
 
 SIZES = st.one_of(
-    st.integers(1, 4 * KIB), st.integers(MIB - KIB, MIB + KIB), st.integers(1, 64 * MIB), st.sampled_from([10 * MIB])
+    st.integers(1, 40).map(lambda count: count * MIB // 2),
+    st.integers(1, 4 * KIB),
+    st.integers(MIB - KIB, MIB + KIB),
+    st.integers(1, 64 * MIB),
+    st.sampled_from([10 * MIB]),
 )
 
 

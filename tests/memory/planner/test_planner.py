@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.request import Request
 from dist_trainer.config.resolve import resolve
+from dist_trainer.memory.engines.ledger import COMPUTE, GATHERING, REDUCTION
+from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.memory.plan import Plan, RankPlan, dump_plan, needed, read_plan, write_plan
-from dist_trainer.memory.planner.planner import PlannedDevice, make_plan
+from dist_trainer.memory.planner.planner import PlannedDevice, make_plan, trace_spec
+from dist_trainer.memory.planner.simulate import simulate
+from dist_trainer.memory.trace import kept
 
 CUDA = PlannedDevice("cuda")
 CPU = PlannedDevice("cpu")
@@ -263,27 +267,27 @@ def test_fp32_gradients_beside_sixteen_bit_weights_take_four_bytes_each() -> Non
 
 
 def test_with_a_small_max_live_no_more_is_gathered_than_is_used() -> None:
-    tight, loose = (
+    num_layers, block = 12, 12 * 128 * 128
+    tight, no_reuse, loose = (
         plan(
-            *WORDY,
-            "model.num_layers=8",
+            *(f"model.num_layers={num_layers}", "model.vocab_size=512", "train_micro_batch_size_per_gpu=1"),
             f"zero_optimization.stage3_max_live_parameters={live}",
-            f"zero_optimization.stage3_max_reuse_distance={live}",
+            f"zero_optimization.stage3_max_reuse_distance={reuse}",
             "zero_optimization.stage3_param_persistence_threshold=0",
             ds="zero3",
             world_size=4,
             device=CPU,
             length=16,
         )
-        for live in (0, 1_000_000_000)
+        for live, reuse in ((0, 0), (1_000_000_000, 0), (0, 1_000_000_000))
     )
     gathered = [
-        max(phase.parts.get("gathered parameters", 0) for phase in made.worst.phases) for made in (tight, loose)
+        max(phase.parts.get("gathered parameters", 0) for phase in made.worst.phases)
+        for made in (tight, no_reuse, loose)
     ]
-    num = parameters_of(plan(*WORDY, "model.num_layers=8", ds="zero3", device=CPU, length=16))
-    # All at once, twice while they are copied out of the flat buffer; or the embedding and what else is at work.
-    assert gathered[1] >= 2 * num
-    assert gathered[0] <= 2 * 2 * EMBEDDING + 4 * 12 * 128 * 128
+    # All at once; or what one block works with, which checkpointing and the backward pass hold twice, and the embedding.
+    assert min(gathered[1:]) >= 2 * num_layers * block
+    assert gathered[0] <= 2 * (2 * block + 2 * 512 * 128)
 
 
 def parameters_of(made: Plan) -> int:
@@ -333,3 +337,24 @@ def test_pinned_host_memory_is_rounded_up_to_powers_of_two() -> None:
     # One input of a segment a layer: 3 x 256 x 128 x 2 bytes become the next power of two.
     keeps = ("activation_checkpointing.cpu_checkpointing=true", "train_micro_batch_size_per_gpu=3")
     assert plan(*keeps).worst.host_bytes == 4 * 2**18
+
+
+@pytest.mark.parametrize(
+    ("number", "is_on", "streams"),
+    [
+        (2, False, {COMPUTE}),
+        (2, True, {COMPUTE, REDUCTION}),
+        (3, False, {COMPUTE}),
+        (3, True, {COMPUTE, REDUCTION, GATHERING}),
+    ],
+)
+def test_overlap_allocates_on_streams_of_its_own(number: int, is_on: bool, streams: set[int]) -> None:
+    overlap = f"zero_optimization.overlap_comm={str(is_on).lower()}"
+    resolved = resolve(
+        Request(config="tiny", ds="zero2", settings=(*stage(number), overlap)), world_size=4, device=ANY_DEVICE
+    )
+    found = read_settings(resolved.deepspeed, cuda=True)
+    trace = kept.get(trace_spec(resolved, found, sequence_length=64, cuda=True))
+    ledger = simulate(trace, found, rank=0, world_size=4, cuda=True, keep_events=True).device
+    assert ledger.events is not None
+    assert {stream for _, _, stream in ledger.events} == streams
