@@ -285,7 +285,7 @@ def test_with_a_small_max_live_no_more_is_gathered_than_is_used() -> None:
         max(phase.parts.get("gathered parameters", 0) for phase in made.worst.phases)
         for made in (tight, no_reuse, loose)
     ]
-    # All at once; or what one block works with, which checkpointing and the backward pass hold twice, and the embedding.
+    # All at once; or what one block works with, which the backward pass holds twice, and the embedding.
     assert min(gathered[1:]) >= 2 * num_layers * block
     assert gathered[0] <= 2 * (2 * block + 2 * 512 * 128)
 
