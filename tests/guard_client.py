@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from dist_trainer.launch.guards.connecting import connect
 from dist_trainer.launch.guards.protocol import encode
 
+# What is awaited comes at once; a test in which it does not is to fail. Beats come all the while.
+_LIMIT_S = 30.0
 SECRET = b"what launch and its guards know."
 
 
@@ -17,7 +20,7 @@ class GuardClient:
 
     def __init__(self, port: int, secret: bytes = SECRET) -> None:
         self.socket, self.channel = connect(("127.0.0.1", port), secret, told_to_end=lambda: False)
-        self.socket.settimeout(10)
+        self.socket.settimeout(_LIMIT_S)
 
     def __enter__(self) -> GuardClient:
         return self
@@ -35,12 +38,25 @@ class GuardClient:
         return self.say("hello", rank=rank, host=host, local_rank=local_rank)
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Until the launching process closes the connection."""
+        """Until the launching process closes the connection. Raises TimeoutError where it does not for a long time."""
+        deadline_s = time.monotonic() + _LIMIT_S
         while data := self.socket.recv(1 << 16):
+            if time.monotonic() > deadline_s:
+                raise TimeoutError(f"the connection was not closed within {_LIMIT_S:.0f} s")
             yield from self.channel.feed(data)
 
     def first(self, kind: str) -> dict[str, Any]:
+        """Raises TimeoutError where none comes."""
         return next(message for message in self.messages() if message["kind"] == kind)
+
+
+def wait_until(is_so: Callable[[], object]) -> None:
+    """Raises TimeoutError where it does not become so."""
+    deadline_s = time.monotonic() + _LIMIT_S
+    while not is_so():
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"it was not so within {_LIMIT_S:.0f} s")
+        time.sleep(0.01)
 
 
 def is_closed(connection: socket.socket) -> bool:

@@ -66,6 +66,14 @@ def is_running(pid_file: Path) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+@pytest.fixture(autouse=True)
+def no_child_stays(tmp_path: Path) -> Iterator[None]:
+    """What should have ended and did not fails its test, and ends with it."""
+    yield
+    if (tmp_path / "child").exists() and is_running(tmp_path / "child"):
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
 @pytest.mark.parametrize(
     ("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -9 $$", 137), ("kill -11 $$", 139)]
 )

@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -44,12 +45,53 @@ def test_a_peak_is_given_back_in_the_same_moment() -> None:
     assert downsampler.offer(sample(10_000_002, 6), is_full=False)[-1].used_bytes == 6
 
 
-def test_a_new_peak_of_the_process_counts_as_one_of_the_device_does() -> None:
+def far_into_a_run(level: int) -> Downsampler:
+    """After a sample of that level, and another just above it, at tick 10,000,001: changes are held back from now on,
+    for a minute.
+    """
     downsampler = Downsampler()
-    first = DeviceSample("h", "g", 0.0, 0.0, used_bytes=9, process_bytes=1)
-    second = DeviceSample("h", "g", 0.1, 0.0, used_bytes=9, process_bytes=2)
-    assert downsampler.offer(first, is_full=True) == [first]
-    assert downsampler.offer(second, is_full=False) == [second]
+    downsampler.offer(sample(0, 2 * level), is_full=True)
+    downsampler.offer(sample(10_000_000, level), is_full=True)
+    changed = sample(10_000_001, level + 1)
+    assert changed in downsampler.offer(changed, is_full=False)
+    return downsampler
+
+
+def test_a_new_peak_of_the_process_counts_as_one_of_the_device_does() -> None:
+    downsampler = far_into_a_run(50)
+
+    def offer(tick: int, process_bytes: int) -> list[DeviceSample]:
+        return downsampler.offer(replace(sample(tick, 51), process_bytes=process_bytes), is_full=False)
+
+    assert [one.process_bytes for one in offer(10_000_002, 7)] == [7]
+    assert offer(10_000_003, 6) == [], "a change that is no peak is held back"
+    assert [one.process_bytes for one in offer(10_000_004, 8)] == [6, 8]
+
+
+# Below the peak, the lowest before the highest and after it, neither first nor last.
+@pytest.mark.parametrize(
+    ("levels", "kept"),
+    [([50, 30, 50, 70, 50], [(1, 30), (3, 70)]), ([50, 70, 50, 30, 50], [(1, 70), (3, 30)]), ([50, 50], [(0, 50)])],
+)
+@pytest.mark.parametrize("ends_by", ["a peak", "its window", "the end"])
+def test_a_busy_stretch_becomes_its_lowest_and_its_highest_sample(
+    levels: list[int], kept: list[tuple[int, int]], ends_by: str
+) -> None:
+    downsampler = far_into_a_run(60)
+    first = 10_000_002
+    for tick, used in enumerate(levels, start=first):
+        assert downsampler.offer(sample(tick, used), is_full=False) == []
+    if ends_by == "a peak":
+        found = downsampler.offer(sample(first + len(levels), 200), is_full=False)
+        last = [(len(levels), 200)]
+    elif ends_by == "its window":
+        found = downsampler.offer(sample(first + 1000, 50), is_full=False)
+        # Of equal ones the first stands for all.
+        last = []
+    else:
+        found = downsampler.flush()
+        last = [(len(levels) - 1, levels[-1])]
+    assert [(round(one.monotonic_s / TICK_S) - first, one.used_bytes) for one in found] == [*kept, *last]
 
 
 def test_an_xid_is_kept_whenever_it_comes() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import resource
 import socket
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from guard_client import SECRET, GuardClient, is_closed
+from guard_client import SECRET, GuardClient, is_closed, wait_until
 
 from dist_trainer.errors import UserError
 from dist_trainer.launch.guards import connections as connections_module
@@ -88,8 +87,7 @@ def test_a_guard_that_is_gone_before_the_ranks_have_numbers_is_trouble() -> None
     with ExitStack() as stack, serving(2, "node1") as (coordinator, port):
         with GuardClient(port) as gone:
             gone.hello(1, "node2")
-        while not coordinator.membership.members:
-            time.sleep(0.01)
+        wait_until(lambda: coordinator.membership.members)
         assert guard(port, 0, "node1", 0, stack).first("stop")
         assert coordinator.trouble is not None
         assert "node2 (rank 1) is gone" in coordinator.trouble.message
@@ -98,7 +96,8 @@ def test_a_guard_that_is_gone_before_the_ranks_have_numbers_is_trouble() -> None
 def test_a_rank_that_comes_twice_is_sent_away() -> None:
     with ExitStack() as stack, serving(2) as (coordinator, port):
         assert guard(port, 0, "node1", 0, stack).first("job")["rank"] == 0
-        assert list(guard(port, 0, "node1", 0, stack).messages()) == []
+        again = guard(port, 0, "node1", 0, stack)
+        assert next((message for message in again.messages() if message["kind"] != "beat"), None) is None
         assert set(coordinator.membership.members) == {0}
 
 
@@ -179,8 +178,7 @@ def test_a_guard_that_ends_early_is_no_stranger_and_one_with_another_secret_is(i
 def test_what_a_guard_has_said_is_worth_nothing_said_again() -> None:
     with serving(2) as (coordinator, port):
         recorded = recorded_guard(port)
-        while not coordinator.membership.members:
-            time.sleep(0.01)
+        wait_until(lambda: coordinator.membership.members)
     with ExitStack() as stack, serving(2) as (coordinator, port):
         guard(port, 0, "node1", 0, stack)
         again = stranger(port, stack)
@@ -199,8 +197,7 @@ def test_a_message_that_is_changed_or_repeated_ends_the_connection_and_is_not_ta
             client.socket.sendall(ended.replace(b'"status": 1', b'"status": 0'))
         else:
             client.socket.sendall(client.say("beat"))
-        while not coordinator.trouble:
-            time.sleep(0.01)
+        wait_until(lambda: coordinator.trouble)
         assert coordinator.membership.members[0].is_gone
 
 
