@@ -55,6 +55,15 @@ def visible_gpus_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
     (host,) = request.topology.hosts
     if request.facts.num_gpus == 0 or host.has_first_slots:
         return ()
+    return (("CUDA_VISIBLE_DEVICES", ",".join(gpus_of_slots(request))),)
+
+
+def gpus_of_slots(request: LaunchRequest) -> list[str]:
+    """What CUDA_VISIBLE_DEVICES calls the GPUs of this host's chosen slots: slot 0 is the first that is visible here.
+
+    Raises UserError where a slot has none.
+    """
+    (host,) = request.topology.hosts
     visible = request.facts.environ.get("CUDA_VISIBLE_DEVICES")
     devices = visible.split(",") if visible else [str(index) for index in range(request.facts.num_gpus)]
     if host.slots[-1] >= len(devices):
@@ -64,7 +73,7 @@ def visible_gpus_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
             found=len(devices),
             expected=f"{host.slots[-1] + 1} visible GPUs",
         )
-    return (("CUDA_VISIBLE_DEVICES", ",".join(devices[slot] for slot in host.slots)),)
+    return [devices[slot] for slot in host.slots]
 
 
 def refuse_stray_rank(environ: Mapping[str, str], *, whose: str, again: str) -> None:

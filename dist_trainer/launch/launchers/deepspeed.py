@@ -6,7 +6,7 @@ import re
 
 from dist_trainer.cluster.topology import render_include
 from dist_trainer.errors import UserError
-from dist_trainer.launch.environment import UNSAYABLE, common_env, refuse_users
+from dist_trainer.launch.environment import UNSAYABLE, common_env, gpus_of_slots, refuse_users
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 # pdsh gives the arguments to a shell on the other host, and DeepSpeed's quoting does not hold for others than these.
@@ -18,13 +18,14 @@ def plan_deepspeed(request: LaunchRequest) -> LaunchPlan:
     if not (request.is_local or request.is_guarded):
         _refuse_what_pdsh_breaks(request)
     around: tuple[str, ...] = ("dist_trainer.launch.launchers.without_gc",) if request.is_guarded else ()
-    if request.is_hostfile_marked:
+    where = _where(request)
+    if request.is_hostfile_marked and "--hostfile" in where:
         around += ("dist_trainer.launch.launchers.unmarked_hostfile",)
     return LaunchPlan(
         launcher="deepspeed",
         command=(
             (request.facts.interpreter, "-m", *around, "deepspeed.launcher.runner", "--log_level", "critical"),
-            (*_where(request), "--master_port", str(request.master_port)),
+            (*where, "--master_port", str(request.master_port)),
             # The runner and the launch.py that it starts each take the start of an option's name for the option,
             # wherever it stands, until a '--': one for each of them.
             ("--no_local_rank", "--module", "--", "--", request.module, *request.arguments[:1]),
@@ -36,7 +37,7 @@ def plan_deepspeed(request: LaunchRequest) -> LaunchPlan:
 
 
 def _where(request: LaunchRequest) -> tuple[str, ...]:
-    if request.hostfile is None:
+    if request.hostfile is None or _has_chosen_gpus(request):
         return _where_on_this_host(request)
     words: tuple[str, ...] = ("--hostfile", request.hostfile)
     if request.is_filtered:
@@ -53,14 +54,22 @@ def _where(request: LaunchRequest) -> tuple[str, ...]:
     return words
 
 
+def _has_chosen_gpus(request: LaunchRequest) -> bool:
+    """Whether all ranks are to run on GPUs of this host that the user has chosen. Of a hostfile's slots 0, 1, ...
+    DeepSpeed would make the host's GPUs 0, 1, ... instead.
+    """
+    facts = request.facts
+    is_one_host = request.is_local and len(request.topology.hosts) == 1
+    return is_one_host and facts.num_gpus > 0 and bool(facts.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
 def _where_on_this_host(request: LaunchRequest) -> tuple[str, ...]:
     (host,) = request.topology.hosts
     visible = request.facts.environ.get("CUDA_VISIBLE_DEVICES")
     if request.facts.num_gpus == 0 or (host.has_first_slots and not visible):
         return ("--num_accelerators", str(host.num_slots))
     # --num_accelerators would overwrite CUDA_VISIBLE_DEVICES with 0,1,...
-    devices = visible.split(",") if visible else [str(index) for index in range(request.facts.num_gpus)]
-    chosen = devices[: host.num_slots] if host.has_first_slots else [devices[slot] for slot in host.slots]
+    chosen = gpus_of_slots(request)
     if not all(device.isdigit() for device in chosen):
         raise UserError(
             "DeepSpeed's launcher knows GPUs by index only.",
@@ -69,7 +78,7 @@ def _where_on_this_host(request: LaunchRequest) -> tuple[str, ...]:
             found=visible,
             hint="write the indices, or use --launcher torchrun",
         )
-    return ("--include", f"{host.name}:{','.join(chosen)}")
+    return ("--include", f"localhost:{','.join(chosen)}")
 
 
 def _refuse_what_pdsh_breaks(request: LaunchRequest) -> None:

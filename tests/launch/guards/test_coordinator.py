@@ -12,13 +12,14 @@ from guard_client import SECRET, GuardClient, is_closed, wait_until
 
 from dist_trainer.errors import UserError
 from dist_trainer.launch.guards import connections as connections_module
+from dist_trainer.launch.guards import coordinator as coordinator_module
 from dist_trainer.launch.guards.connecting import EndedError, connect
 from dist_trainer.launch.guards.connections import NUM_SPARE_PLACES
 from dist_trainer.launch.guards.coordinator import Coordinator
 from dist_trainer.launch.guards.job import Job
 from dist_trainer.launch.guards.membership import Membership
 from dist_trainer.launch.guards.proof import HELLO_BYTES, MAGIC, GuardProof
-from dist_trainer.launch.guards.protocol import encode
+from dist_trainer.launch.guards.protocol import SILENCE_S, encode
 
 JOB = Job(
     argv=("python", "-m", "dist_trainer"),
@@ -99,6 +100,49 @@ def test_a_rank_that_comes_twice_is_sent_away() -> None:
         again = guard(port, 0, "node1", 0, stack)
         assert next((message for message in again.messages() if message["kind"] != "beat"), None) is None
         assert set(coordinator.membership.members) == {0}
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+def test_a_guard_counts_as_there_while_it_is_connected_and_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(coordinator_module, "time", clock)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        membership = Membership(2)
+        coordinator = Coordinator(listener, SECRET, membership, start_limit_s=30.0, say=print)
+        assert not coordinator.has_guards
+        for rank in range(2):
+            membership.joined(rank, "node1", clock.now_s)
+        assert coordinator.has_guards
+        clock.now_s += SILENCE_S + 1
+        assert not coordinator.has_guards, "silent for so long they cannot be told anything"
+        membership.heard(1, clock.now_s)
+        assert coordinator.has_guards
+        membership.disconnected(1, clock.now_s)
+        assert not coordinator.has_guards
+
+
+def test_of_several_graces_the_shorter_counts_for_later_guards_too() -> None:
+    with ExitStack() as stack, serving(2) as (coordinator, port):
+        first = guard(port, 0, "node1", 0, stack)
+        first.first("job")
+        for grace_s in (20.0, 5.0, 10.0):
+            coordinator.stop(grace_s)
+        first.say("ended", status=0, **ENDED)
+        told = []
+        for message in first.messages():
+            if message["kind"] == "bye":
+                break
+            if message["kind"] == "stop":
+                told.append(message["grace_s"])
+        assert told == [20.0, 5.0]
+        assert guard(port, 1, "node1", 1, stack).first("stop")["grace_s"] == 5.0
 
 
 ENDED = {"lines": [], "is_echo": False, "why": None, "cause": None, "may_be_echo": False}

@@ -41,6 +41,16 @@ def test_the_first_rank_that_failed_is_the_cause(membership: Membership) -> None
     assert trouble.message == "rank 2 on node2 was killed by SIGKILL"
 
 
+def test_what_began_earlier_may_be_told_a_moment_later(membership: Membership) -> None:
+    membership.ended(0, 1, 1.0, cause="RuntimeError: connection closed by peer", may_be_echo=True)
+    assert membership.first_trouble(1.1) is None, "whose echo it is may be on its way"
+    membership.ended(2, 7, 1.1, cause="the loss of step 7 is not finite")
+    assert membership.first_trouble(1.1 + SETTLE_S / 2) is None
+    trouble = membership.first_trouble(1.1 + SETTLE_S)
+    assert trouble is not None
+    assert (trouble.rank, trouble.status) == (2, 7)
+
+
 def test_one_that_others_told_to_end_is_not_the_cause(membership: Membership) -> None:
     membership.ended(0, 143, 1.0, is_echo=True)
     membership.ended(3, 7, 1.2, lines=["why"])

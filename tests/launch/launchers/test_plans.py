@@ -70,6 +70,17 @@ CASES = {
         "torchrun",
         request(LOCALHOST.filter(include="localhost:1,3"), GPU_HOST, hostfile="hf", is_filtered=True),
     ),
+    "torchrun-some-visible-gpus": (
+        "torchrun",
+        request(
+            LOCALHOST.filter(include="localhost:1,3"),
+            with_environ(
+                dataclasses.replace(GPU_HOST, num_gpus=4), {"CUDA_VISIBLE_DEVICES": "GPU-a,GPU-b,GPU-c,GPU-d"}
+            ),
+            hostfile="hf",
+            is_filtered=True,
+        ),
+    ),
     "torchrun-quoting": (
         "torchrun",
         request(arguments=("train", "--set", "data.path=a b", "--set", """it's "$HOME"; {"a":1}""", "")),
@@ -94,6 +105,22 @@ CASES = {
     "deepspeed-visible-gpus": (
         "deepspeed",
         request(facts=with_environ(GPU_HOST, {"CUDA_VISIBLE_DEVICES": "5,7"})),
+    ),
+    "deepspeed-some-visible-gpus": (
+        "deepspeed",
+        request(
+            LOCALHOST.filter(include="localhost:1,3"),
+            with_environ(dataclasses.replace(GPU_HOST, num_gpus=4), {"CUDA_VISIBLE_DEVICES": "2,5,6,7"}),
+            hostfile="hf",
+            is_filtered=True,
+        ),
+    ),
+    "deepspeed-visible-gpus-and-a-marked-hostfile": (
+        "deepspeed",
+        dataclasses.replace(
+            request(Topology.of_this_host(2), with_environ(GPU_HOST, {"CUDA_VISIBLE_DEVICES": "5,7"}), hostfile="hf"),
+            is_hostfile_marked=True,
+        ),
     ),
     "deepspeed-two-hosts": ("deepspeed", request(TWO_HOSTS, GPU_HOST, hostfile="hostfiles/a100")),
     "deepspeed-one-other-host": (
@@ -226,15 +253,18 @@ def test_any_characters_reach_a_command_literally_through_a_shell(cases: list[tu
             request(facts=with_environ(GPU_HOST, {"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"})),
             "by index only",
         ),
-        (
-            "torchrun",
-            request(
-                LOCALHOST.filter(include="localhost:3"),
-                with_environ(dataclasses.replace(GPU_HOST, num_gpus=2), {"CUDA_VISIBLE_DEVICES": "0,1"}),
-                hostfile="hf",
-                is_filtered=True,
-            ),
-            "no GPU for slot 3",
+        *(
+            (
+                launcher,
+                request(
+                    LOCALHOST.filter(include="localhost:3"),
+                    with_environ(dataclasses.replace(GPU_HOST, num_gpus=2), {"CUDA_VISIBLE_DEVICES": "0,1"}),
+                    hostfile="hf",
+                    is_filtered=True,
+                ),
+                "no GPU for slot 3",
+            )
+            for launcher in ("torchrun", "deepspeed")
         ),
     ],
 )
