@@ -1,7 +1,7 @@
-"""The exact peak of the CPU allocator, by phase: torch.profiler's record of every allocation.
+"""The exact peak of torch's CPU allocator for each phase of a step, from torch.profiler's record of every allocation.
 
-The profiler sees what goes through torch's CPU allocator in the thread that started it, which on a CPU is the backward
-pass too. It does not see oneDNN's scratch space, nor Python's own memory.
+The profiler records allocations of the thread that started it; on a CPU the backward pass runs in that thread too.
+oneDNN's scratch space and Python's own memory do not go through torch's allocator and are not counted.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 INIT, FORWARD, BACKWARD, STEP = PHASES = ("init", "forward", "backward", "step")
-# Data, records, checkpoints: between a training step and the next.
+# What happens between two training steps: data, records, checkpoints.
 OUTSIDE = "outside"
 NUM_STEPS_WATCHED = 2
 
-# Told from the program's own marks by this, and from each other by what follows it.
+# The prefix tells our marks from the program's own `record_function` ranges.
 _MARK = "dist_trainer.phase:"
 
 
 @dataclass(frozen=True)
 class MemoryEvent:
-    """One allocation (`num_bytes` above 0) or release. `live_bytes` are those held after it, since the start."""
+    """One allocation (`num_bytes` above 0) or release (below 0). `live_bytes`: bytes held after it, counted from
+    `start`.
+    """
 
     time_ns: int
     num_bytes: int
@@ -35,8 +37,8 @@ class MemoryEvent:
 
 @dataclass(frozen=True)
 class AllocatorPeaks:
-    """`peaks_bytes`: phase -> the most bytes held at once in it, in the order in which the phases first came;
-    what happened outside of them is left out.
+    """`peaks_bytes`: phase -> the most bytes held at once during it, in the order in which the phases first began.
+    `OUTSIDE` is left out.
 
     `marks_live_bytes`: each mark in order, as (phase, bytes held when it was set).
     """
@@ -68,7 +70,7 @@ class AllocatorProfile:
         self._profiler.stop()
 
     def events(self) -> list[MemoryEvent]:
-        """What was recorded, in order; a mark is an event of 0 bytes whose `op` is empty."""
+        """All events in order of time. A mark is an event of 0 bytes with an empty `op`."""
         kineto = self._profiler.profiler
         assert kineto is not None and kineto.kineto_results is not None, "the profile has not been stopped"
         return list(_live(_in_order(kineto.kineto_results.experimental_event_tree())))
@@ -80,7 +82,7 @@ class AllocatorProfile:
 class AllocatorWatch:
     """Measures a training run from before its engine is built to the end of its second optimizer step.
 
-    The states of the optimizer appear in the first step, so the second is the first whole one.
+    Two steps, because the optimizer's states are allocated in the first one and only the second holds them throughout.
     """
 
     def __init__(self) -> None:
@@ -98,13 +100,13 @@ class AllocatorWatch:
         self._unmark = mark_phases(engine, self._profile)
 
     def after_step(self) -> bool:
-        """Whether this step was the last one to be watched."""
+        """To be called after each optimizer step; True when this was the last step to be measured."""
         self._num_steps += 1
         self._profile.mark(OUTSIDE)
         return self._num_steps == NUM_STEPS_WATCHED
 
     def end(self) -> dict[str, int]:
-        """Stops measuring; phase -> peak bytes of what was allocated since `begin`."""
+        """Stops measuring; returns phase -> peak bytes of what was allocated since `begin`."""
         if self._unmark is not None:
             self._unmark()
         self._profile.stop()
@@ -112,10 +114,10 @@ class AllocatorWatch:
 
 
 def mark_phases(engine: Any, profile: AllocatorProfile) -> Callable[[], None]:
-    """Marks the phases of a DeepSpeed engine's steps from outside; returns what takes the marks away again.
+    """Marks the phases of a DeepSpeed engine's steps by wrapping its methods; returns a function that unwraps them.
 
-    `step` is the optimizer's update; a micro batch that only accumulates has none, and what happens then belongs to
-    `backward`. What is done between two calls belongs to the phase before them.
+    `step` is the optimizer's update only: in a micro batch that merely accumulates, what `engine.step` does counts as
+    `backward`. What happens between two calls belongs to the phase of the earlier call.
     """
     forward, backward, step = engine.forward, engine.backward, engine.step
 
@@ -135,14 +137,14 @@ def mark_phases(engine: Any, profile: AllocatorProfile) -> Callable[[], None]:
     engine.forward, engine.backward, engine.step = marked_forward, marked_backward, marked_step
 
     def unmark() -> None:
-        # The class's own methods come back into view.
+        # The wrappers are instance attributes: without them the class's own methods are found again.
         del engine.forward, engine.backward, engine.step
 
     return unmark
 
 
 def peaks_of(events: Iterable[MemoryEvent]) -> AllocatorPeaks:
-    """A phase's peak counts what it found when it began: its first event is the mark, with what is held then."""
+    """A phase's peak includes what was already held when it began: the mark is its first event."""
     peaks: dict[str, int] = {}
     marks = []
     live_bytes = 0
@@ -157,7 +159,7 @@ def peaks_of(events: Iterable[MemoryEvent]) -> AllocatorPeaks:
 
 @dataclass(frozen=True)
 class _Raw:
-    """As the profiler has it: `address` is None for a mark."""
+    """An event as the profiler reports it; `address` is None for a mark."""
 
     time_ns: int
     address: int | None
@@ -184,8 +186,8 @@ def _in_order(tree: Iterable[Any]) -> list[_Raw]:
 
 
 def _live(events: Iterable[_Raw]) -> Iterator[MemoryEvent]:
-    """Counts by address, not by the profiler's own total: that one remembers, for the whole life of a process, blocks
-    of earlier profiles which were released unseen, and takes off their size when the address is used again.
+    """Adds up live bytes by address. The profiler's own total cannot be used: it remembers blocks of earlier profiles
+    whose release it did not see, and subtracts their size when such an address is allocated again.
     """
     phase, live_bytes = INIT, 0
     held: dict[int, int] = {}

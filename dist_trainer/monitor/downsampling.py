@@ -1,9 +1,10 @@
-"""Which samples are worth a line, so that a file stays small over days and still shows every peak.
+"""Downsampling of one source's samples, so that a file stays small over days and still shows every peak.
 
-A sample is kept at once when it is the first, of all or of a phase, or holds a new peak of device memory, or news of
-the device. Besides, one is kept whenever memory has changed, together with the last one before the change; and one now
-and then where nothing happens. How often both may be grows with the length of the run, so that n hours take about
-log(n) times the lines of one: a busy stretch longer than the churn window becomes its lowest and its highest sample.
+Kept at once: the first sample of all and of each phase, each new peak of device memory, and each sample with news of
+the device (throttling, Xid). When memory has changed, the sample after the change is kept and the one before it; while
+nothing changes, one now and then. The spacing of both grows with the length of the run, so that n hours take about
+log(n) times the lines of one hour. Of a stretch of changes longer than the churn window only its lowest and its highest
+sample are kept.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ CHURN_FRACTION = 1 / 18000
 
 
 class Downsampler:
-    """Takes the samples of one source in order and gives back those to write. Holds at most four of them.
+    """Takes the samples of one source in order of time and returns those to write. Holds back at most four samples.
 
-    `spacing` is how many times rarer than usual the quiet ones and the extremes of a busy stretch are.
+    `spacing` multiplies the usual distance between the samples of quiet times and between the extremes of busy ones.
     """
 
     def __init__(self, *, spacing: float = 1.0) -> None:
@@ -36,7 +37,7 @@ class Downsampler:
         self._highest: DeviceSample | None = None
 
     def offer(self, sample: DeviceSample, *, is_full: bool) -> list[DeviceSample]:
-        """What is to be written now, in order of time. `is_full`: all fields were looked at, not memory alone."""
+        """The samples to write now, in order of time. `is_full`: `sample` has all fields, not memory alone."""
         now_s = sample.monotonic_s
         if self._start_s is None:
             self._start_s = self._last_churn_s = now_s
@@ -54,7 +55,7 @@ class Downsampler:
             kept = [*self._settled(sample), sample]
         elif has_changed:
             if self._previous is not None and self._previous is not self._last_kept and self._lowest is None:
-                # The level before the change: a line drawn through the samples is then a step and no slope.
+                # The level before the change: the curve through the samples then shows a step and not a slope.
                 kept.append(self._previous)
             self._lowest = min(self._lowest or sample, sample, key=_memory)
             self._highest = max(self._highest or sample, sample, key=_memory)
@@ -69,7 +70,7 @@ class Downsampler:
         return kept
 
     def flush(self) -> list[DeviceSample]:
-        """What is still held back, at the end."""
+        """The samples still held back, when the run has ended."""
         rest = self._extremes()
         if self._previous is not None and self._previous is not self._last_kept and self._previous not in rest:
             rest.append(self._previous)
@@ -95,7 +96,7 @@ class Downsampler:
 
 
 def _memory(sample: DeviceSample) -> tuple[int, ...]:
-    """What has to change for a sample to be worth a line; a resident set is never quite still."""
+    """The figures whose change makes a sample worth keeping. Not the resident set, which never stands quite still."""
     if sample.used_bytes is None and sample.process_bytes is None:
         return ((sample.rss_bytes or 0) // MIB,)
     return (sample.used_bytes or 0, sample.process_bytes or 0)

@@ -1,8 +1,9 @@
-"""One monitor a host instead of one a rank, for runs of so many ranks that their files would be too many.
+"""One monitor per host instead of one per rank, for runs with so many ranks that there would be too many files.
 
-The ranks of a host meet at a mailbox in its memory. Each posts there who it is, and after each step what torch says of
-its memory; local rank 0 looks at the GPUs of them all and writes for them all: two files a host. A rank whose GPU it
-cannot see (SLURM may show each task its own alone), or that does not share the host's memory, watches itself.
+The ranks of a host share a mailbox in its memory. Each posts there who it is, and after each step what torch says of
+its memory; local rank 0 samples all their GPUs and writes two files for the whole host. A rank monitors itself where
+local rank 0 cannot see its GPU (SLURM may show each task only its own) or does not share its memory (separate
+containers).
 """
 
 from __future__ import annotations
@@ -29,13 +30,14 @@ from dist_trainer.monitor.series import Series
 from dist_trainer.monitor.sources import CPU, GpuSource, HostSource, Source
 from dist_trainer.records import MemoryRecord, RecordWriter, host_memory_file, samples_file
 
-# Two files a rank, opened at once and appended to ten times a second, are what a shared file system takes without
-# anybody noticing while they are about a hundred; at 8,192 ranks they would be 16,384.
+# Each rank that monitors itself has two files, opened at the start and appended to ten times a second. A shared file
+# system takes about a hundred such files without anybody noticing; 8,192 ranks would make 16,384.
 MAX_NUM_RANKS_ALONE = 64
-# Of thousands of GPUs a quiet one is worth a line each half minute, not each second; after n hours each n half minutes.
-# A new peak and a change are written at once all the same.
+# With thousands of GPUs a quiet one gets a line each half minute, not each second, and after n hours one each n half
+# minutes. New peaks and changes are still written at once.
 SPACING = 30.0
-# A rank says its own figures when a peak has risen, at the end, and else each minute; after n hours each n minutes.
+# A rank's own figures are written when a peak has risen, at the end, and else each minute (after n hours: each n
+# minutes).
 RECORD_EVERY_S = 60.0
 RECORD_FRACTION = 1 / 60
 
@@ -51,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Hello:
-    """What a rank posts first: who it is and which GPU it has, None on a CPU."""
+    """The first message of a rank: who it is and which GPU it has (None on a CPU)."""
 
     rank: int
     pid: int
@@ -83,11 +85,12 @@ def open_monitor(
     name: str,
     meet: Callable[[], None],
 ) -> RankMonitor:
-    """To be called by all ranks of the run: `meet` returns when all of them have called it, and is called three times.
+    """The rank's monitor, one per host where there are many ranks. Every rank of the run has to call this.
 
-    `name` is one that no other run has now, the same on all ranks. The rest is as RankSampler's.
+    `meet` is a barrier over all ranks; it is called three times. `name`: the same on all ranks, and of no other run
+    that goes on now. The other arguments are RankSampler's.
     """
-    # Two hosts may be containers that share one memory.
+    # The host's name is part of the path because two containers, each a host of its own, may share one /dev/shm.
     path = mailboxes.FOLDER / f"dist_trainer-{name}-{socket.gethostname()}"
     is_first = place.local_rank == 0
     mailbox = _try(lambda: Mailbox.make(path, place.local_world_size)) if is_first else None
@@ -99,7 +102,8 @@ def open_monitor(
     meet()
     monitor: RankMonitor | None = None
     if is_first and mailbox is not None:
-        # All have it open who ever will: nothing is left when they are killed.
+        # Every rank that will ever use the mailbox has it open: unlinked now, it leaves nothing behind if they are
+        # killed.
         path.unlink()
         monitor = HostMonitor(records_dir, mailbox, place, interval_s, start_id=start_id)
     meet()
@@ -110,7 +114,7 @@ def open_monitor(
 
 
 class WatchedRank(RankMonitor):
-    """A rank whose GPU the first rank of its host looks at. It has no thread and no files, and does not load NVML."""
+    """A rank whose GPU is sampled by local rank 0 of its host. It has no thread and no files and does not load NVML."""
 
     def __init__(self, mailbox: Mailbox, slot: int, device: str, *, start_id: int = 0) -> None:
         self.start_id = start_id
@@ -134,10 +138,10 @@ class WatchedRank(RankMonitor):
 
 
 class HostMonitor(RankMonitor):
-    """The first rank of a host: watches the GPUs of all that have posted who they are, and accepts those it can see.
+    """Local rank 0 of a host: samples the GPUs of the ranks that have posted a Hello, and accepts those it can see.
 
-    They are sampled into records/memory-samples-host-N.jsonl, N being this rank; what the ranks post is written to
-    memory-host-N.jsonl. With `interval_s` 0 there is no thread, and all are looked at when a step of this rank ends.
+    Samples go to records/memory-samples-host-N.jsonl, where N is this rank; the figures that the ranks post go to
+    memory-host-N.jsonl. With `interval_s` 0 there is no thread, and all GPUs are read when a step of this rank ends.
     """
 
     def __init__(
@@ -169,7 +173,7 @@ class HostMonitor(RankMonitor):
             self.sampler.start()
 
     def begin_phase(self, name: str) -> None:
-        # All ranks of a run begin it together.
+        # All ranks of a run begin a phase together.
         for one in self._watched:
             one.series.phase = name
 
@@ -207,7 +211,7 @@ class HostMonitor(RankMonitor):
                 yield _Watched(slot, hello, Series(source, samples, spacing=SPACING, start_id=self.start_id))
 
     def _source(self, hello: Hello, *, is_own: bool) -> Source | None:
-        """None where the rank had better look for itself. A host without NVML has none for any of its ranks."""
+        """None if the rank should monitor itself. On a host without NVML no rank is given a source."""
         log = self._logs[hello.rank]
         try:
             process = OtherProcess(hello.pid, hello.started_ticks)
@@ -235,7 +239,7 @@ class HostMonitor(RankMonitor):
 
 @dataclass
 class _Watched:
-    """One rank, and what was last posted and last written of it."""
+    """One rank with its last posted and its last written record."""
 
     slot: int
     hello: Hello
@@ -255,7 +259,7 @@ class _Watched:
 
 
 class _RanksOfHost:
-    """All that is looked at on a host, and its two files."""
+    """Everything that is sampled on a host, and the host's two files."""
 
     def __init__(
         self, mailbox: Mailbox, watched: list[_Watched], records: RecordWriter, samples: RecordWriter | None
@@ -272,10 +276,10 @@ class _RanksOfHost:
             self.collect()
 
     def collect(self) -> None:
-        """Reads the mailbox, and writes what there is to be said."""
+        """Reads the mailbox, and writes the records that are due."""
         for one in self._watched:
             message = self._mailbox.read(one.slot)
-            # A rank's first message is no record.
+            # The first message of a rank is its Hello, not a record.
             if message is None or "step" not in message:
                 continue
             source = one.series.source
@@ -288,7 +292,7 @@ class _RanksOfHost:
                 self._write(one)
 
     def close(self) -> None:
-        """Reads the mailbox once more and writes what was held back. May be called again."""
+        """Reads the mailbox once more and writes what was held back. May be called more than once."""
         if self._records is None:
             return
         self.collect()
@@ -309,13 +313,13 @@ class _RanksOfHost:
 
 
 def _moment_s(record: MemoryRecord) -> float:
-    """By this host's monotonic clock, which all its ranks share."""
+    """The record's time on the host's monotonic clock, which is the same clock for all ranks of the host."""
     assert record.monotonic_s is not None, "a rank that reads its memory says when"
     return record.monotonic_s
 
 
 def _peaks(record: MemoryRecord) -> tuple[object, ...]:
-    """What only rises."""
+    """The figures that can only rise."""
     return (
         record.allocated_peak_bytes,
         record.reserved_peak_bytes,
@@ -325,7 +329,7 @@ def _peaks(record: MemoryRecord) -> tuple[object, ...]:
 
 
 def _try(make: Callable[[], Mailbox]) -> Mailbox | None:
-    """Without a mailbox each rank watches itself."""
+    """The mailbox, or None: without one each rank monitors itself."""
     try:
         return make()
     except OSError:

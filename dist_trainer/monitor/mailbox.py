@@ -1,6 +1,6 @@
-"""What the ranks of one host tell each other: a small file in memory with a slot for each, mapped by all of them.
+"""Shared memory between the ranks of one host: a small file in memory with one slot per rank, mapped by all of them.
 
-A slot has one writer. It is read without a lock: a checksum tells a whole message from one that is being written.
+Only its own rank writes a slot. Readers take no lock: a checksum tells a complete message from a half-written one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _ACCEPTED = struct.Struct("<I")
 
 
 class Mailbox:
-    """One slot a rank, by local rank; besides, for each the rank that the maker has accepted in it."""
+    """One slot per rank, by local rank. A slot also holds the rank that the mailbox's maker has accepted in it."""
 
     def __init__(self, descriptor: int, num_slots: int) -> None:
         self._num_slots = num_slots
@@ -29,10 +29,10 @@ class Mailbox:
 
     @classmethod
     def make(cls, path: Path, num_slots: int) -> Mailbox:
-        """Raises OSError where there is no such memory, or no room in it."""
+        """Creates the file and reserves its memory. Raises OSError where the folder is missing or there is no room."""
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
-            # Writing to a mapped page for which there is no room would kill the process.
+            # Without reserved blocks, writing to a mapped page would end the process by SIGBUS when memory runs out.
             os.posix_fallocate(descriptor, 0, _size(num_slots))
             return cls(descriptor, num_slots)
         except OSError:
@@ -43,7 +43,7 @@ class Mailbox:
 
     @classmethod
     def open(cls, path: Path, num_slots: int) -> Mailbox:
-        """Raises OSError where nobody made it, for another number of slots, and for what is another user's."""
+        """Raises OSError if the file does not exist, has another number of slots, or belongs to another user."""
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             if os.fstat(descriptor).st_uid != os.geteuid():
@@ -55,7 +55,7 @@ class Mailbox:
             os.close(descriptor)
 
     def post(self, slot: int, message: Mapping[str, Any]) -> None:
-        """Puts the message in place of the one before."""
+        """Replaces the slot's message."""
         text = json.dumps(message, separators=(",", ":")).encode()
         if len(text) > SLOT_BYTES - _HEADER.size:
             raise ValueError(f"a message of {len(text)} bytes is longer than a slot")
@@ -63,7 +63,7 @@ class Mailbox:
         self._memory[start : start + _HEADER.size + len(text)] = _HEADER.pack(len(text), zlib.crc32(text)) + text
 
     def read(self, slot: int) -> dict[str, Any] | None:
-        """The last message; None where there is none, or it is being written."""
+        """The slot's last message; None if there is none yet or one is just being written."""
         start = self._start(slot)
         length, checksum = _HEADER.unpack_from(self._memory, start)
         text = self._memory[start + _HEADER.size : start + _HEADER.size + min(length, SLOT_BYTES - _HEADER.size)]

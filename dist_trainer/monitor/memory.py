@@ -1,4 +1,4 @@
-"""How many bytes this rank holds: torch's allocator, the whole device by NVML, and the process's resident set."""
+"""How many bytes this rank holds: in torch's allocator, on the whole device (NVML), and in its resident set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dist_trainer.records import MemoryRecord
 
 
 def rank_device(cuda_index: int | None) -> DeviceIdentity | None:
-    """The rank's GPU as NVML can find it. None on a CPU, whatever GPUs the host has: their memory is not the rank's."""
+    """The rank's GPU as NVML can find it. None on a CPU, even if the host has GPUs: their memory is not this rank's."""
     if cuda_index is None:
         return None
     properties = torch.cuda.get_device_properties(cuda_index)
@@ -28,14 +28,14 @@ def rank_device(cuda_index: int | None) -> DeviceIdentity | None:
 
 @dataclass(frozen=True)
 class MemoryProbe:
-    """Reads one rank's memory when a step has ended. `device` is None where there is no GPU."""
+    """Reads one rank's memory at the end of a step. `device` is None where there is no GPU."""
 
     rank: int
     device: torch.device | None
     monitor: RankMonitor
 
     def read(self, step: int) -> MemoryRecord:
-        """The peaks since the start; a figure that cannot be had is None. The device's is the monitor's peak so far."""
+        """The peaks since the start; a figure that is not available is None. The device's peak is the monitor's."""
         allocated = reserved = None
         if self.device is not None:
             allocated = torch.cuda.max_memory_allocated(self.device)

@@ -1,4 +1,4 @@
-"""The processes whose bytes count: this one, or a command and all that it started."""
+"""The processes whose memory is counted: this one, or a command and everything that it started."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 
 from dist_trainer.cluster.process_start import started_ticks
 
-# At most this part of the time goes into walking the process table, which takes long where there are many processes.
+# The walk through the process table is slow on hosts with many processes: it may take this fraction of the time.
 _WALK_FRACTION = 0.05
 
 
@@ -19,11 +19,11 @@ class Processes(Protocol):
     def pids(self) -> Collection[int]: ...
 
     def rss_bytes(self) -> int | None:
-        """Their resident sets added up; pages that they share count in each. None when all have ended."""
+        """Sum of their resident sets; pages shared between them count once for each. None when all have ended."""
 
 
 class OwnProcess:
-    """The process that asks."""
+    """This process."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -32,7 +32,7 @@ class OwnProcess:
         return (os.getpid(),)
 
     def rss_bytes(self) -> int | None:
-        # Another one after a fork; made anew each time it would cost more than the reading.
+        # After a fork the cached object is that of the parent. Making a new one each time costs more than the reading.
         if self._process.pid != os.getpid():
             self._process = psutil.Process()
         return self._process.memory_info().rss
@@ -42,8 +42,8 @@ class OtherProcess:
     """Another process of this host."""
 
     def __init__(self, pid: int, started: int) -> None:
-        """`started`, in clock ticks since the boot, tells it from a process of the same id elsewhere, or later. Raises
-        psutil.NoSuchProcess.
+        """`started`: the process's start in clock ticks since boot, which tells it from another process with the same
+        id, in another PID namespace or later. Raises psutil.NoSuchProcess.
         """
         self._process = psutil.Process(pid)
         if started_ticks(pid) != started:
@@ -60,7 +60,9 @@ class OtherProcess:
 
 
 class ProcessTree:
-    """A process and its descendants. One seen once counts until it ends, also when its parent has ended before."""
+    """A process and its descendants. A descendant that was seen once counts until it ends, even if its parent has
+    ended.
+    """
 
     def __init__(self) -> None:
         self._known: dict[int, psutil.Process] = {}
@@ -68,7 +70,7 @@ class ProcessTree:
         self.num_seen = 0
 
     def follow(self, root_pid: int) -> None:
-        """From now on this process and what it starts belong to the tree."""
+        """Follows this process and its descendants from now on."""
         try:
             self._known[root_pid] = psutil.Process(root_pid)
         except psutil.NoSuchProcess:
@@ -89,7 +91,7 @@ class ProcessTree:
                 rss_bytes = 0
             except psutil.AccessDenied:
                 continue
-            # One that has ended and is not yet waited for holds nothing.
+            # A zombie: it has ended, and its parent has not waited for it yet.
             if rss_bytes == 0:
                 del self._known[pid]
             total += rss_bytes

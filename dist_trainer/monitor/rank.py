@@ -1,4 +1,4 @@
-"""What a rank records of its own memory while it runs."""
+"""The monitor of one rank's memory while the rank runs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Self = TypeVar("Self", bound="RankMonitor")
 
 
 class RankMonitor(ABC):
-    """What watches one rank's memory, from before the model is built to the end: start() and stop(), or `with`.
+    """Watches one rank's memory from before the model is built to the end: start() and stop(), or `with`.
 
-    `device` is the UUID of the GPU or MIG instance, or "cpu"; `peak_used_bytes` the most bytes in use on it in any look
-    so far, None where this process does not look at it. `start_id` is the records', see DeviceSample.
+    `device`: UUID of the GPU or MIG instance, or "cpu". `peak_used_bytes`: the most bytes in use on that device in any
+    sample so far; None if another process samples it. Records bear `start_id`, see DeviceSample.
     """
 
     start_id = 0
@@ -37,21 +37,21 @@ class RankMonitor(ABC):
     def peak_used_bytes(self) -> int | None: ...
 
     def start(self) -> None:  # noqa: B027
-        """Begins to look; where another process does, there is nothing to begin."""
+        """Starts sampling; does nothing if another process samples this rank's device."""
 
     def begin_phase(self, name: str) -> None:  # noqa: B027
-        """Samples are of this phase from now on; where another process looks, it knows."""
+        """Samples bear this phase from now on; does nothing if another process samples this rank's device."""
 
     @abstractmethod
     def at_step_edge(self) -> None:
-        """To be called when a step has ended: by then a rank on a GPU has memory on it."""
+        """To be called when a step has ended. At that time a rank with a GPU surely holds memory on it."""
 
     @abstractmethod
     def write(self, record: MemoryRecord) -> None:
-        """Records what the rank itself has read at a step's end. Raises OSError when that cannot be written."""
+        """Writes the figures that the rank itself read at a step's end. Raises OSError if that fails."""
 
     def stop(self) -> None:  # noqa: B027
-        """Ends the thread and this use of NVML, where there are any. May be called again."""
+        """Ends the sampling thread and this use of NVML, if any. May be called more than once."""
 
     def __enter__(self: Self) -> Self:
         self.start()
@@ -64,10 +64,10 @@ class RankMonitor(ABC):
 
 
 class RankSampler(RankMonitor):
-    """Samples the GPU of one rank into records/memory-samples-rank-N.jsonl; without a GPU the process's resident set.
+    """Samples the rank's GPU, or without a GPU its resident set, into records/memory-samples-rank-N.jsonl.
 
-    `identity` is the rank's GPU, None on a CPU: then NVML is not even loaded. With `interval_s` 0 there is neither
-    thread nor samples, and the GPU is looked at when a step ends. NVML that cannot be had is one event, and no failure.
+    `identity` is the rank's GPU; None on a CPU, where NVML is not even loaded. With `interval_s` 0 there is no thread
+    and no file of samples, and the GPU is read only when a step ends. If NVML is not available, one event says so.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class RankSampler(RankMonitor):
             self.sampler.look(is_full=False)
 
     def write(self, record: MemoryRecord) -> None:
-        """Into records/memory-rank-N.jsonl."""
+        """Appends to records/memory-rank-N.jsonl."""
         if self._records is None:
             self._records = RecordWriter(self._records_path)
         self._records.write(record)

@@ -1,4 +1,4 @@
-"""The thread that looks at regular times. It shares no lock with anybody and never keeps a program from ending."""
+"""The thread that samples at regular times. It shares no lock with the program and never delays the program's end."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dist_trainer.records import SAMPLER_FAILED
 
 THREAD_NAME = "dist_trainer-monitor"
 FULL_EVERY_S = 1.0
-# A driver that does not answer must not keep a run from ending.
+# A driver that hangs must not keep a run from ending.
 STOP_LIMIT_S = 2.0
 
 
 class Looked(Protocol):
-    """What is looked at again and again. Both raise OSError when a file cannot be written."""
+    """Anything that is sampled repeatedly. Both methods raise OSError when a file cannot be written."""
 
     def look(self, *, is_full: bool) -> None: ...
 
@@ -27,9 +27,9 @@ class Looked(Protocol):
 
 
 class Sampler:
-    """Looks at each series every `interval_s`, and at all their fields every second.
+    """Samples memory of each series every `interval_s`, and all of its fields every second.
 
-    `cpu_s`: CPU time of the thread up to its last look.
+    `cpu_s`: CPU time that the thread had used at its last look.
     """
 
     def __init__(self, series: Sequence[Looked], interval_s: float, say: Say) -> None:
@@ -38,7 +38,7 @@ class Sampler:
         self._interval_s = interval_s
         self._say = say
         self._thread: threading.Thread | None = None
-        # Held until the thread is to stop: waiting for a lock costs less than for an Event, which makes one each time.
+        # A lock held until the thread is to stop. Event.wait would do, but makes a new lock for each wait.
         self._running = threading.Lock()
         self._pid = 0
 
@@ -50,12 +50,12 @@ class Sampler:
         self._thread.start()
 
     def go_on_after_fork(self) -> None:
-        """In a forked process, which has no threads of its parent's, starts the thread; elsewhere nothing."""
+        """Restarts the thread in a forked child, which inherits no threads; does nothing in any other process."""
         if self._pid and self._pid != os.getpid():
             self.start()
 
     def stop(self) -> None:
-        """Takes a last look, writes what was held back, and ends the thread; gives up on a driver that hangs."""
+        """Takes a last sample, writes what was held back, and ends the thread; gives up on a driver that hangs."""
         thread, self._thread = self._thread, None
         if thread is None or self._pid != os.getpid():
             return
@@ -63,7 +63,7 @@ class Sampler:
         thread.join(STOP_LIMIT_S)
 
     def look(self, *, is_full: bool) -> None:
-        """One look at each series. Raises OSError when a file cannot be written."""
+        """Takes one sample of each series. Raises OSError when a file cannot be written."""
         for series in self.series:
             series.look(is_full=is_full)
 

@@ -1,4 +1,4 @@
-"""The samples of one source over time: the peaks so far, and a file of those worth keeping."""
+"""The samples of one source over time: its peaks so far, and a file with the samples worth keeping."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from dist_trainer.records import DeviceSample, RecordWriter
 
 
 class Series:
-    """Looks, keeps the peaks, and writes what is worth a line; nothing is written where `file` is None.
+    """Reads a source again and again, keeps its peaks, and writes the samples that the downsampler keeps.
 
-    `file` is a path, or a writer that others write with too, which is left open. `spacing` is the downsampler's.
-    `start_id` is the samples', and so is `phase`, which may be changed at any time.
+    `file` is a path, a writer shared with others (which `close` leaves open), or None to write nothing. `spacing` is
+    passed to the downsampler. Samples bear `start_id` and the current `phase`; `phase` may be changed at any time.
 
-    The peaks are plain numbers that another thread may read at any time; None until there was something to see.
+    The peaks are plain integers, safe to read from another thread at any time; None until there was a sample.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Series:
         self._writer = RecordWriter(file) if isinstance(file, Path) else file
 
     def look(self, *, is_full: bool) -> None:
-        """Raises OSError when the file cannot be written."""
+        """Takes one sample; with `is_full` of all fields, else of memory alone. Raises OSError as the writer does."""
         sample = self.source.look(is_full=is_full)
         self.num_looks += 1
         if sample is None:
@@ -52,7 +52,9 @@ class Series:
         self._write(self._downsampler.offer(sample, is_full=is_full))
 
     def close(self) -> None:
-        """Writes what was held back, and the last look as the last. Raises OSError as `look` does."""
+        """Writes what the downsampler still holds back and marks the final sample as the last. Raises OSError as
+        `look`.
+        """
         self.source.close()
         if self._writer is not None:
             rest = [sample for sample in self._downsampler.flush() if sample is not self._newest]

@@ -1,4 +1,4 @@
-"""One look at a GPU, or at the host's memory where there is none."""
+"""Reads one sample of a GPU, or of the host's memory where there is no GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dist_trainer.records import DeviceSample
 
 CPU = "cpu"
 
-# Of NVML's bit mask nvmlClocksEventReasons (nvmlClocksThrottleReasons in drivers before 535).
+# The bits of NVML's nvmlClocksEventReasons (called nvmlClocksThrottleReasons in drivers before 535).
 _THROTTLE_REASONS = {
     0x001: "gpu_idle",
     0x002: "applications_clocks_setting",
@@ -46,18 +46,18 @@ _EVERYTHING_OF_NVML = (
 
 
 class Source(Protocol):
-    """Something to look at again and again. `device`: the UUID of a GPU or a MIG instance, or "cpu"."""
+    """Something that can be sampled repeatedly. `device`: the UUID of a GPU or a MIG instance, or "cpu"."""
 
     device: str
 
     def look(self, *, is_full: bool) -> DeviceSample | None:
-        """Memory, and with `is_full` all other fields as well; None when there is nothing to be seen this time."""
+        """Reads memory, and with `is_full` all other fields as well; None when there was nothing to read this time."""
 
     def close(self) -> None: ...
 
 
 class HostSource:
-    """The resident set of the processes alone."""
+    """Only the resident set of the processes."""
 
     def __init__(self, processes: Processes, device: str = CPU, *, rank: int | None = None) -> None:
         self.device = device
@@ -79,16 +79,16 @@ class HostSource:
 
 
 class GpuSource:
-    """A GPU or a MIG instance. Its bytes and the processes' on it; what fails is said once and is None from then on.
+    """A GPU or a MIG instance: the bytes in use on it, and how many of them the processes hold.
 
-    Processes are asked for when the device's bytes have changed, and in each full look: the list is the slowest of
-    NVML's answers, and cannot have changed by much where the total has not.
+    A field that NVML cannot read is reported once and is None from then on. The list of processes is the slowest of
+    NVML's answers, so it is read only in full looks and when the device's bytes have changed.
     """
 
     def __init__(
         self, nvml: Nvml, identity: DeviceIdentity, processes: Processes, say: Say, *, rank: int | None = None
     ) -> None:
-        """`rank` is whose GPU it is. Raises NvmlError when NVML cannot find the device."""
+        """`rank` is the rank that uses this GPU. Raises NvmlError when NVML cannot find the device."""
         found = find_device(nvml, identity)
         self.device = found.uuid
         self.name = found.name
@@ -150,10 +150,11 @@ class GpuSource:
         )
 
     def _memory(self) -> Any:
-        """Version 2 leaves out what the driver reserves, as nvidia-smi does. The version that first answers stays:
-        figures of both in one series could not be compared.
+        """Prefers version 2 of nvmlDeviceGetMemoryInfo, which, like nvidia-smi, does not count what the driver
+        reserves. The version that answers first is used from then on, because figures of the two cannot be compared in
+        a series.
 
-        WSL answers version 2 with an unknown error.
+        On WSL version 2 fails with an unknown error.
         """
         import pynvml
 
@@ -182,7 +183,7 @@ class GpuSource:
         if lists == [None, None]:
             return None
         for process in (process for known in lists if known is not None for process in known):
-            # A process that computes and draws is in both lists, with all its bytes in each.
+            # A process that both computes and draws is in both lists, each time with all its bytes.
             key = (process.pid, process.gpuInstanceId, process.computeInstanceId)
             listed[key] = process.usedGpuMemory
         pids = self._processes.pids()
@@ -200,9 +201,9 @@ class GpuSource:
         return sum(known)
 
     def _look_for_reasons(self, listed: Collection[int]) -> None:
-        """A container has process ids of its own, and the driver says the host's, or none."""
+        """In a container with its own PID namespace the driver lists the host's process ids, or none at all."""
         foreign = frozenset(pid for pid in listed if not psutil.pid_exists(pid))
-        # One that has just ended is in the list as well, but not in the next one.
+        # A process that has just ended may still be listed once: an id counts as foreign when two lists have it.
         is_foreign = bool(foreign & self._foreign)
         self._foreign = foreign
         if self._has_seen_own or not (self.expects_own_process or is_foreign):
@@ -235,7 +236,7 @@ class GpuSource:
         return None if mask is None else throttle_reasons(mask)
 
     def _xid_errors(self) -> tuple[int, ...] | None:
-        """None where there was none."""
+        """Xid codes since the last look; None where there were none."""
         if self._xids is None:
             self._xids = XidWatch(self._nvml, self._handle)
         codes = self._xids.poll()
@@ -245,7 +246,7 @@ class GpuSource:
         return codes or None
 
     def _field(self, call: str, *arguments: Any, unknown: str) -> Any:
-        """The answer; None where there is none. What the device lacks, or may not be read, is asked for once."""
+        """NVML's answer, or None. A field that the device lacks or that we may not read is not asked for again."""
         key = f"{call}{arguments}"
         if key in self._absent:
             return None
@@ -260,12 +261,12 @@ class GpuSource:
         return None
 
     def _complain(self, diagnostic: Diagnostic, unknown: tuple[str, ...]) -> None:
-        # That NVML was initialised again has been said, and costs one look.
+        # Initialising NVML again was reported where it happened, and only this one look is lost.
         if diagnostic.kind != diagnostics.INITIALISED_AGAIN:
             self._say(diagnostic.about(self.device, unknown))
 
     def _settle_handle(self) -> None:
-        """Handles and event sets belong to the initialisation that they were made in."""
+        """NVML's handles and event sets are valid only until NVML is initialised again: renews them if it was."""
         if self._generation == self._nvml.generation:
             return
         self._handle = find_device(self._nvml, DeviceIdentity(self.device)).handle
@@ -274,7 +275,7 @@ class GpuSource:
 
     def _lose(self, diagnostic: Diagnostic) -> None:
         self._is_lost = True
-        # The driver may still say why.
+        # The driver may still report the Xid that explains the loss.
         if diagnostic.kind == diagnostics.GPU_LOST and self._xids is not None:
             try:
                 self._xid_errors()
@@ -288,6 +289,6 @@ class GpuSource:
 
 
 def throttle_reasons(mask: int) -> tuple[str, ...]:
-    """The names of the bits; of one without a name, its number."""
+    """The names of the bits that are set; the number of a bit that has no name here."""
     bits = [1 << place for place in range(mask.bit_length()) if mask >> place & 1]
     return tuple(_THROTTLE_REASONS.get(bit, hex(bit)) for bit in bits)

@@ -1,4 +1,6 @@
-"""Runs one command as if it had been started directly: its own stdin and stdout, its signals, its exit status."""
+"""Runs one command as if it had been started directly: it keeps our stdin and stdout, gets our signals, and its exit
+status becomes ours.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +13,22 @@ from contextlib import suppress
 from dist_trainer.errors import UserError
 
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-# The kernel itself sent it: a key on the terminal, which reaches the whole foreground group.
+# `si_code` of signals from the kernel: a key typed at the terminal, which reaches the whole foreground process group.
 _SI_KERNEL = 0x80
 _LONG_S = 3600.0
 
 
 def run_transparently(argv: Sequence[str], environ: Mapping[str, str], started: Callable[[int], None]) -> int:
-    """Runs the command to its end; returns its exit status, 128 + N when signal N ended it. For the main thread only.
+    """Runs the command to its end; returns its exit status, or 128 + N when signal N ended it. Main thread only.
 
-    `started` is called with its process id. At a terminal the command shares this process's group, so that Ctrl-C,
-    Ctrl-Z and reading work as always; elsewhere it has one of its own, and a signal to this process is passed on to
-    the whole of it, once. What the command leaves running is left running.
+    `started` is called with the command's process id. At a terminal the command shares this process's group, so that
+    Ctrl-C, Ctrl-Z and reading from the terminal work as usual. Elsewhere it gets a process group of its own, and each
+    signal to this process is passed on once to that whole group. Processes that the command leaves behind go on.
 
     Raises UserError when the command cannot be started.
     """
     passed_on = {number for number in _PASSED_ON if signal.getsignal(number) is not signal.SIG_IGN}
-    # Blocked and waited for instead of handled, so that nothing here is interrupted half-way.
+    # Signals are blocked and waited for instead of handled, so that none interrupts this function half-way.
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on | {signal.SIGCHLD})
     try:
         has_own_group = not _is_in_foreground()
@@ -50,7 +52,7 @@ def run_transparently(argv: Sequence[str], environ: Mapping[str, str], started: 
                     os.killpg(command.pid, received.si_signo)
                 elif received.si_code != _SI_KERNEL:
                     os.kill(command.pid, received.si_signo)
-        # What came when the command had ended already has had its effect.
+        # What is still pending came with the command's end (Ctrl-C) and must not end this process once it is unblocked.
         while signal.sigtimedwait(passed_on, 0) is not None:
             pass
     finally:
@@ -59,7 +61,7 @@ def run_transparently(argv: Sequence[str], environ: Mapping[str, str], started: 
 
 
 def _is_in_foreground() -> bool:
-    """Whether this process has a terminal whose keys send signals to its group."""
+    """Whether this process is in the foreground group of a terminal, to which the terminal's keys send signals."""
     try:
         terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
     except OSError:

@@ -1,4 +1,4 @@
-"""What is recorded of any program while it runs: every GPU that it can see, and its tree of processes."""
+"""What `monitor` records of any program while it runs: every GPU that the program can see, and its process tree."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ HOST = "host"
 
 
 class Watch:
-    """Samples gpu-N for each visible GPU (N as the program counts them), or the host's memory alone without any.
+    """Samples each visible GPU into a series gpu-N (N as the program numbers them), or, without any, the host's memory.
 
-    `sampler` is not started; `tree` follows nothing yet. NVML that cannot be had is one event, and none on a host that
-    has no NVIDIA GPU.
+    `sampler` is not started yet, and `tree` follows no process yet. If NVML is not available, one event says so, except
+    on a host without an NVIDIA GPU.
     """
 
     def __init__(self, records_dir: Path, environ: Mapping[str, str], interval_s: float) -> None:

@@ -1,4 +1,4 @@
-"""Which GPUs there are, and which of them is meant: by UUID or PCI bus id, never by an index of CUDA's."""
+"""The GPUs of this host, found by UUID or PCI bus id, never by a CUDA index."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_trainer.monitor.gpu.nvml import AbsentError, FailedError, LostError, N
 
 @dataclass(frozen=True)
 class DeviceIdentity:
-    """What is known of a GPU or a MIG instance without NVML. `uuid` may lack its prefix, as torch says it."""
+    """What is known of a GPU or a MIG instance without NVML. `uuid` may lack its prefix: torch reports it without."""
 
     uuid: str | None
     pci_bus_id: str | None = None
@@ -28,7 +28,7 @@ class MigInstance:
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU of this host. `index` is NVML's, which is the order of PCI bus ids. `instances`: where MIG is on."""
+    """One GPU of this host. `index` is NVML's, in the order of PCI bus ids. `instances`: its MIG instances, if any."""
 
     index: int
     uuid: str
@@ -39,7 +39,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class FoundDevice:
-    """A device that NVML can be asked about, by `handle`, until NVML is initialised again."""
+    """A device with its NVML handle, which is valid until NVML is initialised again."""
 
     handle: Any
     uuid: str
@@ -48,7 +48,7 @@ class FoundDevice:
 
 
 def list_gpus(nvml: Nvml, say: Say) -> list[Gpu]:
-    """All GPUs of this host that answer; of one that does not, why not. Raises NvmlError when there is no list."""
+    """All GPUs of this host that answer; the others are reported. Raises NvmlError when NVML cannot list devices."""
     gpus = []
     for index in range(nvml.ask("nvmlDeviceGetCount")):
         try:
@@ -71,9 +71,9 @@ def list_gpus(nvml: Nvml, say: Say) -> list[Gpu]:
 
 
 def find_device(nvml: Nvml, identity: DeviceIdentity) -> FoundDevice:
-    """The device by its UUID, else by its PCI bus id. Raises NvmlError when NVML has none such.
+    """Finds the device by its UUID, else by its PCI bus id. Raises NvmlError if NVML has no such device.
 
-    A GPU that MIG has divided is no answer: its memory is not that of the instance that a process runs on.
+    A GPU divided by MIG is not returned: its memory is not that of the instance that the process runs on.
     """
     handle = None
     for uuid in _spellings(identity.uuid):

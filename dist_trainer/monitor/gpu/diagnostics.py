@@ -1,4 +1,4 @@
-"""What keeps a figure from being known: said once for each kind and device, as an event; never a reason to stop."""
+"""Why a figure is not known: reported as an event, once for each kind and device, and never a reason to stop."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ MIG = "mig"
 DEVICES_UNKNOWN = "visible devices unknown"
 XID = "xid"
 
-# What is not known of a device that cannot be read at all.
+# The fields that are unknown when a device cannot be read at all.
 MEMORY_FIELDS = ("used_bytes", "process_bytes")
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One thing that went wrong. `unknown`: the fields of DeviceSample that cannot be had because of it."""
+    """One thing that went wrong. `unknown`: the fields of DeviceSample that are None because of it."""
 
     kind: str
     message: str
@@ -40,7 +40,7 @@ class Diagnostic:
     code: int | None = None
 
     def about(self, device: str | None, unknown: tuple[str, ...], *, message: str | None = None) -> Diagnostic:
-        """The same of this device, with what cannot be had of it."""
+        """The same diagnostic for this device and these unknown fields."""
         return replace(self, device=device, unknown=unknown, message=message or self.message)
 
 
@@ -48,10 +48,9 @@ Say = Callable[[Diagnostic], None]
 
 
 class DiagnosticLog:
-    """Appends each diagnostic to events.jsonl as an event of kind "monitor", once for a kind, a device and an Xid code.
+    """Appends each diagnostic to events.jsonl as an event of kind "monitor", once for each kind, device and Xid code.
 
-    `rank` is the one that the events bear; `source` names the file of samples that they are about, `start_id` is
-    theirs.
+    The events bear `rank` and `start_id`, and name `source`, the series of samples that they are about.
     """
 
     def __init__(self, records_dir: Path, *, rank: int, source: str, start_id: int = 0) -> None:
@@ -77,7 +76,7 @@ class DiagnosticLog:
             "monotonic_s": time.monotonic(),
             "start_id": self._start_id,
         }
-        # A disk that is full stops neither the training nor the samples that can still be read from memory.
+        # A full disk must stop neither the training nor the sampling, which keeps its peaks in memory.
         with suppress(OSError):
             writer = RecordWriter(self._path)
             writer.write(Event(MONITOR_EVENT, diagnostic.message, self._rank, time.time(), facts))

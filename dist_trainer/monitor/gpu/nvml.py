@@ -1,4 +1,4 @@
-"""NVML in this process: initialised once, asked through one door, and its errors sorted by what follows from them."""
+"""NVML in this process: initialised once, called through one method, its errors sorted by what the caller can do."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ _RESET_REQUIRED = 16
 _LIB_RM_VERSION_MISMATCH = 18
 UNKNOWN = 999
 TIMEOUT = 10
-# NOT_SUPPORTED, NOT_FOUND, FUNCTION_NOT_FOUND, NO_DATA, ARGUMENT_VERSION_MISMATCH, DEPRECATED, INVALID_ARGUMENT: this
-# device or this driver does not have it.
+# NOT_SUPPORTED, NOT_FOUND, FUNCTION_NOT_FOUND, NO_DATA, ARGUMENT_VERSION_MISMATCH, DEPRECATED, INVALID_ARGUMENT: the
+# device or the driver does not have what was asked for.
 _ABSENT = {3, _NOT_FOUND, 13, 21, 25, 26, _INVALID_ARGUMENT}
 
 
 class NvmlError(Exception):
-    """A call that gave nothing. `diagnostic.code` is NVML's own number, None where it was not NVML that failed."""
+    """A call that failed. `diagnostic.code` is NVML's return code, None if the failure was not NVML's."""
 
     def __init__(self, diagnostic: Diagnostic) -> None:
         super().__init__(diagnostic.message)
@@ -33,32 +33,32 @@ class NvmlError(Exception):
 
 
 class AbsentError(NvmlError):
-    """The device or the driver does not have this: no use asking again, and nothing to be said."""
+    """The device or the driver does not have this: asking again is no use, and nothing is reported."""
 
 
 class FailedError(NvmlError):
-    """This call failed; others may not."""
+    """This call failed; other calls may succeed."""
 
 
 class LostError(NvmlError):
-    """Nothing more can be had from this device."""
+    """Nothing more can be read from this device."""
 
 
 class Nvml:
-    """NVML, initialised for this process and, once, again: after a fork, or where others have shut it down.
+    """NVML for this process. Initialised again, once, after a fork or if other code has shut it down.
 
-    `generation` counts initialisations: handles belong to the one that they were made in.
+    `generation` counts initialisations: a handle is valid only in the generation in which it was made.
     """
 
     def __init__(self, say: Say) -> None:
-        """Raises LostError when there is no library, no driver, or no permission."""
+        """Raises LostError if the library or the driver is missing, or access is not permitted."""
         self._say = say
         self.generation = 0
         self._pid = 0
         self._initialise()
 
     def ask(self, call: str, *arguments: Any, **named: Any) -> Any:
-        """The answer of pynvml's function of that name. Raises AbsentError, FailedError or LostError."""
+        """Calls the pynvml function of this name. Raises AbsentError, FailedError or LostError."""
         if os.getpid() != self._pid:
             self._initialise_again("this process was forked from the one that had initialised NVML", call)
         import pynvml
@@ -77,7 +77,9 @@ class Nvml:
         raise failure
 
     def close(self) -> None:
-        """Ends this use of NVML; others in the process keep theirs. A fork's child leaves the parent's alone."""
+        """Shuts down this use of NVML; other users in the process keep theirs. A forked child leaves the parent's
+        alone.
+        """
         import pynvml
 
         if os.getpid() != self._pid:
@@ -89,7 +91,7 @@ class Nvml:
             return
 
     def _initialise_again(self, reason: str, call: str) -> NoReturn:
-        """Raises FailedError where that went well: the handle that was asked about belongs to the time before."""
+        """Raises FailedError even after success: the handle of the failed call belongs to the previous generation."""
         self._initialise()
         message = f"{reason}; it was initialised again, and sampling goes on"
         diagnostic = Diagnostic(diagnostics.INITIALISED_AGAIN, message, call=call, code=_UNINITIALIZED)
@@ -109,7 +111,7 @@ class Nvml:
 
 
 def sorted_error(code: int, text: str, call: str) -> NvmlError:
-    """What an error code of NVML means for the one who asked."""
+    """The exception for an NVML return code."""
     said = f"{call}: {text} (NVML error {code})"
 
     def diagnostic(kind: str, explanation: str) -> Diagnostic:

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs that the kernel shows on the PCI bus, with or without a driver for them."""
+"""The NVIDIA GPUs that the kernel lists on the PCI bus, with or without a driver for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _DISPLAY_CLASS = "0x03"
 
 
 def nvidia_gpus(pci_devices: Path = PCI_DEVICES) -> tuple[str, ...]:
-    """Their addresses, '0000:3b:00.0', ascending."""
+    """Their PCI addresses, such as '0000:3b:00.0', in ascending order."""
     found = []
     for device in pci_devices.glob("*"):
         try:

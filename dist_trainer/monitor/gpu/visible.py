@@ -1,4 +1,4 @@
-"""Which GPUs a program sees: CUDA's rules for CUDA_VISIBLE_DEVICES, over NVML's list and without CUDA."""
+"""Which GPUs a program sees: CUDA's rules for CUDA_VISIBLE_DEVICES, applied to NVML's list without loading CUDA."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class VisibleDevice:
 
 @dataclass(frozen=True)
 class VisibleDevices:
-    """`devices` in CUDA's order where `problem` is None; else all that may be meant, and why that is not certain."""
+    """`devices` in CUDA's order if `problem` is None; else every device that may be meant, and `problem` says why."""
 
     devices: tuple[VisibleDevice, ...]
     problem: str | None = None
@@ -28,9 +28,10 @@ class VisibleDevices:
 def visible_devices(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> VisibleDevices:
     """The devices that CUDA shows to a program with this environment.
 
-    Entries are numbers, UUIDs, beginnings of UUIDs, or MIG instances (`MIG-UUID`, or `MIG-GPU-UUID/GI/CI` of older
-    drivers). The list ends at the first entry that names nothing, and one said twice makes it empty. CUDA numbers GPUs
-    by CUDA_DEVICE_ORDER: FASTEST_FIRST, its default, is known to CUDA alone wherever the GPUs differ.
+    An entry of CUDA_VISIBLE_DEVICES is a number, a UUID or its beginning, or a MIG instance (`MIG-UUID`, or
+    `MIG-GPU-UUID/GI/CI` with older drivers). The list ends at the first entry that names no device; if a device is
+    named twice, it is empty. Numbers follow CUDA_DEVICE_ORDER: its default, FASTEST_FIRST, is an order that only CUDA
+    itself knows, so it is uncertain unless all GPUs are alike.
     """
     text = environ.get("CUDA_VISIBLE_DEVICES")
     order_is_known = environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) <= 1
@@ -59,7 +60,7 @@ def visible_devices(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> VisibleD
 
 
 def _entries(text: str) -> list[str]:
-    """The entries up to the first that can name nothing, or is of another kind than the first one."""
+    """The entries before the first one that cannot name a device or is of another kind than the first entry."""
     entries: list[str] = []
     for entry in (part.strip() for part in text.split(",")):
         if _kind(entry) == "none" or (entries and _kind(entry) != _kind(entries[0])):
@@ -76,7 +77,7 @@ def _kind(entry: str) -> str:
 
 
 def _number(entry: str) -> int:
-    """As C's strtoul reads it: the digits in front; -1 where there are none."""
+    """The entry's leading digits, as C's strtoul reads them; -1 if there are none."""
     match = re.match(r"\+?\d+", entry)
     return int(match.group()) if match else -1
 
@@ -110,7 +111,7 @@ def _mig_named(entry: str, gpus: Sequence[Gpu]) -> list[VisibleDevice]:
 
 
 def _whole(gpu: Gpu) -> list[VisibleDevice]:
-    """The GPU; where MIG has divided it, all its instances: a program gets one of them, and may choose another."""
+    """The GPU; if it is divided by MIG, all its instances: a program gets one of them, and may choose which."""
     if gpu.instances:
         return [VisibleDevice(instance.uuid, gpu.name) for instance in gpu.instances]
     return [VisibleDevice(gpu.uuid, gpu.name)]

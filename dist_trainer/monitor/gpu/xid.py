@@ -1,4 +1,4 @@
-"""Xid errors, which the driver reports as events: asked for, never waited for."""
+"""Xid errors, which the driver reports as NVML events. They are polled, never waited for."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAX_A_POLL = 16
 
 
 class XidWatch:
-    """The Xid errors of one GPU. Where the device has no such events (a MIG instance, some cards) there are none."""
+    """The Xid errors of one GPU. A device without such events (a MIG instance, some cards) never reports any."""
 
     def __init__(self, nvml: Nvml, handle: Any) -> None:
         self._nvml = nvml
