@@ -1,4 +1,4 @@
-"""A run to compare with, in place of the run file's figure: its own measured peak."""
+"""Another run as the baseline: its measured peak takes the place of the figure in the run file."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dist_trainer.memory.targets import CPU, NO_GPU, NO_READING, Baseline
 from dist_trainer.report.reading.findings import Findings, read_findings, require_records
 
 SWITCH = "--baseline"
-# What makes it the same model; dropout and the form of the loss are settings that may differ.
+# The keys that make it the same model; dropout and the form of the loss are settings that may differ.
 SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
 
 
 def read_baseline(run_dir: Path, model: ModelConfig | None, deepspeed: Mapping[str, Any] | None) -> Baseline:
-    """The highest peak of any GPU in that run. `model` and `deepspeed` are those of the run that is judged by it.
+    """The highest peak of any GPU in that run. `model` and `deepspeed` are those of the run to be compared with it.
 
-    Raises UserError where its peak is not known to the last, and where it is not the same model.
+    Raises UserError if that run's peak is not known to its end, or if its model is another one.
     """
     require_records(run_dir, where=SWITCH)
     findings = read_findings(run_dir)
@@ -81,7 +81,7 @@ def _require_known_peak(findings: Findings) -> None:
 
 
 def _differences(theirs: Mapping[str, Any] | None, ours: Mapping[str, Any] | None) -> Iterator[str]:
-    """What makes the comparison one of unlike things."""
+    """The differences that make the comparison unfair, in words."""
     key = "train_batch_size"
     if theirs and ours and theirs.get(key) != ours.get(key):
         yield f"the baseline took {theirs.get(key)} sequences a step, this run {ours.get(key)}"

@@ -1,4 +1,4 @@
-"""Text in Markdown: what is quoted from files, hosts and programs shows as it is, and makes no markup of its own."""
+"""Quoting for Markdown: text from files, hosts and programs shows literally and is never taken as markup."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 from markupsafe import Markup
 
-# What has a meaning anywhere in a line, for GitHub too; an underscore within a word has none.
+# Characters with a meaning anywhere in a line (GitHub's included); an underscore within a word has none.
 _INLINE = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
-# What begins a heading, a list, a quotation or a rule.
+# What begins a heading, a list item, a block quote or a rule.
 _BLOCK = re.compile(r"(?:[-+]|#{1,6}|\d{1,9}[.)])(?=\s|$)|>|[-=]+$")
 
 
 def quoted(text: str) -> Markup:
-    """The text in one line, for a paragraph, an item or a cell."""
+    """The text on one line, for a paragraph, a list item or a table cell."""
     line = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
     line = _INLINE.sub(r"\\\g<0>", line)
     found = _BLOCK.match(line)
@@ -23,11 +23,11 @@ def quoted(text: str) -> Markup:
 
 
 def fenced(text: str, language: str = "") -> Markup:
-    """The text in its lines, in a block with a fence that is in none of them."""
+    """The text with its line breaks, in a code block whose fence does not occur in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return Markup(f"{fence}{language}\n{text}\n{fence}")
 
 
 def finalize(value: object) -> Markup:
-    """For a template: whatever it prints is quoted, but for what is Markdown already."""
+    """Jinja's `finalize`: quotes whatever a template prints, unless it is Markdown already."""
     return value if isinstance(value, Markup) else quoted(str(value))

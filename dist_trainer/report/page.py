@@ -1,4 +1,4 @@
-"""The report of a run as one page, and as Markdown: the same verdict, tables and facts in both."""
+"""The report of a run as an HTML page and as Markdown: both show the same verdict, tables and facts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
 @dataclass(frozen=True)
 class Tile:
-    """One figure that is seen at a glance."""
+    """One figure to be seen at a glance."""
 
     name: str
     value: str
@@ -39,7 +39,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Headline:
-    """The verdict in two words. `look` is its class in the page's style, `mark` a sign before it, '' for none."""
+    """The verdict in two words. `look`: its CSS class; `mark`: a sign in front of it, or ''."""
 
     look: str
     mark: str
@@ -48,7 +48,7 @@ class Headline:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that a report shows; the templates only lay it out."""
+    """Everything that a report shows; the templates only do the layout."""
 
     summary: Summary
     headline: Headline
@@ -100,7 +100,7 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
 
 
 def render_html(page: Page) -> str:
-    """One file that needs no other: style and script are in it, and its policy lets it load nothing."""
+    """A single self-contained file: style and script are inline, and its Content-Security-Policy allows no loading."""
     return _environment().get_template("report.html.j2").render(page=page, read=_read)
 
 
@@ -112,7 +112,7 @@ def render_markdown(page: Page) -> str:
 
 
 def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:
-    """Writes both files, each whole or not at all: someone may be reading the ones before."""
+    """Writes both files, each atomically, because someone may be reading the previous ones."""
     paths = (run_dir / HTML_FILE, run_dir / MARKDOWN_FILE)
     for path, text in zip(paths, (render_html(page), render_markdown(page)), strict=True):
         write_whole(path, printable(text))

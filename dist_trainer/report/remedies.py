@@ -1,4 +1,4 @@
-"""What to change where a target was missed: the changes that touch most of what the plan says the memory is made of."""
+"""What to change where a target was missed: the changes that act on the largest parts of the planned memory."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _STATES = ("optimizer states", "master weights")
 
 
 def remedies(asked: Asked, verdict: Verdict) -> list[str]:
-    """Lines for a person, what has most bytes first; what is in force already is not among them.
+    """Lines for people, the change that acts on most bytes first; changes already in force are left out.
 
-    A line says which parts of the memory a change touches and how much they hold: not all of that is saved.
+    A line says which parts of the memory a change acts on and how much they hold, which is more than it saves.
     """
     return [*_not_ours(asked, verdict), *_changes(asked, verdict)]
 
 
 def _not_ours(asked: Asked, verdict: Verdict) -> list[str]:
-    """What no setting of this run would take away."""
+    """Memory that no setting of this run could save."""
     if verdict.peak_bytes is None:
         return []
     if verdict.process_bytes is not None:

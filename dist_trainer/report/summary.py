@@ -1,4 +1,4 @@
-"""What a run came to, read from its records: summary.json for machines, a table for people."""
+"""What a run came to, from its records: summary.json for programs, a table for people."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ NUM_LAST_STEPS = 10
 
 @dataclass(frozen=True)
 class Summary:
-    """`unigram_entropy_nats`: the loss of a model that knows how often each token occurs and nothing else.
+    """`unigram_entropy_nats`: the loss of a model that knows only how often each token occurs.
 
-    `verdict` is on the run as a whole, `verdicts` on each GPU. `problems` are what could not be read of its folder.
+    `verdict` is about the whole run, `verdicts` about each GPU. `problems`: what of its folder could not be read.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Summary:
 
 
 def summarise(run_dir: Path, *, baseline: Baseline | None = None) -> Summary:
-    """Reads the folder. `baseline` is a run's measured peak; without it the run file's figure is compared with."""
+    """Reads the folder. `baseline`: another run's measured peak, used instead of the run file's figure."""
     return summary_of(read_findings(run_dir), baseline=baseline)
 
 
@@ -63,7 +63,7 @@ def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summa
     evaluations = [event for event in findings.events if event.kind == "evaluation" and "loss" in event.facts]
     entropies = [event.facts.get("unigram_entropy_nats") for event in findings.events if event.kind == "start"]
     train_s = total(columns["step_s"])
-    # The first step warms up; it counts where it is the only one.
+    # The first step includes warm-up: it is left out unless it is the only one.
     speeds = [speed for speed in columns["tokens_per_s"][1:] or columns["tokens_per_s"] if math.isfinite(speed)]
     measured = [history.measured for history in findings.histories]
     if findings.is_without_steps:
@@ -97,14 +97,14 @@ def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summa
 
 
 def _length_notes(findings: Findings) -> list[str]:
-    """A plan is for the longest sequences of the run file; a run may have come, or have been measured, no further than
-    shorter ones.
+    """Notes where the plan's sequence length (the longest in the run file) is longer than any that the run trained, or
+    that was measured.
     """
     asked, steps = findings.asked, findings.steps
     if asked.plan is None or asked.run is None or not len(steps):
         return []
     lengths = {phase.name: phase.sequence_length for phase in asked.run.phases}
-    # The CPU allocator is measured in the first steps.
+    # The CPU allocator is measured in the first two steps only, so the first phase is what counts.
     on_allocator = any(history.measured.allocator_bytes for history in findings.histories)
     trained = {lengths.get(name) for name in (steps.phases[:1] if on_allocator else set(steps.phases))}
     known = [length for length in trained if length is not None]
@@ -116,12 +116,12 @@ def _length_notes(findings: Findings) -> list[str]:
 
 
 def mean_of_last(losses: list[float]) -> float | None:
-    """One step's loss is mostly its batch."""
+    """The mean loss of the last steps, because the loss of a single step depends mostly on its batch."""
     return sum(losses) / len(losses) if losses else None
 
 
 def of_last_steps(summary: Summary) -> str:
-    """What `last_loss` is, with as many steps as there were."""
+    """The label of `last_loss`, with the number of steps that it is the mean of."""
     num_steps = min(summary.num_steps, NUM_LAST_STEPS)
     return f"mean of the last {num_steps} steps" if num_steps > 1 else "of the only step"
 
@@ -133,7 +133,7 @@ def write(summary: Summary, run_dir: Path) -> Path:
 
 
 def show(summary: Summary, run_dir: Path, console: Console) -> None:
-    # Text, not str: a name or a folder with brackets in it is no markup.
+    # Text instead of str, because brackets in a name or a folder would be taken as rich's markup.
     table = Table(title=Text(printable(f"{summary.name}: {run_dir}")), title_justify="left", show_header=False)
     table.add_column()
     table.add_column()
@@ -143,7 +143,7 @@ def show(summary: Summary, run_dir: Path, console: Console) -> None:
 
 
 def rows(summary: Summary) -> list[tuple[str, str]]:
-    """The summary as labels and values."""
+    """The summary as (label, value) pairs."""
     found = [("run", summary.state_text)] if summary.state != "finished" else []
     if summary.num_steps or not summary.verdicts or summary.verdicts[0].rank is not None:
         tokens = f"{format_count(summary.num_tokens)} tokens, {format_duration(summary.train_s)}"
@@ -162,7 +162,7 @@ def rows(summary: Summary) -> list[tuple[str, str]]:
 
 
 def _others(shown: list[Verdict]) -> str:
-    """`shown` are all, the fullest first."""
+    """`shown` are all verdicts, the highest peak first."""
     text = f"{len(shown) - MAX_NUM_ROWS} more, none of them higher"
     peaks = [verdict.peak_bytes for verdict in shown if verdict.peak_bytes is not None]
     if len(peaks) < len(shown):

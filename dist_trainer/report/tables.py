@@ -1,4 +1,4 @@
-"""The tables of a report, as text: the page and the Markdown show the same ones."""
+"""The tables of a report, as text; the HTML page and the Markdown show the same ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MAX_NUM_EVENTS = 40
 
 @dataclass(frozen=True)
 class Table:
-    """`kinds` holds a word for each row that says how it looks: a judgement, or nothing. The first column is text."""
+    """`kinds`: for each row the name of its look (a judgement), or ''. The first column is text, the others figures."""
 
     title: str
     header: tuple[str, ...]
@@ -50,7 +50,7 @@ class Table:
 
 
 def gpu_table(summary: Summary) -> Table:
-    """The verdict on each GPU; of more than eight those that missed the target, then the fullest."""
+    """The verdict on each GPU; of more than eight GPUs, first those that missed the target, then the highest peaks."""
     verdicts = list(summary.verdicts)
     if len(verdicts) <= NUM_GPUS_AT_ONCE:
         return _gpus(verdicts, "Each GPU")
@@ -61,8 +61,8 @@ def gpu_table(summary: Summary) -> Table:
 
 
 def all_gpus_tables(summary: Summary) -> list[Table]:
-    """Every GPU, where `gpu_table` does not show them all; of very many, how their peaks are spread, and the hosts with
-    the highest.
+    """Every GPU, if `gpu_table` does not show them all. With very many GPUs: percentiles of their peaks, and the hosts
+    with the highest peaks.
     """
     verdicts = summary.verdicts
     if len(verdicts) <= NUM_GPUS_AT_ONCE:
@@ -73,7 +73,7 @@ def all_gpus_tables(summary: Summary) -> list[Table]:
 
 
 def _spread(verdicts: Sequence[Verdict]) -> Table:
-    """A row for each of some places in the order of their peaks."""
+    """The GPUs at certain percentiles of the peaks, one row each."""
     known = sorted(verdicts, key=_figure)
     rows = []
     for name, fraction in SPREAD:
@@ -124,7 +124,7 @@ def _figure(verdict: Verdict) -> int:
 
 
 def prediction_table(summary: Summary) -> Table | None:
-    """Planned against measured for the fullest GPU."""
+    """Planned against measured bytes of the GPU with the highest peak."""
     worst = fullest(summary.verdicts)
     if worst is None or not worst.predictions:
         return None
@@ -143,7 +143,7 @@ def prediction_table(summary: Summary) -> Table | None:
 
 
 def phase_table(findings: Findings, summary: Summary) -> Table | None:
-    """The highest value within each training phase, of the fullest GPU in it."""
+    """The highest value of any GPU in each training phase."""
     if not findings.marks or not findings.histories:
         return None
     phases = (None, *dict.fromkeys(name for _, name in findings.marks))
@@ -167,7 +167,7 @@ def phase_table(findings: Findings, summary: Summary) -> Table | None:
 
 
 def step_table(findings: Findings) -> Table | None:
-    """A dozen of the steps, evenly taken, the first and the last among them."""
+    """A dozen steps at even distances, including the first and the last."""
     steps = findings.steps
     count = len(steps)
     if not count:
@@ -225,7 +225,7 @@ def run_table(findings: Findings, summary: Summary) -> Table:
 
 
 def event_table(findings: Findings) -> Table | None:
-    """What happened; of very many, errors and what came last."""
+    """The events; if there are very many, the errors and the last ones."""
     events = list(findings.events)
     note = ""
     if len(events) > MAX_NUM_EVENTS:
@@ -304,7 +304,7 @@ def _cpu_row(one: Verdict) -> tuple[str, ...]:
 
 
 def short_device(device: str) -> str:
-    """'GPU-3f1c2a90' for a whole UUID: enough to tell GPUs apart."""
+    """'GPU-3f1c2a90' of a whole UUID: enough to tell GPUs apart."""
     return device if device == CPU else "-".join(device.split("-")[:2])
 
 

@@ -1,4 +1,4 @@
-"""The verdict on a run as a whole, and verdicts in words."""
+"""The verdict on a run as a whole, and the words for verdicts."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from dist_trainer.units import format_bytes
 
 @dataclass(frozen=True)
 class RunVerdict:
-    """`judgement` is 'met' where every GPU met the target, 'missed' where one did not. `is_final` is False for a run
-    that has not come to its end. `by_plan` is of a run on a CPU with a target, which only a plan for GPUs can hold
-    against it. `advice` is what to change where the target was missed, the most promising first.
+    """`judgement`: 'met' if every GPU met the target, 'missed' if at least one did not. `is_final`: False until the run
+    has come to its end. `by_plan`: for a run on a CPU that has a target, whether the plan for GPUs would meet it.
+    `advice`: what to change where the target was missed, the most promising first.
     """
 
     judgement: Judgement
@@ -36,7 +36,7 @@ def run_verdict(
     advice: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> RunVerdict:
-    """`notes` are on the whole run; those on a GPU are added to them."""
+    """`notes` are about the whole run; notes about single GPUs are added to them."""
     would_stand = target_standing(on_gpu) if on_gpu is not None and is_on_cpu(verdicts) else None
     by_note: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
@@ -54,7 +54,7 @@ def run_verdict(
 
 
 def strict_problem(verdict: RunVerdict) -> str | None:
-    """Why `--strict` does not pass, in one line; None where it does. What is not known does not pass."""
+    """Why `--strict` fails, in one line; None if it passes. A target that could not be judged fails."""
     if verdict.judgement == "missed":
         return verdict.sentence
     if verdict.judgement == "not judged":
@@ -65,12 +65,12 @@ def strict_problem(verdict: RunVerdict) -> str | None:
 
 
 def is_on_cpu(verdicts: Sequence[Verdict]) -> bool:
-    """Whether there was no GPU whose memory could be judged."""
+    """Whether all ranks ran on CPUs, so that there was no GPU memory to judge."""
     return bool(verdicts) and all(verdict.reason == NO_GPU for verdict in verdicts)
 
 
 def fullest(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """The GPU with the highest peak; the rank on a CPU with the highest figure there is."""
+    """The GPU with the highest peak; on CPUs the rank with the highest known figure."""
     return max(verdicts, key=_order, default=None)
 
 
@@ -81,8 +81,8 @@ def label(verdict: Verdict) -> str:
 
 
 def describe(verdict: Verdict) -> str:
-    """'2.31 GB of 2.50 GB: met (42% below 4.00 GB); planned 2.20 GB (-4.8%)', or why it is not judged and what is
-    known all the same.
+    """'2.31 GB of 2.50 GB: met (42% below 4.00 GB); planned 2.20 GB (-4.8%)'; for a GPU that is not judged, the reason
+    and what is known.
     """
     if verdict.judgement == "not judged" or verdict.target_bytes is None or verdict.peak_bytes is None:
         text = f"{_known(verdict)}; not judged: {verdict.reason}"
@@ -97,7 +97,7 @@ def describe(verdict: Verdict) -> str:
 
 
 def main_prediction(verdict: Verdict) -> Prediction | None:
-    """NVML's figure on a GPU, the CPU allocator's peak without one; None where there is no plan for it."""
+    """The plan held against NVML's figure, or on a CPU against the CPU allocator's peak; None if there is no plan."""
     wanted = "CPU allocator" if verdict.device == CPU else "NVML used"
     return next((found for found in verdict.predictions if found.quantity == wanted), None)
 

@@ -1,1 +1,1 @@
-"""Line charts and bars: which a report has, and how they are drawn."""
+"""Line charts and bars: which ones a report has, and how they are drawn."""

@@ -1,4 +1,4 @@
-"""Where an axis has its ticks, and how they read."""
+"""Where an axis has its ticks, and how their labels read."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _TIME_STEPS_S = (
 
 
 def ticks(low: float, high: float, *, count: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 x 10^n within [low, high], about so many."""
+    """Multiples of 1, 2 or 5 x 10^n within [low, high], about `count` of them."""
     if high <= low:
         return [low]
     return _multiples(low, high, _nice((high - low) / count))
 
 
 def time_ticks(low_s: float, high_s: float, *, count: int = 6) -> list[float]:
-    """Multiples of what clocks are divided into."""
+    """Multiples of seconds, minutes, hours or days as clocks have them (30 s, 5 min, 6 h), about `count` of them."""
     if high_s <= low_s:
         return [low_s]
     wanted = (high_s - low_s) / count
@@ -29,7 +29,7 @@ def time_ticks(low_s: float, high_s: float, *, count: int = 6) -> list[float]:
 
 
 def format_ticks(values: list[float]) -> list[str]:
-    """All with as many decimals as they need to differ; large ones with K or M, small ones as 1.5e-4."""
+    """All with just the decimals that tell them apart; large ones with K or M, small ones as 1.5e-4."""
     if not values:
         return []
     largest = max(abs(value) for value in values)

@@ -1,4 +1,4 @@
-"""What the plan says the memory is made of, beside what was measured, as bars of one scale."""
+"""The parts of the planned memory beside the measured memory, as bars on one scale."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dist_trainer.report.summary import Summary
 from dist_trainer.report.verdict import fullest, label
 from dist_trainer.units import format_bytes
 
-# Each part keeps its colour from report to report; what is no tensor is grey.
+# A part has the same colour in every report; what is not a tensor is grey.
 COLOURS = {
     "parameters": "c0",
     "gradients": "c7",
@@ -53,7 +53,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """`target_percent` is where the target lies on the scale, None where there is none or it does not apply."""
+    """`target_percent`: where the target lies on the scale; None if there is no target or it does not apply."""
 
     title: str
     bars: tuple[Bar, ...]
@@ -64,7 +64,7 @@ class Breakdown:
 
 
 def breakdown(findings: Findings, summary: Summary) -> Breakdown | None:
-    """Of the fullest GPU; None where there is no plan for it."""
+    """For the GPU with the highest peak; None if there is no plan for it."""
     worst, plan = fullest(summary.verdicts), findings.asked.plan
     if worst is None or worst.rank is None or plan is None or (plan.device == CPU) != (worst.device == CPU):
         return None
@@ -88,7 +88,7 @@ def breakdown(findings: Findings, summary: Summary) -> Breakdown | None:
 
 
 def _measured(worst: Verdict) -> dict[str, int]:
-    """The measured peak, by what torch says of it: its peaks are each at a moment of their own."""
+    """The measured peak split by what torch reports. torch's peaks need not have occurred at one moment."""
     if worst.device == CPU:
         peak_bytes = max((worst.allocator_bytes or {}).values(), default=None)
         return {} if peak_bytes is None else {"allocated": peak_bytes}

@@ -1,7 +1,7 @@
-"""Line charts as SVG, made here; docs/architecture.md says which libraries were tried in its place.
+"""Line charts as SVG. docs/architecture.md says which libraries were tried instead.
 
-The SVG holds only what may be stretched; ticks and labels are text beside it, placed in percent, so that a chart reads
-as well on a telephone as on a wide screen. Numbers for a person who points at it travel as JSON.
+The SVG holds only shapes that may be stretched. Ticks and labels are HTML text beside it, placed in percent, so that a
+chart is readable on a telephone as on a wide screen. The values for the tooltip travel as JSON.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from dist_trainer.report.charts.axes import format_ticks, format_time, ticks, ti
 from dist_trainer.report.reading.envelope import Bucket
 
 WIDTH, HEIGHT = 1000, 300
-# Labels closer than this much of the height would lie on one another.
+# Percent of the height: labels closer than this would overlap.
 LABEL_PERCENT = 7.0
-# Beyond this much of the width a label in the middle below its tick might reach over the edge.
+# Percent of the width: beyond this a label centred under its tick might reach over the edge.
 LAST_PERCENT = 92.0
 MIN_GUTTER_PX = 48
 
 
 @dataclass(frozen=True)
 class Series:
-    """A curve. The line runs through `line` of each stretch, the area fills lowest to highest. `colour` is 0 to 7.
-    `breaks` are places over which nothing is drawn.
+    """A curve. The line goes through each bucket's `line` value; the area spans lowest to highest. `colour` is 0 to 7.
+    Nothing is drawn across `breaks`, which are values of x.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Rule:
-    """A level across the chart: `kind` is its look."""
+    """A horizontal line across the chart; `kind` is its look."""
 
     kind: Literal["target", "baseline", "plan", "device"]
     name: str
@@ -49,7 +49,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Mark:
-    """Where a phase begins, or a run that goes on."""
+    """A vertical line where a phase begins or a run was started again."""
 
     x: float
     name: str
@@ -57,7 +57,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Chart:
-    """`unit` stands behind values: "GB", or nothing. `y_name`: what the vertical axis counts, where that is no unit."""
+    """`unit` follows each value: "GB", or ''. `y_name`: what the vertical axis counts, if `unit` does not say it."""
 
     key: str
     title: str
@@ -73,7 +73,9 @@ class Chart:
 
 @dataclass(frozen=True)
 class Label:
-    """Text at a place along an axis, in percent from its beginning. `room` is how much of it the text may take."""
+    """Text at a place along an axis, in percent of the axis from its beginning. `room`: the width it may take, in
+    percent.
+    """
 
     percent: float
     text: str
@@ -83,7 +85,7 @@ class Label:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What the template needs. `data` goes to the page as JSON, for what is shown where one points."""
+    """What the template needs. `data` goes into the page as JSON, for the tooltip."""
 
     chart: Chart
     shapes: tuple[tuple[str, str], ...]
@@ -99,12 +101,12 @@ class Drawn:
 
     @property
     def gutter_px(self) -> int:
-        """Room for the numbers on the left, of which each digit takes 7 pixels at most."""
+        """Width of the column of numbers on the left, at 7 pixels a digit."""
         return max(MIN_GUTTER_PX, 10 + 7 * max((len(label.text) for label in self.y_labels), default=0))
 
 
 def draw(chart: Chart) -> Drawn | None:
-    """None where there is no point to draw."""
+    """None if there is no point to draw."""
     points = [bucket for series in chart.series for bucket in series.buckets]
     if not points:
         return None
@@ -151,7 +153,7 @@ def draw(chart: Chart) -> Drawn | None:
 
 
 def _x_label(percent: float, text: str, *, is_minor: bool) -> Label:
-    """In the middle below its tick, but where that would put its end outside the chart."""
+    """Centred under its tick, unless it would then reach over the chart's edge."""
     kinds = ["minor"] * is_minor + ["end"] * (percent > LAST_PERCENT)
     return Label(percent, text, " ".join(kinds))
 
@@ -166,9 +168,9 @@ def _y_range(chart: Chart, points: Sequence[Bucket]) -> tuple[float, float]:
 
 
 def _runs(buckets: Sequence[Bucket], breaks: Sequence[float]) -> list[Sequence[Bucket]]:
-    """The curve in pieces, cut where a run stopped and was begun again.
+    """The curve in pieces, cut where the run stopped and was started again.
 
-    A stretch that holds such a place, its beginning being before it, goes to the side that is nearer.
+    A bucket that contains a break goes to the piece on the nearer side.
     """
     begins = [bucket.start for bucket in buckets]
     cuts = set()
@@ -183,7 +185,7 @@ def _runs(buckets: Sequence[Bucket], breaks: Sequence[float]) -> list[Sequence[B
 
 def _line(run: Sequence[Bucket], which: str, x_at: Callable[[float], float], y_at: Callable[[float], float]) -> str:
     places = [f"{_n(x_at(bucket.start))} {_n(y_at(getattr(bucket, which)))}" for bucket in run]
-    # A single point is a line of no length, whose round ends make a dot.
+    # A single point becomes a line of almost no length, whose round caps make a dot.
     return f"M{'L'.join(places)}" + ("h0.01" if len(places) == 1 else "")
 
 
@@ -196,14 +198,14 @@ def _area(run: Sequence[Bucket], x_at: Callable[[float], float], y_at: Callable[
 
 
 def _apart(labels: Sequence[Label]) -> list[Label]:
-    """Each above its line, pushed up where it would lie on the one below."""
+    """Each label above its line, moved up where it would overlap the label below."""
     placed: list[Label] = []
     for label in sorted(labels, key=lambda label: label.percent):
         percent = label.percent
         if placed and percent < placed[-1].percent + LABEL_PERCENT:
             percent = placed[-1].percent + LABEL_PERCENT
         placed.append(Label(percent, label.text, label.kind))
-    # Those pushed over the top come down again, and push down what is below them.
+    # Labels moved over the top edge come down again and push down those below them.
     limit = 100.0
     for index in range(len(placed) - 1, -1, -1):
         if placed[index].percent <= limit:
@@ -246,7 +248,7 @@ def _n(value: float) -> str:
 
 
 def _short(value: float) -> float:
-    """Five digits are more than a tip shows, and half the page."""
+    """Rounded to five digits: more than a tooltip shows, and half the page's size."""
     if value == 0 or not math.isfinite(value):
         return 0
     rounded = round(value, max(0, 4 - math.floor(math.log10(abs(value)))))

@@ -1,4 +1,4 @@
-"""Which charts a report has: memory over time, and what training did over its steps."""
+"""Which charts a report has: memory over time, and loss, speed and the like over the steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STEP_CURVES = (
 
 @dataclass(frozen=True)
 class Compared:
-    """A run beside others. `name` tells it from them."""
+    """One of several runs that are compared; `name` tells them apart."""
 
     name: str
     findings: Findings
@@ -34,7 +34,7 @@ class Compared:
 
 
 def memory_chart(findings: Findings, summary: Summary) -> Chart:
-    """Every GPU over time, or, of more than eight, the range over all and the fullest."""
+    """Every GPU over time; of more than eight GPUs, the range over all and the one with the highest peak."""
     memory = findings.memory
     is_resident, shown, top = memory.is_resident, memory.shown, memory.fullest
     names = {verdict.source: label(verdict) for verdict in summary.verdicts}
@@ -79,7 +79,7 @@ def step_charts(findings: Findings) -> list[Chart]:
 
 
 def compare_charts(runs: Sequence[Compared]) -> list[Chart]:
-    """One curve for each run: its fullest GPU over time, and what training did over the steps."""
+    """One curve per run: the GPU with its highest peak over time, and training's figures over the steps."""
     memory = []
     are_resident = []
     for number, run in enumerate(runs):
@@ -111,7 +111,7 @@ def compare_charts(runs: Sequence[Compared]) -> list[Chart]:
 
 
 def rules(summary: Summary, *, plan: bool = True) -> list[Rule]:
-    """Target, baseline and plan as levels in GB, as far as they are known."""
+    """Target, baseline and plan as horizontal lines in GB, as far as they are known."""
     worst = fullest(summary.verdicts)
     if worst is None:
         return []
@@ -132,7 +132,7 @@ def _in_gb(curve: Envelope | None) -> list[Bucket]:
 
 
 def since_start(series: Sequence[Series], findings: Findings) -> list[Series]:
-    """The curves with seconds since the run's start for seconds since the epoch, cut where no process ran."""
+    """The curves over seconds since the run's first start instead of the epoch, cut where no process ran."""
     origin = _origin(findings)
     breaks = restarts(findings)
     return [
@@ -149,8 +149,8 @@ def since_start(series: Sequence[Series], findings: Findings) -> list[Series]:
 
 
 def restarts(findings: Findings) -> list[float]:
-    """Seconds since the first start at which the run was started again: when its first rank began to be recorded, which
-    is somewhat before it says so.
+    """Seconds from the first start to each later one, taken when the first rank's records began, which is a little
+    before the "start" event.
     """
     starts = [event.time_s for event in findings.events if event.kind == "start"]
     recorded = findings.memory.starts_s.values()
@@ -161,7 +161,7 @@ def restarts(findings: Findings) -> list[float]:
 
 
 def sessions(findings: Findings) -> list[Mark]:
-    """Where each phase begins; in a run that was started more than once, also each of its sessions, numbered."""
+    """A mark where each phase begins; in a run that was started more than once, also one per session, numbered."""
     phases = [Mark(time_s - _origin(findings), name) for time_s, name in findings.marks]
     if not restarts(findings):
         return phases

@@ -1,1 +1,1 @@
-"""What reads a run's folder: records, plan and configuration, once, in bounded room."""
+"""Reads a run's folder (records, plan, configuration) once, in memory that does not grow with the run's length."""

@@ -1,4 +1,4 @@
-"""What was asked of a run, as far as its folder says: the run file, the DeepSpeed JSON, the plan, the command."""
+"""What was asked of a run, as far as its folder knows: the run file, the DeepSpeed JSON, the plan, the command."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MONITOR = "monitor"
 
 @dataclass(frozen=True)
 class Asked:
-    """`name` is the run file's, or the folder's where there is none. `problems` are files that cannot be read.
+    """`name` is the run file's, or the folder's if there is no run file. `problems` lists files that cannot be read.
 
-    `plan_on_gpu` is of a run on a CPU that has a target: what it would take on GPUs.
+    `plan_on_gpu` exists for a run on a CPU that has a memory target: the plan of the same run on GPUs.
     """
 
     name: str
@@ -48,12 +48,12 @@ class Asked:
 
     @property
     def is_training(self) -> bool:
-        """False for any other program that `monitor` watched."""
+        """False for a program of somebody else's that `monitor` watched."""
         return self.launcher != MONITOR
 
 
 class LaunchRecord(TypedDict, total=False):
-    """What is read of launch.json, which `launch` and `monitor` write."""
+    """The keys that are read of launch.json, which `launch` and `monitor` write."""
 
     launcher: str
     argv: list[Any]
@@ -61,7 +61,7 @@ class LaunchRecord(TypedDict, total=False):
 
 
 def read_asked(run_dir: Path, events: list[Event]) -> Asked:
-    """Never fails for want of a file, or for one that is damaged or that another version of this program wrote."""
+    """Never raises for a file that is missing or damaged, or that another version of this program wrote."""
     folder = run_dir / "resolved"
     problems: list[str] = []
 

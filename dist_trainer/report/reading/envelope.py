@@ -1,4 +1,4 @@
-"""A curve of any length in bounded room: the lowest and the highest value of each of a few hundred stretches."""
+"""An envelope: a curve of any length downsampled to the lowest and highest value in each of some hundred buckets."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DEFAULT_NUM_BUCKETS = 400
 
 @dataclass(frozen=True)
 class Bucket:
-    """One stretch of a curve, from `start` on; `mean` is over the values in it, `last` the value with which it ends."""
+    """One bucket of a curve, beginning at `start`. `mean` is of the values in it, `last` the value at its end."""
 
     start: float
     low: float
@@ -19,10 +19,10 @@ class Bucket:
 
 
 class Envelope:
-    """Takes points in any order and keeps at most `num_buckets` stretches of equal width, from `origin` on.
+    """Takes points in any order and keeps at most `num_buckets` buckets of equal width, counted from `origin`.
 
-    A stretch grows by doubling, so all stretches of all envelopes of one origin and first width fit one another.
-    Points before the origin count as of the first stretch.
+    When there would be more, the width doubles, so the buckets of all envelopes with one origin and first width line
+    up. Points before the origin count as in the first bucket.
     """
 
     def __init__(self, *, origin: float, width: float, num_buckets: int = DEFAULT_NUM_BUCKETS) -> None:
@@ -31,7 +31,7 @@ class Envelope:
         self.origin = origin
         self.width = width
         self.num_buckets = num_buckets
-        # For each stretch by its number: lowest, highest, sum, count, last.
+        # By the bucket's number: lowest, highest, sum, count, last.
         self._buckets: dict[int, list[float]] = {}
 
     def add(self, x: float, value: float) -> None:
@@ -61,16 +61,16 @@ class Envelope:
         ]
 
     def __bool__(self) -> bool:
-        """Whether it has a point."""
+        """Whether it has any point."""
         return bool(self._buckets)
 
     def widen(self, width: float) -> None:
-        """Makes the stretches this wide, which is their width now doubled some times."""
+        """Makes the buckets this wide: their present width times a power of two."""
         while self.width < width:
             self._double()
 
     def include(self, other: Envelope) -> None:
-        """Takes another part of the same curve, with the same origin and first width, which may come to be widened."""
+        """Merges another part of the same curve, with the same origin and first width. `other` may become wider too."""
         width = max(self.width, other.width)
         self.widen(width)
         other.widen(width)
@@ -79,8 +79,9 @@ class Envelope:
             self._buckets[number] = list(bucket) if known is None else _joined(known, bucket)
 
     def include_whole(self, other: Envelope) -> None:
-        """Takes a whole curve beside those so far: the stretches are the range over all. Where it has no point in a
-        stretch between its first and its last it stays where it was. The rest is as in `include`.
+        """Adds a whole curve to the range over several: a bucket then spans the values of all of them. Between its
+        first and its last point `other` keeps its last value through buckets in which it has no point. Otherwise as
+        `include`.
         """
         width = max(self.width, other.width)
         self.widen(width)

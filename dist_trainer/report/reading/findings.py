@@ -1,4 +1,4 @@
-"""All that is known of one run, read once from its folder."""
+"""Everything that a run's folder says about the run, read once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dist_trainer.report.reading.steps import Steps, steps_of
 
 @dataclass(frozen=True)
 class Findings:
-    """`marks` are the moments at which training phases began, as (seconds since the epoch, name), in order, for
-    drawing: a clock that was set back within a start does not put them back.
+    """`marks`: when training phases began, as (seconds since the epoch, name), in order. They are for drawing: they
+    stay in order even if the wall clock was set back within a start.
 
-    `problems` are what could not be read, in words.
+    `problems`: what could not be read, in words.
     """
 
     run_dir: Path
@@ -38,15 +38,15 @@ class Findings:
 
     @property
     def is_without_steps(self) -> bool:
-        """A training run that took no step: its peaks say nothing of training."""
+        """Whether this is a training run that took no step: its peaks then say nothing about training."""
         return self.asked.is_training and not len(self.steps)
 
 
 def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
-    """Reads whatever there is; a run may still be going on. Raises UserError where there are no records at all."""
+    """Reads whatever the folder has; the run may still be going on. Raises UserError if there are no records at all."""
     records_dir = run_dir / "records"
     left_out: LeftOut = {}
-    # In the order in which they were written, which no clock that was set back has changed.
+    # In the order of the file, which holds even if the wall clock was set back.
     events = list(read_records(records_dir / EVENTS_FILE, Event, left_out))
     steps = steps_of(read_steps(records_dir, left_out))
     marks = tuple(_marks(events))
@@ -76,7 +76,7 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
 
 
 def require_records(run_dir: Path, *, where: str) -> None:
-    """Raises UserError for what is no run's folder."""
+    """Raises UserError if this is not the folder of a run."""
     if (run_dir / "records").is_dir():
         return
     raise UserError(
@@ -105,7 +105,7 @@ def _marks(events: list[Event]) -> Iterator[tuple[float, str]]:
 
 
 def _drawn_s(event: Event, start: Event | None) -> float:
-    """As the curves are: from the start on by what has passed since."""
+    """The time at which a curve has this event: the time of its start plus the monotonic time that passed since."""
     if start is None or not {"monotonic_s"} <= event.facts.keys() & start.facts.keys():
         return event.time_s
     return float(start.time_s + event.facts["monotonic_s"] - start.facts["monotonic_s"])

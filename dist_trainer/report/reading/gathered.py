@@ -1,4 +1,4 @@
-"""What the records say of one GPU, or of one rank on a CPU, taken in line by line in bounded room."""
+"""What the records say of one GPU, or of one rank on a CPU, read line by line in memory of bounded size."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from dist_trainer.report.reading.envelope import Envelope
 
 CURVE_WIDTH_S = 0.05
 Name = TypeVar("Name", str, str | None)
-# A record's start_id, monotonic_s and time_s: moments of one source in their order, whatever the clock on the wall
-# was set to. The last is for people.
+# (start_id, monotonic_s, time_s) of a record: orders the records of one source even if the wall clock was set back.
+# time_s is shown to people.
 Moment = tuple[int, float, float]
 
 
 class Gathered:
-    """`used` and `resident` are the curves, of NVML's use and of the resident set. A figure without a record is None.
+    """`used` and `resident` are the curves of NVML's used bytes and of the resident set. A figure without a record is
+    None.
 
-    Samples are to be taken in before the records of the same time: these give a curve only where there are no samples.
-    `phase_starts` are the first step of each phase and its name, in order. `is_whole` says whether the sampler ended in
-    order, and knew the use to the last.
+    Take the samples first, then the records of the same time: records add to a curve only where there are no samples.
+    `phase_starts`: each phase's first step and name, in order. `is_whole`: whether the sampler ended in order and knew
+    the used bytes to the end.
     """
 
     def __init__(self, rank: int | None, origin_s: float, phase_starts: Sequence[tuple[int, str]]) -> None:
@@ -41,14 +42,14 @@ class Gathered:
         self.resident_peaks: dict[str | None, int] = {}
         self.used = Envelope(origin=origin_s, width=CURVE_WIDTH_S)
         self.resident = Envelope(origin=origin_s, width=CURVE_WIDTH_S)
-        # Where the curves begin again, by the start_id of each start.
+        # start_id -> when the curves begin again after a restart.
         self.starts_s: dict[int, float] = {}
         self._phase_starts = phase_starts
         self._began_s: dict[int, float] = {}
 
     @property
     def is_resident(self) -> bool:
-        """Whether the resident set is all that is known."""
+        """Whether nothing but the resident set is known."""
         return "used_bytes" not in self.highest
 
     @property
@@ -60,7 +61,7 @@ class Gathered:
         return self.resident if self.is_resident else self.used
 
     def take_sample(self, values: Mapping[str, Any]) -> None:
-        """A DeviceSample."""
+        """Takes one DeviceSample, as a mapping of its fields."""
         highest, phase = self.highest, values["phase"]
         moment = _moment(values)
         at_s = self._drawn_s(moment)
@@ -80,7 +81,7 @@ class Gathered:
             if rss > highest.get("rss_bytes", -1):
                 highest["rss_bytes"] = rss
             if used is None:
-                # Of a GPU that was read the resident set is not shown over time.
+                # Not drawn for a GPU that could be read at other times.
                 self.resident.add(at_s, rss)
                 if rss > self.resident_peaks.get(phase, -1):
                     self.resident_peaks[phase] = rss
@@ -91,7 +92,7 @@ class Gathered:
         self.is_sampled, self.is_whole = True, values["is_last"] and used is not None
 
     def take_record(self, values: Mapping[str, Any]) -> None:
-        """A MemoryRecord."""
+        """Takes one MemoryRecord, as a mapping of its fields."""
         highest, moment = self.highest, _moment(values)
         for name in ("allocated_peak_bytes", "reserved_peak_bytes", "rss_bytes"):
             value = values.get(name)
@@ -106,12 +107,12 @@ class Gathered:
         if not self.is_sampled:
             self._draw(moment, values["step"], used, values.get("rss_bytes"))
         if self.last is None or moment >= self.last:
-            # Samples of an earlier start do not reach to the end of this one.
+            # Samples of an earlier start do not cover the end of this one.
             self.is_whole = self.is_whole and self.last is not None and moment[0] == self.last[0]
             self.host, self.device, self.last = values["host"], values["device"] or CPU, moment
 
     def include(self, other: Gathered) -> None:
-        """Takes in what other files hold of the same source, except for the curves."""
+        """Merges what other files hold of the same source, except for the curves."""
         self.highest = _higher(self.highest, other.highest)
         if other.allocator_bytes is not None:
             self.allocator_bytes = _higher(self.allocator_bytes or {}, other.allocator_bytes)
@@ -126,8 +127,8 @@ class Gathered:
         self.is_sampled = self.is_sampled or other.is_sampled
 
     def _drawn_s(self, moment: Moment) -> float:
-        """Where a curve has it: each start where the clock on the wall had its first record, and from there on by what
-        has passed since.
+        """The time at which a curve has this moment: the wall clock at the first record of its start, plus the
+        monotonic time that passed since.
         """
         start_id, monotonic_s, time_s = moment
         began_s = self._began_s.setdefault(start_id, time_s - monotonic_s)
@@ -151,7 +152,7 @@ class Gathered:
 
 def _moment(values: Mapping[str, Any]) -> Moment:
     time_s, monotonic_s = values["time_s"], values["monotonic_s"]
-    # Records that do not say it are as the wall's clock has them.
+    # Older records have no monotonic clock: the wall clock takes its place.
     return values["start_id"], time_s if monotonic_s is None else monotonic_s, time_s
 
 

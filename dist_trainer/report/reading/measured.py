@@ -1,6 +1,7 @@
-"""What each GPU, or each rank on a CPU, held over a run: its peaks, and a curve in bounded room.
+"""What each GPU, or each rank on a CPU, held over a run: its peaks, and a curve of bounded size.
 
-Of more than a few sources no curve is kept but the range over all and the fullest's; its files are read again.
+With many sources only two curves are kept: the range over all of them, and the curve of the one with the highest peak,
+for which its files are read a second time.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ MAX_NUM_CURVES = 8
 
 @dataclass(frozen=True)
 class History:
-    """One source. `curve` is NVML's use over time, or the resident set where `is_resident`; None where there are many
-    sources and this is not the fullest. `phase_peaks` are its highest values in each phase of training, None being what
-    was before the first. `last_s` is when it was last recorded, for people.
+    """One source. `curve` is NVML's used bytes over time, or the resident set if `is_resident`; None where there are
+    many sources and another one has the highest peak. `phase_peaks`: the highest value in each training phase; the key
+    None is the time before the first one. `last_s`: the time of its last record, for people.
     """
 
     measured: Measured
@@ -36,8 +37,8 @@ class History:
 
 @dataclass(frozen=True)
 class Memory:
-    """All sources, ranks in order. `range_over_all` is None where each has a curve of its own. Times are seconds since
-    the epoch; all curves begin at `origin_s`, and again at `starts_s`, by the start_id of the records of each start.
+    """All sources, in order of ranks. `range_over_all` is None where each source has a curve. Times are seconds since
+    the epoch. Every curve begins at `origin_s`, and begins again at `starts_s[start_id]` after each restart.
     """
 
     histories: tuple[History, ...]
@@ -47,12 +48,12 @@ class Memory:
 
     @property
     def is_resident(self) -> bool:
-        """Whether no GPU was read: resident sets are all there is."""
+        """Whether no GPU could be read, so that resident sets are all there is."""
         return all(history.is_resident for history in self.histories)
 
     @property
     def shown(self) -> tuple[History, ...]:
-        """Those of one kind: of sources that were read and others that were not, the former."""
+        """The sources to draw: those whose GPU was read; if there are none, those with a resident set."""
         is_resident = self.is_resident
         return tuple(history for history in self.histories if history.is_resident == is_resident)
 
@@ -69,8 +70,8 @@ def read_memory(
     has_ended: bool = False,
     left_out: LeftOut | None = None,
 ) -> Memory:
-    """Every source with a file in the folder. `phase_starts` are the first step of each phase and its name, in order;
-    `has_ended` says whether the run came to its end. `left_out` gets how many lines of which file are damaged.
+    """Every source that has a file in the folder. `phase_starts`: each phase's first step and name, in order;
+    `has_ended`: whether the run has come to its end. Into `left_out` goes how many damaged lines each file has.
     """
     groups = find_files(records_dir)
     firsts = [event.time_s for event in events if event.kind == "start"][:1]
@@ -109,7 +110,7 @@ def read_memory(
 
 
 class _Curves:
-    """Each source's curves while there are few; of more, the range over all."""
+    """The curves of each source while they are few; of more, only the range over all."""
 
     def __init__(self, origin_s: float) -> None:
         self._origin_s = origin_s
@@ -117,7 +118,7 @@ class _Curves:
         self._ranges: tuple[Envelope, Envelope] | None = None
 
     def take(self, source: str, part: Gathered) -> None:
-        """Takes the curves over, so that those of many sources need no room."""
+        """Moves the curves out of `part`, so that many sources do not hold one each in memory."""
         used, resident = part.used, part.resident
         part.used, part.resident = self._new(), self._new()
         if self._ranges is not None:
@@ -150,7 +151,7 @@ class _Curves:
         if used:
             of_used.include_whole(used)
         else:
-            # Shown only where no GPU was read at all.
+            # Drawn only if no GPU was read at all.
             of_resident.include_whole(resident)
 
 
@@ -187,7 +188,7 @@ def _history(
 
 
 def _diagnostics_by_source(events: Sequence[Event]) -> Mapping[str, list[Event]]:
-    """What keeps NVML's use of a source from being known."""
+    """The events that explain why a source's NVML figures are not known, by source."""
     diagnostics: dict[str, list[Event]] = {}
     for event in events:
         if event.kind == MONITOR_EVENT and (
@@ -198,12 +199,12 @@ def _diagnostics_by_source(events: Sequence[Event]) -> Mapping[str, list[Event]]
 
 
 def _unknown(found: Gathered, diagnostics: Sequence[Event], *, has_ended: bool) -> str | None:
-    """Since when NVML's use is not known, and why; None where it is known to the last."""
+    """Since when NVML's used bytes are not known, and why; None if they are known to the end."""
     if found.device == CPU:
         return None
     if found.last_used is None:
         return str(diagnostics[0].facts.get("diagnostic", diagnostics[0].message)) if diagnostics else None
-    # A reading after the diagnostic says that it passed.
+    # A diagnostic that was followed by a reading has passed.
     lasting = [event for event in diagnostics if _moment(event) >= found.last_used]
     if lasting:
         return f"not known after {clock(lasting[0].time_s)} ({lasting[0].facts.get('diagnostic', lasting[0].message)})"
@@ -213,11 +214,11 @@ def _unknown(found: Gathered, diagnostics: Sequence[Event], *, has_ended: bool) 
 
 
 def _moment(diagnostic: Event) -> Moment:
-    """One that does not say when it was is taken to last."""
+    """A diagnostic without a time counts as one that lasts."""
     facts = diagnostic.facts
     return facts.get("start_id", 0), facts.get("monotonic_s", math.inf), diagnostic.time_s
 
 
 def clock(time_s: float) -> str:
-    """HH:MM:SS by this host's clock."""
+    """HH:MM:SS in this host's time zone."""
     return time.strftime("%H:%M:%S", time.localtime(time_s))

@@ -1,4 +1,4 @@
-"""Which files of a run's folder hold what of whose memory, and how they are read: once, a line at a time."""
+"""Which files of a run's folder hold whose memory records, and reading them: once, line by line."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ Take = Callable[[Gathered, Mapping[str, Any]], None]
 
 @dataclass(frozen=True)
 class FileGroup:
-    """Files that are read together: of one rank or one watched GPU, or of all ranks of a host. `source` and `rank` are
-    None for a host's, whose lines say the rank.
+    """Files that are read together: those of one rank, of one watched GPU, or of all ranks of a host. For a host's
+    files `source` and `rank` are None, because each line names its rank.
     """
 
     samples: Path
@@ -56,13 +56,13 @@ def find_files(records_dir: Path) -> list[FileGroup]:
 
 
 def in_order(source: str) -> tuple[bool, str, int]:
-    """Sorts sources: ranks first, and all by their number."""
+    """Sort key of sources: ranks first, then by number."""
     kind, _, number = source.rpartition("-")
     return kind != "rank", kind if number.isdigit() else source, int(number) if number.isdigit() else 0
 
 
 def first_time_s(groups: Iterable[FileGroup]) -> float | None:
-    """When the first record of all was made, by the clock on the wall: where the drawing begins."""
+    """The time of the earliest record by the wall clock, at which the charts begin."""
     firsts = []
     for group in groups:
         for path, kind, _ in _files(group):
@@ -75,8 +75,8 @@ def first_time_s(groups: Iterable[FileGroup]) -> float | None:
 def gather(
     group: FileGroup, origin_s: float, phase_starts: Sequence[tuple[int, str]], left_out: LeftOut | None = None
 ) -> dict[str, Gathered]:
-    """What the files hold, by source. `phase_starts` are the first step of each phase and its name, in order;
-    `left_out` gets how many lines of which file are damaged.
+    """What the files hold, by source. `phase_starts`: each phase's first step and name, in order. Into `left_out` goes
+    how many damaged lines each file has.
     """
     if group.source is not None:
         only = Gathered(group.rank, origin_s, phase_starts)
@@ -102,7 +102,7 @@ def gather(
 
 
 def _files(group: FileGroup) -> Iterator[tuple[Path, type[DeviceSample] | type[MemoryRecord], Take]]:
-    """Each file with what it holds, and what takes that in."""
+    """Each file with the type of its records and the method that takes them."""
     yield group.samples, DeviceSample, Gathered.take_sample
     if group.records is not None:
         yield group.records, MemoryRecord, Gathered.take_record

@@ -1,4 +1,4 @@
-"""How far a run has come, from its events: under way, finished, failed, interrupted, or silent."""
+"""The state of a run, from its events: running, finished, failed, interrupted, or silent."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from dist_trainer.units import format_duration
 
 State = Literal["finished", "running", "failed", "interrupted", "silent"]
 
-# For a person, who may wonder: longer than a checkpoint of a large model takes.
+# After this long without a record a reader is told so: longer than the checkpoint of a large model takes.
 _LONG_S = 600.0
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`step` is the last one that was recorded, None where there are no steps. `ended_s` is None while it goes on.
+    """`step` is the last recorded one, None if there is none. `ended_s` is None while the run goes on.
 
-    `text` is for a person: "finished at step 150", "running, step 12", or what went wrong. Times are since the epoch.
-    `error` is what made it fail or interrupted it.
+    `text` is for people: "finished at step 150", "running, step 12", or what went wrong. Times are since the epoch.
+    `error` is the message of what made the run fail or interrupted it.
     """
 
     state: State
@@ -46,9 +46,9 @@ def progress(
     is_written: bool | None = None,
     now_s: float | None = None,
 ) -> Progress:
-    """The state since the last start, from the events in the order in which they were written. `last_record_s` is when
-    anything was last recorded. `is_written` says whether the run's process lives, None where that is not known: then
-    a run without an end is taken to go on, and a person is told for how long nothing was recorded.
+    """The state since the last start. `events` are in the order in which they were written; `last_record_s` is the time
+    of the last record of any kind. `is_written` says whether the run's process lives, None if that cannot be known: a
+    run without a recorded end then counts as running, and `text` says for how long nothing was recorded.
     """
     starts = [index for index, event in enumerate(events) if event.kind == "start"]
     current = events[starts[-1] :] if starts else events

@@ -15,7 +15,7 @@ COLUMNS = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "step_s", "data
 
 @dataclass
 class Steps:
-    """One value a step in each column, in order of steps; what was not measured is NaN."""
+    """Each column has one value per step, in order of steps; NaN where a value was not measured."""
 
     numbers: array[int] = field(default_factory=lambda: array("q"))
     phases: list[str] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Steps:
         return len(self.numbers)
 
     def curve(self, column: str) -> list[Bucket]:
-        """The column over the steps, without what was not measured."""
+        """The column over the steps, without values that were not measured."""
         if not self.numbers:
             return []
         envelope = Envelope(origin=float(self.numbers[0]), width=1.0)
@@ -35,7 +35,7 @@ class Steps:
         return envelope.buckets()
 
     def phase_starts(self) -> list[tuple[int, str]]:
-        """The first step of each stretch of one phase, and the phase's name."""
+        """The first step of each run of steps in one phase, and the phase's name."""
         return [
             (self.numbers[index], name)
             for index, name in enumerate(self.phases)
@@ -44,7 +44,7 @@ class Steps:
 
 
 def steps_of(records: Iterable[StepRecord]) -> Steps:
-    """The columns of these steps, which are in order."""
+    """The columns of these records, which are sorted by step."""
     steps = Steps()
     for record in records:
         steps.numbers.append(record.step)
@@ -56,5 +56,5 @@ def steps_of(records: Iterable[StepRecord]) -> Steps:
 
 
 def total(values: Iterable[float]) -> float:
-    """The sum of what was measured."""
+    """The sum of the values that were measured (not NaN)."""
     return math.fsum(value for value in values if math.isfinite(value))
