@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.errors import UserError
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT
 from dist_trainer.redact import redacted_config
@@ -29,10 +30,31 @@ def checkpointing_of(deepspeed_config: dict[str, Any]) -> Checkpointing | None:
     )
 
 
+def _refuse_one_leaf(engine: Any, resolved: ResolvedRun) -> None:
+    """ZeRO-3 gathers a leaf module's parameters for its whole forward and frees them after it; of a model that is one
+    leaf itself the backward finds freed parameters, and breaks off in torch.
+    """
+    from deepspeed.utils.z3_leaf_module import z3_leaf_module
+
+    if not z3_leaf_module(engine.module):
+        return
+    zero = resolved.deepspeed["zero_optimization"]
+    names = ("stage3_module_granularity_threshold", "leaf_module")
+    name = next((name for name in names if zero.get(name)), names[0])
+    raise UserError(
+        "it makes the whole model one leaf module of ZeRO-3, with which DeepSpeed's backward breaks off",
+        where=resolved.deepspeed_source,
+        key=f"zero_optimization.{name}",
+        found=zero.get(name),
+        hint="lower the threshold, so that blocks become leaves, or remove it" if name == names[0] else "name blocks",
+    )
+
+
 def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
     """Builds the model with the run's seed and wraps it; the same weights on every rank and at every ZeRO stage.
 
-    Returns a `deepspeed.DeepSpeedEngine` whose optimizer, scheduler, precision and ZeRO stage come from the JSON.
+        hint="lower the threshold until blocks become leaves, or remove it" if name == names[0] else "name blocks",
+    UserError where the JSON makes the whole model one leaf module of ZeRO-3.
     """
     import deepspeed
 
@@ -46,6 +68,7 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
             lr_scheduler=scheduler_of(resolved.deepspeed, source=resolved.deepspeed_source),
             config=copy.deepcopy(resolved.deepspeed),
         )
+    _refuse_one_leaf(engine, resolved)
     # It writes this into its checkpoints, which others may load; what it needed of it, it has read.
     engine.config = redacted_config(engine.config)
     grow_between_steps(engine)

@@ -19,6 +19,7 @@ from dist_trainer.config.adapt import DeviceFacts
 from dist_trainer.config.deepspeed.rules import precision
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
+from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, read_records, read_steps
 from dist_trainer.train import hygiene, process
 from dist_trainer.train.engine import build_engine
@@ -300,6 +301,27 @@ def test_the_learning_rate_that_was_asked_for_is_the_highest_that_is_trained_wit
         rates = [train_step(running, batches(), step=step).learning_rate for step in range(1, 7)]
         assert max(rates) == pytest.approx(3e-4, rel=1e-3)
         assert ds == "bf16" or rates[0] < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("setting", "key"),
+    [
+        ("stage3_module_granularity_threshold=100000000", "stage3_module_granularity_threshold"),
+        ('leaf_module={"classes": ["GPT"]}', "leaf_module"),
+    ],
+)
+def test_a_model_that_would_be_one_leaf_of_zero_3_is_refused(
+    setting: str, key: str, engine: Callable[..., Any]
+) -> None:
+    with pytest.raises(UserError) as refused:
+        engine("zero3", f"zero_optimization.{setting}")
+    assert refused.value.key == f"zero_optimization.{key}"
+    assert "one leaf module" in refused.value.problem
+
+
+def test_blocks_may_be_leaves_of_zero_3(engine: Callable[..., Any]) -> None:
+    made = engine("zero3", 'zero_optimization.leaf_module={"classes": ["Block"]}', checkpointing=False)
+    train_step(made, batches(1), step=1)
 
 
 def test_what_a_device_cannot_do_is_a_fact_of_the_device() -> None:
