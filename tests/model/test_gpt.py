@@ -9,7 +9,7 @@ import torch
 
 from dist_trainer.config.run import ModelConfig
 from dist_trainer.model.checkpointing import Checkpointing
-from dist_trainer.model.gpt import GPT
+from dist_trainer.model.gpt import GPT, Attention, Block
 from dist_trainer.model.size import num_parameters
 
 TINY = ModelConfig(num_layers=3, hidden_size=48, num_heads=4, vocab_size=211, context_length=32)
@@ -172,6 +172,33 @@ def test_checkpointing_keeps_fewer_activations_and_gives_the_same_gradients(chec
         model(tokens[:, :-1], tokens[:, 1:]).backward()
     for ours, theirs in zip(lean.parameters(), plain.parameters(), strict=True):
         assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_evaluation_drops_nothing_anywhere() -> None:
+    torch.manual_seed(0)
+    model = GPT(TINY.model_copy(update={"dropout": 0.5}))
+    without = GPT(TINY.model_copy(update={"dropout": 0.0}))
+    without.load_state_dict(model.state_dict())
+    tokens = torch.randint(TINY.vocab_size, (2, TINY.context_length))
+    with torch.no_grad():
+        assert torch.equal(model.eval()(tokens), without.eval()(tokens))
+        assert not torch.equal(model.train()(tokens), without(tokens))
+
+
+@pytest.mark.parametrize("part", ["embedding", "attention", "residual"])
+def test_training_drops_in_each_place(part: str) -> None:
+    torch.manual_seed(0)
+    model = GPT(TINY.model_copy(update={"dropout": 0.5})).train()
+    for module in model.modules():
+        if part != "attention" and isinstance(module, Attention):
+            module.dropout = 0.0
+        if part != "residual" and isinstance(module, Block):
+            module.dropout.p = 0.0
+    if part != "embedding":
+        model.dropout.p = 0.0
+    tokens = torch.randint(TINY.vocab_size, (2, TINY.context_length))
+    with torch.no_grad():
+        assert not torch.equal(model(tokens), model(tokens))
 
 
 def test_checkpointing_draws_the_same_dropout_again() -> None:

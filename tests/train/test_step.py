@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -63,6 +64,22 @@ def test_the_loss_is_the_mean_of_the_micro_batches() -> None:
     result = train_step(engine, batches(), step=1)
     assert (result.loss, result.learning_rate, result.grad_norm, result.loss_scale) == (1.5, 0.25, 1.5, None)
     assert engine.calls.count("backward") == engine.calls.count("step") == 2
+
+
+def add(*of_another: float) -> Callable[[torch.Tensor], None]:
+    """An all-reduce with another rank that holds these."""
+    return lambda tensor: tensor.copy_(tensor + torch.tensor(of_another, dtype=tensor.dtype).reshape(tensor.shape))
+
+
+def test_the_loss_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "all_reduce", add(9.0))
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    assert train_step(Engine(1.0, 2.0), batches(), step=1).loss == 3.0
+
+
+def test_evaluation_is_over_the_batches_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "all_reduce", add(8.0, 1.0))
+    assert evaluate(Engine(1.0, 3.0), itertools.islice(batches(), 2)) == 4.0
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])

@@ -41,6 +41,7 @@ def sizes(raw: dict[str, Any], world_size: int = 1, **more: Any) -> tuple[int, i
         ({MICRO: "auto", ACCUMULATION: 8}, (32, 1, 8)),
         ({TRAIN: "auto", MICRO: 2, ACCUMULATION: "auto"}, (8, 2, 1)),
         ({TRAIN: 32, MICRO: "auto", ACCUMULATION: "auto"}, (32, 1, 8)),
+        ({TRAIN: 32, MICRO: "auto"}, (32, 1, 8)),
         ({TRAIN: 32, MICRO: "auto", ACCUMULATION: 2}, (32, 4, 2)),
         ({TRAIN: 32, MICRO: 2, ACCUMULATION: "auto"}, (32, 2, 4)),
         ({TRAIN: 32.0, MICRO: 4.0}, (32, 4, 2)),

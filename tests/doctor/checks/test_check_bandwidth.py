@@ -100,6 +100,17 @@ def test_the_all_reduce_is_told_with_its_rate() -> None:
     assert lines(bandwidth.check(made), "all-reduce") == [("ok", (), "4 ranks, 16.8 MB over NCCL: 2.52 GB/s a rank")]
 
 
+def test_the_all_reduce_is_rated_by_the_slowest_rank() -> None:
+    made = with_trial([host("node1"), host("node2")], {})
+    reports = made.hosts[1].ranks
+    assert reports is not None
+    first, *others = reports.ranks
+    slower = replace(first, all_reduce_s=2 * (first.all_reduce_s or 0.0))
+    slowed = replace(made.hosts[1], ranks=replace(reports, ranks=(slower, *others)))
+    (line,) = lines(bandwidth.check(replace(made, hosts=(made.hosts[0], slowed))), "all-reduce")
+    assert line[2].endswith("1.26 GB/s a rank")
+
+
 def test_one_gpu_has_no_rate() -> None:
     made = with_trial([host("node1", num_slots=1)], {})
     assert lines(bandwidth.check(made)) == [("ok", (), "CUDA and NCCL work for the one rank")]

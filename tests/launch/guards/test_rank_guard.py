@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -93,7 +94,8 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
             process.kill()
             process.wait()
             if "output" in made.kinds() and "ended" not in made.kinds():
-                os.kill(int(made.first("output")["text"]), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(made.first("output")["text"]), signal.SIGKILL)
 
 
 def test_a_guard_says_that_it_is_there_while_its_rank_is_silent(launch: Launch) -> None:
