@@ -20,10 +20,10 @@ from pydantic_core import from_json
 
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.encoding import all_as_utf8
-from dist_trainer.units import counted
+from dist_trainer.units import MIB, counted
 
 CARD_FILE = "checkpoint.json"
-_MAX_BYTES = 64 * 2**20
+_MAX_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)

@@ -103,10 +103,11 @@ class Respondent:
         return probe.look(Path(folder), token, list(network.peers_of(self.name, hosts)))
 
     def listen(self) -> Listening:
+        from dist_trainer.cluster.rank import FIRST_PORT, NUM_PORTS
         from dist_trainer.launch.hosts.ports import first_free_port
 
         self._listener = network.listen()
-        return Listening(self._listener.getsockname()[1], first_free_port(20_000 + os.getpid() % 10_000))
+        return Listening(self._listener.getsockname()[1], first_free_port(FIRST_PORT + os.getpid() % NUM_PORTS))
 
     def connect(self, ports: dict[str, int], limit_s: float) -> Connections:
         hosts = list(ports)

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_trainer.cluster.rank import FIRST_PORT, NUM_PORTS
 from dist_trainer.errors import EXIT_HOST_LOST
 from dist_trainer.launch.plan import argument_groups
 from dist_trainer.slurm.cadence import wait_s
@@ -173,7 +174,7 @@ def _meeting(layout: Layout) -> str:
     return f"""\
 # The agents meet on the first node, at a port that follows from the job's number.
 first_host=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-port=$((20000 + SLURM_JOB_ID % 10000))
+port=$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))
 {threads}"""
 
 

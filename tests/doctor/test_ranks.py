@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 
+from dist_trainer.cluster.rank import FIRST_PORT, NUM_PORTS
 from dist_trainer.doctor.bandwidth import RankSpec
 from dist_trainer.doctor.ranks import rank_environ, rank_specs, run_ranks
 from dist_trainer.launch.hosts.ports import first_free_port
@@ -18,7 +19,7 @@ LIMIT_S = 60
 
 @pytest.fixture
 def port() -> int:
-    return first_free_port(20_000 + os.getpid() % 10_000)
+    return first_free_port(FIRST_PORT + os.getpid() % NUM_PORTS)
 
 
 def test_each_host_starts_its_own_ranks() -> None:

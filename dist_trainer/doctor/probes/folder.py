@@ -12,9 +12,9 @@ from pathlib import Path
 
 from dist_trainer.cluster.filesystem import mount_of
 from dist_trainer.doctor.facts import Folder, Seen
+from dist_trainer.units import MIB
 
 _PREFIX = ".dist_trainer-doctor"
-_BLOCK_BYTES = 2**20
 _WRITE_LIMIT_S = 0.5
 # A file system is not filled by asking how full it is.
 _LEAST_ROOM = 4
@@ -71,7 +71,7 @@ def _write_speed(folder: Path, token: str, host: str, max_bytes: int) -> tuple[i
     path = folder / f"{_PREFIX}-{token}-{host}.speed"
     try:
         # Random bytes, for a file system may compress.
-        return _write_through(path, os.urandom(_BLOCK_BYTES), max_bytes // _BLOCK_BYTES, _WRITE_LIMIT_S)
+        return _write_through(path, os.urandom(MIB), max_bytes // MIB, _WRITE_LIMIT_S)
     finally:
         path.unlink(missing_ok=True)
 
