@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Literal
 
 from dist_trainer.cache import write_whole
-from dist_trainer.cluster.process_start import started_ticks
+from dist_trainer.cluster.process_table import started_ticks
 from dist_trainer.disk import cannot_write
 from dist_trainer.errors import UserError
 

@@ -1,4 +1,4 @@
-"""The processes below and above this one, as the Linux kernel shows them, and the promises asked of it about them."""
+"""What launchers have put above a process, and what the Linux kernel is asked to do when one ends."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from dist_trainer.cluster.process_table import look_up, started_ticks
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -18,16 +19,6 @@ _DAEMONS = ("orted", "hydra_pmi_proxy")
 _MODULES = ("deepspeed.launcher.launch", "dist_trainer.launch.launchers.elastic")
 _SWEEP_AFTER_S = 3.0
 _SWEEP_POLL_S = 0.1
-
-
-@dataclass(frozen=True)
-class Process:
-    """One process; `has_ended` when all that is left is its exit status. `started_ticks` count from the host's boot."""
-
-    pid: int
-    parent_pid: int
-    has_ended: bool
-    started_ticks: int
 
 
 def adopt_orphans(wanted: bool) -> None:
@@ -60,7 +51,7 @@ def launchers_above(pid: int) -> list[tuple[int, int]]:
             words = Path("/proc", str(pid), "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             break
-        facts = _stat(pid)
+        facts = look_up(pid)
         if facts is None:
             break
         if Path(words[0]).name in _DAEMONS or any(word in _MODULES for word in words):
@@ -78,44 +69,12 @@ def sweep_later(processes: list[tuple[int, int]]) -> None:
     os.closerange(0, os.sysconf("SC_OPEN_MAX"))
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline_s = time.monotonic() + _SWEEP_AFTER_S
-        while (left := [process for process in processes if _is_running(*process)]) and time.monotonic() < deadline_s:
+        while (left := [one for one in processes if started_ticks(one[0]) == one[1]]) and time.monotonic() < deadline_s:
             time.sleep(_SWEEP_POLL_S)
         for pid, _ in left:
             with contextlib.suppress(OSError):
                 os.kill(pid, number)
     os._exit(0)
-
-
-def _is_running(pid: int, started: int) -> bool:
-    """Whether it is still the process that started then, in clock ticks, and has not ended."""
-    facts = _stat(pid)
-    return facts is not None and facts.started_ticks == started and not facts.has_ended
-
-
-def _stat(pid: int) -> Process | None:
-    """What the kernel says of a process; None when there is none."""
-    try:
-        line = Path("/proc", str(pid), "stat").read_bytes()
-    except OSError:
-        return None
-    # The name in parentheses may hold anything; what counts stands behind the last one.
-    fields = line.rpartition(b")")[2].split()
-    return Process(pid, int(fields[1]), has_ended=fields[0] in (b"Z", b"X"), started_ticks=int(fields[19]))
-
-
-def list_descendants(pid: int) -> list[Process]:
-    """Every process below `pid`, parents before children."""
-    children: dict[int, list[Process]] = {}
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        process = _stat(int(entry.name))
-        if process is not None:
-            children.setdefault(process.parent_pid, []).append(process)
-    found = list(children.get(pid, ()))
-    for descendant in found:
-        found.extend(children.get(descendant.pid, ()))
-    return found
 
 
 def signal_name(number: int) -> str:

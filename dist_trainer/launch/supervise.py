@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Protocol
 
+from dist_trainer.cluster.process_table import list_descendants
 from dist_trainer.errors import EXIT_FAILURE
-from dist_trainer.launch.processes import adopt_orphans, end_with_parent, list_descendants
+from dist_trainer.launch.processes import adopt_orphans, end_with_parent
 
 GRACE_S = 20.0
 # After a failure ranks that wait in a collective have nothing to save.

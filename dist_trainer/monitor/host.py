@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from dist_trainer.cluster.process_start import started_ticks
+from dist_trainer.cluster.process_table import started_ticks
 from dist_trainer.monitor import mailbox as mailboxes
 from dist_trainer.monitor.gpu.devices import DeviceIdentity
 from dist_trainer.monitor.gpu.diagnostics import MEMORY_FIELDS, Diagnostic, DiagnosticLog

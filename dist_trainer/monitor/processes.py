@@ -9,7 +9,7 @@ from typing import Protocol
 
 import psutil
 
-from dist_trainer.cluster.process_start import started_ticks
+from dist_trainer.cluster.process_table import children_by_parent, started_ticks
 
 # The walk through the process table is slow on hosts with many processes: it may take this fraction of the time.
 _WALK_FRACTION = 0.05
@@ -101,27 +101,17 @@ class ProcessTree:
         started_s = time.monotonic()
         if started_s < self._next_walk_s or not self._known:
             return
-        parents = _children_by_parent()
+        children = children_by_parent()
         open_pids = list(self._known)
         while open_pids:
-            for pid in parents.get(open_pids.pop(), ()):
-                if pid in self._known:
+            for child in children.get(open_pids.pop(), ()):
+                if child.pid in self._known:
                     continue
                 try:
-                    self._known[pid] = psutil.Process(pid)
+                    self._known[child.pid] = psutil.Process(child.pid)
                 except psutil.NoSuchProcess:
                     continue
                 self.num_seen += 1
-                open_pids.append(pid)
+                open_pids.append(child.pid)
         ended_s = time.monotonic()
         self._next_walk_s = ended_s + (ended_s - started_s) / _WALK_FRACTION
-
-
-def _children_by_parent() -> dict[int, list[int]]:
-    children: dict[int, list[int]] = {}
-    for process in psutil.process_iter():
-        try:
-            children.setdefault(process.ppid(), []).append(process.pid)
-        except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue
-    return children

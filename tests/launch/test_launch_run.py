@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dist_trainer.cluster.process_table import list_descendants
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.errors import UserError
 from dist_trainer.launch.guards.guarding import job_for
@@ -18,7 +19,6 @@ from dist_trainer.launch.hosts.run_secret import new_secret
 from dist_trainer.launch.launch_record import write_launch_record
 from dist_trainer.launch.launchers.choose import build_plan
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
-from dist_trainer.launch.processes import list_descendants
 from dist_trainer.launch.run import Prepared, require_launcher, run_request
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from dist_trainer.launch.processes import list_descendants
+from dist_trainer.cluster.process_table import list_descendants
 
 # prctl(2): PR_SET_NAME.
 NAMED = "import ctypes, sys; ctypes.CDLL(None).prctl(15, {name!r}, 0, 0, 0); print(flush=True); sys.stdin.read()"
