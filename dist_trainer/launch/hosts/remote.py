@@ -6,12 +6,14 @@ The words of a command arrive as they are: what goes to the other side is text f
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
-from asyncio.subprocess import Process, SubprocessStreamProtocol
+from asyncio.subprocess import Process
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from dist_trainer.launch.hosts.ssh import Problem, command_for, shell_text, ssh_problem
 
@@ -107,14 +109,20 @@ async def _run_on_host(host: str, command: Sequence[str], stdin: bytes, timeout_
 class Running:
     """A process with pipes to all three of its streams."""
 
-    def __init__(self, process: Process, transport: asyncio.SubprocessTransport) -> None:
-        assert process.stdin and process.stdout and process.stderr
-        self.stdin, self.stdout, self.stderr = process.stdin, process.stdout, process.stderr
-        self._process = process
-        self._transport = transport
+    def __init__(
+        self,
+        process: Process,
+        stdin: asyncio.StreamWriter,
+        stdout: asyncio.StreamReader,
+        stderr: asyncio.StreamReader,
+        reading: Sequence[asyncio.ReadTransport],
+    ) -> None:
+        """`reading` are the transports of stdout and stderr."""
+        self.stdin, self.stdout, self.stderr = stdin, stdout, stderr
+        self._process, self._reading = process, reading
 
     async def wait(self) -> int:
-        """Its exit status, when it has ended and nobody holds its pipes open any more."""
+        """Its exit status, when it has ended."""
         return await self._process.wait()
 
     async def end(self) -> None:
@@ -122,18 +130,52 @@ class Running:
 
         What it started here may hold the pipes open: they are closed on this side.
         """
-        self._transport.close()
+        if not self.stdin.is_closing():
+            self.stdin.transport.abort()
+        for transport in self._reading:
+            transport.close()
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
         await self._process.wait()
 
 
 async def start(command: Sequence[str]) -> Running:
     """Raises OSError where the command cannot be started."""
-    loop, pipe = asyncio.get_running_loop(), asyncio.subprocess.PIPE
-    # As asyncio.create_subprocess_exec does it, which keeps the transport, and with it the pipes, to itself.
-    transport, protocol = await loop.subprocess_exec(
-        lambda: SubprocessStreamProtocol(_LINE_LIMIT_BYTES, loop), *command, stdin=pipe, stdout=pipe, stderr=pipe
+    # Pipes of our own: those that asyncio makes for a process cannot be closed while somebody holds their other ends.
+    with ExitStack() as theirs, ExitStack() as ours:
+        (stdin, in_), (out, stdout), (err, stderr) = (_pipe() for _ in range(3))
+        for file in (stdin, stdout, stderr):
+            theirs.enter_context(file)
+        for file in (in_, out, err):
+            ours.enter_context(file)
+        process = await asyncio.create_subprocess_exec(*command, stdin=stdin, stdout=stdout, stderr=stderr)
+        # The transports close them.
+        ours.pop_all()
+    read_out, read_err = await _reader(out), await _reader(err)
+    return Running(process, await _writer(in_), read_out[0], read_err[0], (read_out[1], read_err[1]))
+
+
+def _pipe() -> tuple[BinaryIO, BinaryIO]:
+    """Its reading end and its writing one."""
+    reading, writing = os.pipe()
+    return os.fdopen(reading, "rb", buffering=0), os.fdopen(writing, "wb", buffering=0)
+
+
+async def _reader(pipe: BinaryIO) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    reader = asyncio.StreamReader(limit=_LINE_LIMIT_BYTES)
+    connect = asyncio.get_running_loop().connect_read_pipe
+    transport, _ = await connect(lambda: asyncio.StreamReaderProtocol(reader), pipe)
+    return reader, transport
+
+
+async def _writer(pipe: BinaryIO) -> asyncio.StreamWriter:
+    loop = asyncio.get_running_loop()
+    # Nothing is read here: the protocol is the part that waits until there is room.
+    transport, protocol = await loop.connect_write_pipe(
+        lambda: asyncio.StreamReaderProtocol(asyncio.StreamReader()), pipe
     )
-    return Running(Process(transport, protocol, loop), transport)
+    return asyncio.StreamWriter(transport, protocol, None, loop)
 
 
 async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
