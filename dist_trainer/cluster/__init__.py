@@ -1,1 +1,1 @@
-"""Which hosts, and which rank am I? Nothing here writes the environment."""
+"""Which hosts take part, and which rank this process is. Nothing here writes the environment."""

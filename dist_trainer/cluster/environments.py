@@ -1,7 +1,7 @@
-"""What each kind of launcher tells a process about its place, each read by one small function.
+"""The variables by which each kind of launcher tells a process its rank, each read by one small function.
 
-A reader returns None when the variables of its launcher are not there, and raises UserError when they are
-there and contradict each other. None of them writes anything.
+A reader returns None if its launcher's variables are not set, and raises UserError if they are set but contradict each
+other. No reader writes anything.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from dist_trainer.units import counted, whole_number
 
 Environ = Mapping[str, str]
 
-# By this variable ranks know the launch that started them: it holds the run's folder.
+# Set by `launch` for its ranks, so that they know their launch; it is the launch's id in the folder lock.
 LAUNCH_ID = "DIST_TRAINER_LAUNCH_ID"
 
 _PLACE = "the environment"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
-# Step ids from here up are SLURM's own: the batch script, an interactive shell, the external step.
+# Step ids from here on are SLURM's special ones: the batch script, an interactive shell, the external step.
 _FIRST_SPECIAL_STEP_ID = 0xFFFFFFF0
 
 _MPI_LAUNCHER_VARIABLES = ("PMIX_NAMESPACE", "PMIX_RANK", "PMI_FD", "PMI_PORT", "PMI_RANK", "HYDI_CONTROL_FD")
@@ -28,7 +28,9 @@ _MPI_LAUNCHER_VARIABLES = ("PMIX_NAMESPACE", "PMIX_RANK", "PMI_FD", "PMI_PORT", 
 
 @dataclass(frozen=True)
 class Place:
-    """Where one process stands. `first_host` and `job_id` (equal on all ranks) are None when nothing says them."""
+    """The rank of one process as its launcher says it. `first_host` and `job_id`, the same on all ranks, are None if no
+    variable says them.
+    """
 
     source: str
     rank: int
@@ -45,7 +47,7 @@ def read_torch(environ: Environ) -> Place | None:
     if rank is None:
         return None
     world_size = _need(environ, "WORLD_SIZE", because="RANK is set")
-    # Started by hand: when the meeting point is this host itself, so is every rank.
+    # Ranks started by hand have no LOCAL_RANK: if the rendezvous is on this host's loopback, all ranks are here.
     is_one_host = world_size == 1 or environ.get("MASTER_ADDR") in _LOOPBACK
     local_rank = read_count(environ, "LOCAL_RANK")
     local_world_size = read_count(environ, "LOCAL_WORLD_SIZE")
@@ -80,7 +82,7 @@ def read_openmpi(environ: Environ) -> Place | None:
 def read_pmi(environ: Environ) -> Place | None:
     """MPICH, Hydra and Intel MPI: PMI_RANK and PMI_SIZE, with MPI_LOCALRANKID and MPI_LOCALNRANKS.
 
-    SLURM's own PMI plugins set PMI_RANK without the local pair; then this is not the place to ask.
+    SLURM's PMI plugins set PMI_RANK without the two local variables; `read_slurm` reads those processes.
     """
     rank, local_rank = read_count(environ, "PMI_RANK"), read_count(environ, "MPI_LOCALRANKID")
     if rank is None or local_rank is None:
@@ -98,8 +100,8 @@ def read_pmi(environ: Environ) -> Place | None:
 def read_slurm(environ: Environ) -> Place | None:
     """A task of a step that srun started.
 
-    A batch script and a salloc shell have SLURM_JOB_ID, and the script even SLURM_PROCID=0, yet each is one
-    process: only a step has an ordinary SLURM_STEP_ID.
+    A batch script and a salloc shell have SLURM_JOB_ID as well, and the script even SLURM_PROCID=0, but they are not
+    ranks: only a step has an ordinary SLURM_STEP_ID.
     """
     step_id = read_count(environ, "SLURM_STEP_ID")
     if step_id is None or step_id >= _FIRST_SPECIAL_STEP_ID or not environ.get("SLURM_PROCID"):
@@ -137,17 +139,17 @@ READERS: tuple[Callable[[Environ], Place | None], ...] = (read_torch, read_openm
 
 
 def mpi_launcher_variable(environ: Environ) -> str | None:
-    """The name of a variable that only an MPI launcher sets, when there is one."""
+    """The name of a set variable that only MPI launchers set; None if there is none."""
     return first_set(environ, *_MPI_LAUNCHER_VARIABLES)
 
 
 def first_set(environ: Environ, *names: str) -> str | None:
-    """The first of the names whose variable is set and not empty."""
+    """The first of these names whose variable is set and not empty."""
     return next((name for name in names if environ.get(name)), None)
 
 
 def read_count(environ: Environ, name: str) -> int | None:
-    """The variable as a whole number from 0 up; None when it is not set or empty."""
+    """The variable as a whole number from 0 up; None if it is unset or empty. Raises UserError for anything else."""
     text = environ.get(name)
     if not text:
         return None

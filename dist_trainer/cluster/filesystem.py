@@ -1,4 +1,4 @@
-"""What kind of file system a folder lies on."""
+"""On what kind of file system a folder lies."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import psutil
 
-# PROC_PID_INIT_INO of Linux' include/linux/proc_ns.h.
+# PROC_PID_INIT_INO in Linux' include/linux/proc_ns.h: the inode of the host's own PID namespace.
 _HOST_PID_NAMESPACE = 0xEFFFFFFC
 
 _OF_ONE_HOST = frozenset({"apfs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "hfs", "ramfs", "tmpfs", "xfs", "zfs"})
 
 
 def mount_of(path: Path, mounts: Iterable[tuple[str, str]]) -> tuple[str, str]:
-    """The mount point that `path`, absolute, lies under, and its type, from (mount point, type) pairs.
+    """(mount point, type) of the mount that `path` (absolute) lies under, out of such pairs.
 
-    Of two mounts on one point the later one is seen. ("", "") where none fits.
+    Of two mounts on one point the later one hides the other. ("", "") if none fits.
     """
     found = ("", "")
     for point, kind in mounts:
@@ -26,10 +26,10 @@ def mount_of(path: Path, mounts: Iterable[tuple[str, str]]) -> tuple[str, str]:
 
 
 def shows_its_writers(path: Path) -> bool:
-    """Whether every process that can write there is among those that can be seen from here.
+    """Whether every process that could write there is visible from here.
 
-    No other host's is; and a container sees its own alone, while what is not of its own layers may be mounted into
-    others too. An unknown file system counts as shared.
+    Processes of other hosts are not visible, and a container sees only its own, while a mounted folder may be mounted
+    into other containers too. An unknown file system counts as shared.
     """
     kind = _kind(path)
     return kind == "overlay" or (kind in _OF_ONE_HOST and sees_all_processes())

@@ -1,11 +1,13 @@
-"""One run, one folder: whoever writes into a run's folder holds it, and a second one is refused and told who that is.
+"""One run, one folder: who writes into a run's folder locks it. A second run is refused and told who holds the lock.
 
-What starts ranks (`launch`, `monitor`) holds it as "launch", rank 0 as "ranks", whatever started it: ranks outlive a
-launcher that was killed by some seconds. Each part has two files in RUN_DIR/lock: one that the holder's process has
-locked, and one that says who it is. The lock is the kernel's, and ends with the process, so a run that was killed
-leaves nothing behind. It is POSIX's kind: that one works over NFS too, and is not inherited by forked children. Where a
-file system has no locks, or has them on each host apart, what the other file says decides: of this host, whether that
-very process still runs; of another, whether the file is still being touched. No clocks are compared.
+There are two locks. "launch" is held by the process that starts ranks (`launch`, `monitor`), "ranks" by rank 0 under
+any launcher, because ranks outlive a launcher that was killed by some seconds. Each has two files in RUN_DIR/lock: one
+that the holder has locked, and one that names the holder.
+
+The lock is a POSIX record lock: it works over NFS, is not inherited by forked children, and ends with its process, so
+that a killed run leaves nothing locked. On a file system without locks, or with locks that other hosts do not see, the
+second file decides: for a holder on this host, whether that very process still runs; for one on another host, whether
+it still touches the file (a heartbeat). No clocks are compared.
 """
 
 from __future__ import annotations
@@ -35,9 +37,9 @@ Part = Literal["launch", "ranks"]
 
 LOCK_DIR = "lock"
 BEAT_S = 1.0
-# Beyond what NFS keeps a file's times for, and a writer that the machine did not let run.
+# Longer than NFS caches a file's times, and than a busy host may keep the heartbeat's thread waiting.
 WATCH_S = 8.0
-# Guards end the ranks of a launch that was killed after 10 s, and within 5.
+# When a launch is killed, its guards notice after 10 s and end their ranks within 5 s.
 ORPHANS_S = 20.0
 _POLL_S = 0.25
 _SAID_AFTER_S = 1.0
@@ -48,9 +50,9 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a part. `since` is for people. `file` is the lock file's inode: in a copied folder it is another.
+    """Who holds a lock. `since` is for people. `file` is the lock file's inode: a copy of the folder has another one.
 
-    `started_ticks` are since the boot of that host; with the process id, they name one process of one PID namespace.
+    `started_ticks` count from that host's boot; with the process id they identify one process of one PID namespace.
     """
 
     part: Part
@@ -73,11 +75,11 @@ class Holder:
 
 
 class FolderLock:
-    """A part of a folder that this process holds, until `release`, the end of `with`, or its own end."""
+    """One of a folder's two locks, held by this process until `release`, the end of `with`, or the process's end."""
 
     def __init__(self, run_dir: Path, part: Part, *, launch_id: str | None = None, say: Say | None = None) -> None:
-        """Raises UserError, having changed nothing, where another run holds the folder; may watch it for some seconds
-        to know that. `launch_id` is the launch's own, which its ranks know it by.
+        """Raises UserError, having changed nothing, if another run holds the folder. To find that out it may watch the
+        holder's heartbeat for some seconds. `launch_id` identifies the launch; its ranks have it in their environment.
         """
         self._locked = _LockFile(run_dir, part, say)
         try:
@@ -93,7 +95,7 @@ class FolderLock:
             raise
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="folder-lock", daemon=True)
-        # The thread is to take no signal: others wait for those.
+        # The heartbeat's thread must take no signals, which other threads wait for.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._thread.start()
@@ -101,7 +103,7 @@ class FolderLock:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def release(self) -> None:
-        """May be called again."""
+        """May be called more than once."""
         self._has_ended.set()
         self._thread.join()
         self._locked.release()
@@ -116,13 +118,13 @@ class FolderLock:
 
     def _beat(self) -> None:
         while not self._has_ended.wait(BEAT_S):
-            # A folder that was deleted is for those to say who write into it.
+            # If the folder was deleted, the writers of its files report that.
             with suppress(OSError):
                 os.utime(self._locked.holder_path)
 
 
 class _LockFile:
-    """The two files of one part. `with` closes what it has opened, and so lets go what it has locked."""
+    """The two files of one lock. `with` closes the files that it opened, and thereby releases what it locked."""
 
     def __init__(self, run_dir: Path, part: Part, say: Say | None) -> None:
         self._run_dir = run_dir
@@ -155,7 +157,7 @@ class _LockFile:
             self._descriptor = -1
 
     def take(self, launch_id: str | None) -> None:
-        """Raises UserError where another process has it."""
+        """Locks the file and names this process in it. Raises UserError if another process holds the lock."""
         living = self._living()
         if living is not None:
             raise self._held_by(living)
@@ -167,7 +169,7 @@ class _LockFile:
         self._is_mine = True
 
     def require_free_or_of(self, launch_id: str | None) -> None:
-        """Raises UserError where another launch than this one has it."""
+        """Raises UserError if another launch than this one holds the lock."""
         holder = self._read()
         if holder is not None and launch_id is not None and holder.launch_id == launch_id:
             return
@@ -176,7 +178,7 @@ class _LockFile:
             raise self._held_by(living)
 
     def wait_for_orphans(self) -> None:
-        """Until ranks whose launch was killed have ended too. Raises UserError for ranks that no launch started."""
+        """Waits for the ranks of a killed launch to end. Raises UserError for ranks that no launch started."""
         begun_s, is_said = time.monotonic(), False
         while (living := self._living()) is not None:
             waited_s = time.monotonic() - begun_s
@@ -190,11 +192,11 @@ class _LockFile:
             time.sleep(_POLL_S)
 
     def _living(self) -> Holder | str | None:
-        """Who has it, as far as that is known; None where nobody has, or whoever had it is dead."""
+        """The holder, as far as it is known; None if nobody holds the lock or the holder is dead."""
         is_locked = self._lock()
         holder = self._read()
         if is_locked is False:
-            # Whoever has only just locked it has not said yet who that is.
+            # A holder that has locked the file just now may not have written its name yet.
             for _ in range(4):
                 if holder is not None:
                     break
@@ -206,7 +208,7 @@ class _LockFile:
         return holder if self._is_alive(holder, has_lock=is_locked is True) else None
 
     def _lock(self) -> bool | None:
-        """Whether it is this process's now; None where the file system has no locks."""
+        """True if this process has the lock now, False if another has it, None if the file system has no locks."""
         try:
             fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -221,9 +223,9 @@ class _LockFile:
         if holder.boot_id == _boot_id():
             if holder.pid_namespace == _pid_namespace():
                 return holder.runs_here
-            # A kernel has the locks of all its containers.
+            # Another container on this host: the same kernel keeps both containers' locks, so a live holder would show.
             return not has_lock and self._is_touched(holder)
-        # Only now: psutil takes longer than all else here.
+        # Imported here because psutil takes longer to load than everything else in this module.
         from dist_trainer.cluster.filesystem import is_of_one_host
 
         if has_lock and is_of_one_host(self._run_dir):
@@ -241,7 +243,7 @@ class _LockFile:
         return False
 
     def _seen(self) -> tuple[int, int] | None:
-        """Changes with every beat. NFS asks its server anew only for a file that is opened anew."""
+        """A value that changes with every heartbeat. The file is opened because NFS revalidates its times only then."""
         try:
             descriptor = os.open(self.holder_path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError:
@@ -253,7 +255,7 @@ class _LockFile:
         return facts.st_ino, facts.st_mtime_ns
 
     def _read(self) -> Holder | None:
-        """None where nothing is said, or nothing that could be understood."""
+        """The holder that the file names; None if it names none, or cannot be parsed."""
         try:
             values = json.loads(self.holder_path.read_bytes())
             holder = Holder(**{one.name: values[one.name] for one in dataclasses.fields(Holder)})
@@ -290,7 +292,7 @@ def _this_process(part: Part, launch_id: str | None, file: int) -> Holder:
 
 
 def _boot_id() -> str:
-    """Of one boot of one machine; containers on it share it."""
+    """Identifies one boot of one machine; the containers on it share it."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -1,6 +1,6 @@
-"""Hostfiles, read strictly: DeepSpeed's `host slots=N` for every launcher, and MPI's other forms for mpirun.
+"""Hostfiles, parsed strictly: DeepSpeed's `host slots=N` for every launcher, and the other MPI forms for mpirun only.
 
-Both have blank lines, and comments after `#`.
+Both may have blank lines and comments after `#`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dist_trainer.errors import UserError
 
 Forms = Literal["deepspeed", "mpi"]
 
-# Open MPI's bound is read by DeepSpeed too, which ignores it: a run never takes more than the slots.
+# DeepSpeed too accepts Open MPI's max-slots, and ignores it; so do we: a run never uses more than `slots`.
 _LINE = re.compile(r"(\S+)[ \t]+slots=([0-9]{1,9})(?:[ \t]+max[-_]slots=([0-9]{1,9}))?")
-# A line a slot (Open MPI, MPICH), or MPICH's and Intel's number of slots.
+# One line per slot (Open MPI, MPICH), or `host:N` (MPICH, Intel MPI).
 _MPI_LINE = re.compile(r"([^\s:=]+)(?::([0-9]{1,9}))?")
-# What people write where `slots=N` is meant.
+# Spellings that people use when they mean `slots=N`.
 _NEARLY = re.compile(r"(\S+)[ \t]+(?:slots|cpus?|np|ncpus|procs|gpus?)[ \t]*=[ \t]*([0-9]{1,9})", re.IGNORECASE)
 _COMMENT = re.compile(r"(^|[ \t])#.*")
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
@@ -31,7 +31,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 @dataclass(frozen=True)
 class _Entry:
-    """What a line says: `login` is the host, or user@host. Where `slots=` says the number, it says all of them."""
+    """One line. `login`: host or user@host. `has_slots_key`: it has `slots=`, and thus gives all slots of its host."""
 
     login: str
     num_slots: int
@@ -39,9 +39,9 @@ class _Entry:
 
 
 def read_hostfile(path: Path, forms: Forms = "deepspeed") -> Topology:
-    """Raises UserError when the file cannot be read or a line is not understood, naming the line.
+    """Raises UserError if the file cannot be read, or, naming the line, if a line is not understood.
 
-    A byte-order mark and the line ends of other systems mean nothing.
+    A byte-order mark and CR LF line ends are ignored.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -51,15 +51,15 @@ def read_hostfile(path: Path, forms: Forms = "deepspeed") -> Topology:
 
 
 def has_byte_order_mark(path: Path) -> bool:
-    """Whether a hostfile that could be read begins with one, which DeepSpeed takes for a part of the first host."""
+    """Whether the file begins with a byte-order mark, which DeepSpeed takes for a part of the first host's name."""
     with path.open("rb") as file:
         return file.read(len(_BYTE_ORDER_MARK)) == _BYTE_ORDER_MARK
 
 
 def parse_hostfile(text: str, *, where: str, forms: Forms = "deepspeed") -> Topology:
-    """The hosts in the order of their first lines. Raises UserError, with where='WHERE:LINE', for anything else.
+    """The hosts in the order of their first lines. Raises UserError, with where='WHERE:LINE', for any other line.
 
-    With the forms of MPI a host without `slots=` has a slot for each line that names it, or `host:N`.
+    In MPI's forms a host without `slots=` has one slot for each line that names it, or N with `host:N`.
     """
     found: dict[str, tuple[_Entry, int]] = {}
     for number, line in enumerate(text.split("\n"), start=1):
@@ -93,7 +93,7 @@ def parse_hostfile(text: str, *, where: str, forms: Forms = "deepspeed") -> Topo
 
 
 def render_hostfile(topology: Topology) -> str:
-    """The text that `parse_hostfile` reads back. `slots=N` means the slots 0 ... N-1: raises ValueError for others."""
+    """The text that `parse_hostfile` reads back. Raises ValueError unless the slots are 0 ... N-1."""
     for host in topology.hosts:
         if not host.has_first_slots:
             raise ValueError(f"a hostfile cannot say that of {host.name} only the slots {host.slots} are used")
@@ -101,7 +101,7 @@ def render_hostfile(topology: Topology) -> str:
 
 
 def render_openmpi_hostfile(topology: Topology) -> str:
-    """Open MPI's hostfile counts slots and never names them, so any topology can be written."""
+    """Open MPI's hostfile gives a number of slots and never their names, so any topology can be written."""
     return "".join(f"{host.name} slots={host.num_slots}\n" for host in topology.hosts)
 
 

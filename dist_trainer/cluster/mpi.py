@@ -1,4 +1,4 @@
-"""The last resort for finding one's rank: ask MPI itself."""
+"""The last resort for finding one's rank: asking MPI itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from dist_trainer.errors import UserError
 
 
 def ask_mpi() -> RankInfo:
-    """Starts MPI in this process and asks it; rank 0 chooses the meeting point for all. Every rank must call it."""
+    """Initialises MPI in this process and asks it. Rank 0 chooses address and port. Collective: every rank must call
+    it.
+    """
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

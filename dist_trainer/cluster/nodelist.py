@@ -1,4 +1,4 @@
-"""SLURM's short forms, written out: lists of nodes, and numbers of tasks a node."""
+"""SLURM's compressed forms, expanded: lists of nodes, and numbers of tasks per node."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 _RANGE = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 _LAST_NUMBER = re.compile(r"(.*?)([0-9]{1,18})([^0-9]*)")
 _REPEATED = re.compile(r"([0-9]{1,9})(?:\(x([0-9]{1,5})\))?")
-# SLURM's own limit, MAX_RANGE: what is longer is no list of nodes, and would fill the memory.
+# SLURM's own limit, MAX_RANGE. A longer range is not a list of nodes, and would exhaust the memory.
 _MAX_NUM_IN_RANGE = 1 << 16
 
 
@@ -36,9 +36,9 @@ def expand_nodelist(text: str, *, where: str = "SLURM_JOB_NODELIST") -> tuple[st
 
 
 def fold_nodelist(names: Iterable[str]) -> str:
-    """The short form of the names, which `expand_nodelist` writes out again: 'node[01-03,7],gpu1'.
+    """The compressed form of the names, as `expand_nodelist` reads it: 'node[01-03,7],gpu1'.
 
-    Names stay in their order; neighbours that differ in their last number alone are folded.
+    Names keep their order; neighbours are folded if they differ in their last number only.
     """
     parts: list[tuple[str, list[str], str]] = []
     for name in names:
@@ -52,7 +52,7 @@ def fold_nodelist(names: Iterable[str]) -> str:
 
 
 def expand_tasks_per_node(text: str, *, where: str = "SLURM_TASKS_PER_NODE") -> tuple[int, ...]:
-    """'2(x3),1' -> (2, 2, 2, 1). Raises UserError, naming `where`, when the text is something else."""
+    """'2(x3),1' -> (2, 2, 2, 1). Raises UserError, naming `where`, for any other text."""
     counts: list[int] = []
     for part in text.split(","):
         match = _REPEATED.fullmatch(part)

@@ -1,4 +1,6 @@
-"""Which rank is this process, of how many, and where do they meet? A pure function of the environment."""
+"""Which rank this process is, of how many, and at which address the ranks rendezvous. A pure function of the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ _THIS_HOST = "127.0.0.1"
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One process's place in the run. `master_port` is None only for a run of one rank that was told none.
+    """The rank of one process. `master_port` is None only for a single rank whose environment names no port.
 
     `source` is 'torch' (torchrun, deepspeed), 'openmpi', 'pmi', 'slurm', 'mpi4py' or 'single'.
     """
@@ -34,10 +36,11 @@ class RankInfo:
 
 
 def find_rank(environ: Environ, ask_mpi: Callable[[], RankInfo] | None = None) -> RankInfo:
-    """The place of this process, from the first of torchrun/deepspeed, Open MPI, PMI and SLURM that says it.
+    """This process's rank, from the variables of torchrun/deepspeed, Open MPI, PMI or SLURM, whichever are set first in
+    this order.
 
-    `ask_mpi` is called only where an MPI launcher is evidently there and no variable says rank and size. Writes
-    nothing. Raises UserError, naming the variable, for values that are missing or contradict each other.
+    `ask_mpi` is called only if an MPI launcher is evidently at work but no variable says rank and size. Writes nothing.
+    Raises UserError, naming the variable, for values that are missing or contradict each other.
     """
     place = next((found for found in (read(environ) for read in READERS) if found is not None), None)
     if place is None:
@@ -58,7 +61,7 @@ def find_rank(environ: Environ, ask_mpi: Callable[[], RankInfo] | None = None) -
 
 
 def port_from(job_id: str) -> int:
-    """A port that every rank derives alike, below the range from which the kernel takes ports for connections."""
+    """A port that every rank derives from the job's id alone, below the kernel's range of ephemeral ports."""
     return FIRST_PORT + zlib.crc32(job_id.encode(errors="surrogateescape")) % NUM_PORTS
 
 

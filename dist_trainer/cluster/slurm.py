@@ -8,10 +8,10 @@ from dist_trainer.cluster.topology import Host, Topology
 from dist_trainer.errors import UserError
 from dist_trainer.units import counted
 
-# The fact of an event that says which start of a job wrote it.
+# The key of an event's facts that says which start of which SLURM job wrote the event.
 SLURM_START = "slurm"
 _MAX_NUM_DIGITS = 20
-# SIGTERM comes at the limit, and hosts' clocks are not one.
+# SLURM sends SIGTERM at the time limit, and the clocks of hosts differ a little.
 _CLOCKS_DIFFER_S = 5.0
 
 
@@ -20,8 +20,8 @@ def in_allocation(environ: Environ) -> bool:
 
 
 def slurm_facts(environ: Environ) -> dict[str, object]:
-    """What an event says of which start of which job wrote it, as SLURM counts them; nothing where it is none of
-    SLURM's. A task of an array is named by its number in the array.
+    """The facts by which an event says which start of which job wrote it, in SLURM's own counting; empty outside SLURM.
+    A task of a job array is named by its number in the array.
     """
     job_id = environ.get("SLURM_JOB_ID")
     if not job_id:
@@ -37,7 +37,7 @@ def slurm_facts(environ: Environ) -> dict[str, object]:
 
 
 def is_at_time_limit(environ: Environ, now_s: float) -> bool:
-    """Whether the time that SLURM gave the job is over, or about to be, by this host's clock: for words alone."""
+    """Whether the job's time limit has passed or is about to, by this host's clock. Decides nothing but words."""
     end_s = environ.get("SLURM_JOB_END_TIME", "")
     return (
         end_s.isascii() and end_s.isdecimal() and len(end_s) < _MAX_NUM_DIGITS and now_s > int(end_s) - _CLOCKS_DIFFER_S
@@ -45,10 +45,10 @@ def is_at_time_limit(environ: Environ, now_s: float) -> bool:
 
 
 def allocated_topology(environ: Environ, num_ranks_per_host: int | None = None) -> Topology:
-    """The nodes of the allocation, with `num_ranks_per_host` slots each, or else as many as SLURM gave it tasks.
+    """The nodes of the allocation with `num_ranks_per_host` slots each, or by default one slot per SLURM task.
 
-    Where the allocation names no number of tasks, each node has a slot a GPU. Raises UserError outside an
-    allocation and where a node has too few CPUs for its ranks.
+    If the allocation does not say how many tasks, a node has one slot per GPU. Raises UserError outside an allocation,
+    and if a node has fewer CPUs than ranks.
     """
     variable = first_set(environ, "SLURM_JOB_NODELIST", "SLURM_NODELIST")
     if not in_allocation(environ) or variable is None:
@@ -72,7 +72,7 @@ def allocated_topology(environ: Environ, num_ranks_per_host: int | None = None) 
 
 
 def cpus_per_rank(environ: Environ, topology: Topology) -> int | None:
-    """The CPUs that each rank has in the allocation: asked for, or a fair share; None when SLURM does not say."""
+    """The CPUs of each rank in the allocation: as requested, else an equal share; None if SLURM does not say."""
     asked = read_count(environ, "SLURM_CPUS_PER_TASK")
     if asked:
         return asked

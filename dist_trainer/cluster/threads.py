@@ -9,10 +9,10 @@ from dist_trainer.units import whole_number
 
 
 def threads_per_rank(environ: Mapping[str, str], *, host_cores: int, own_cores: int, local_world_size: int) -> int:
-    """What OMP_NUM_THREADS says, else the host's cores shared by its ranks, at most those that the rank is bound to.
+    """OMP_NUM_THREADS if the user set it, else the host's cores divided by its ranks, at most those the rank may use.
 
-    torchrun sets OMP_NUM_THREADS=1 by itself whenever the user says nothing; that value is taken as unsaid, so that
-    every launcher gives the same number (and the same rounding of sums).
+    torchrun sets OMP_NUM_THREADS=1 when the user sets nothing, so that value under torchrun is ignored: the number of
+    threads, and with it the rounding of sums, is then the same under every launcher.
     """
     said = environ.get("OMP_NUM_THREADS")
     by_torchrun = said == "1" and "TORCHELASTIC_RUN_ID" in environ
@@ -23,14 +23,14 @@ def threads_per_rank(environ: Mapping[str, str], *, host_cores: int, own_cores: 
 
 
 def threads_here(environ: Mapping[str, str], local_world_size: int) -> int:
-    """For a rank that this process is, or starts."""
+    """The threads of a rank that this process is, or is about to start."""
     return threads_per_rank(
         environ, host_cores=count_host_cores(), own_cores=count_own_cores(), local_world_size=local_world_size
     )
 
 
 def count_own_cores() -> int:
-    """The cores that this process may use."""
+    """The cores that this process's affinity mask lets it use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count_host_cores()
 
 

@@ -1,4 +1,4 @@
-"""Which hosts take part, and which of their slots."""
+"""Which hosts take part in a run, and which of their slots."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from dist_trainer.errors import UserError
 from dist_trainer.units import counted
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1")
-# An error is to be read: of a thousand hosts it names a few.
+# An error message has to stay readable: of a thousand hosts it names a few.
 _MAX_NUM_NAMED = 8
 
 
 @dataclass(frozen=True)
 class Host:
-    """One host and the slots (places for one rank each, as a rule a GPU) used on it, ascending.
+    """One host and its slots that are used, in ascending order. A slot is the place of one rank, as a rule a GPU.
 
-    `place` is where that is said, FILE:LINE; None where no file says it. Two hosts do not differ by it. `user`: as whom
-    to log in there; empty where nothing says it.
+    `place`: FILE:LINE of the hostfile's line, None if there is no file; ignored in comparisons. `user`: the name to log
+    in with, empty if not given.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Host:
 
     @property
     def login(self) -> str:
-        """The host for ssh: with the user in front of it."""
+        """The destination for ssh: `user@name`, or `name` alone."""
         return f"{self.user}@{self.name}" if self.user else self.name
 
     @property
@@ -38,13 +38,13 @@ class Host:
 
     @property
     def has_first_slots(self) -> bool:
-        """Whether the slots are 0 ... num_slots - 1, which is what `slots=N` means."""
+        """Whether the slots are 0 ... num_slots - 1, as `slots=N` means."""
         return self.slots == tuple(range(self.num_slots))
 
 
 @dataclass(frozen=True)
 class Topology:
-    """The hosts in rank order; each slot is one rank."""
+    """The hosts in order of ranks; each slot is one rank."""
 
     hosts: tuple[Host, ...]
 
@@ -62,11 +62,11 @@ class Topology:
         return len({host.num_slots for host in self.hosts}) == 1
 
     def is_local(self, hostname: str) -> bool:
-        """Whether every rank runs on this host, whose name is `hostname`."""
+        """Whether every rank runs on this host, which is called `hostname`."""
         return all(is_own_name(host.name, hostname) for host in self.hosts)
 
     def first_slots(self, num_slots: int) -> Topology:
-        """The first `num_slots` slots of every host. Raises UserError where a host has fewer, or for fewer than 1."""
+        """The first `num_slots` slots of every host. Raises UserError if a host has fewer, and for less than 1."""
         if num_slots < 1:
             raise UserError("A run needs at least one rank a host.", where="--nproc-per-node", found=num_slots)
         for host in self.hosts:
@@ -81,10 +81,10 @@ class Topology:
         return Topology(tuple(replace(host, slots=host.slots[:num_slots]) for host in self.hosts))
 
     def filter(self, *, include: str = "", exclude: str = "") -> Topology:
-        """The part that DeepSpeed's `--include` or `--exclude` leaves, in the order of this topology.
+        """The part that DeepSpeed's `--include` or `--exclude` selects, in the order of this topology.
 
-        The grammar is NODE[:SLOT,SLOT...][@NODE...]; without slots all of a node's are meant. Raises UserError
-        when both are given, when a node or slot is not there, or when nothing is left.
+        The grammar is NODE[:SLOT,SLOT...][@NODE...]; NODE alone means all of its slots. Raises UserError if both are
+        given, if a node or slot does not exist, and if nothing is left.
         """
         if include and exclude:
             raise UserError(
@@ -143,7 +143,7 @@ class Topology:
 
 
 def is_own_name(name: str, hostname: str) -> bool:
-    """Whether `name`, or user@name, means the host whose name is `hostname`, on that host."""
+    """Whether `name` or user@name, used on the host called `hostname`, means that host itself."""
     return name.rpartition("@")[2] in {*_LOOPBACK_NAMES, hostname, hostname.split(".")[0]}
 
 
