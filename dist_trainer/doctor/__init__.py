@@ -1,1 +1,1 @@
-"""What would keep a run from starting or slow it down? Asked on every host, judged in one place, shown as one table."""
+"""Finds what would keep a run from starting or slow it down: asks every host, judges in one place, shows one table."""

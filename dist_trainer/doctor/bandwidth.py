@@ -1,8 +1,8 @@
-"""One rank of the trial: a real all-reduce between all ranks, then the ways between neighbours, in seconds.
+"""One rank of the trial: a real all-reduce over all ranks, then the bandwidth to its neighbours.
 
-Run as `python -m dist_trainer.doctor.bandwidth SPEC`, SPEC being a `RankSpec` as JSON. What it has found it says at
-once, one JSON object a line, so that what was measured before something broke is not lost. It ends when its parent
-does, and at a time limit of its own: a collective that waits for a lost rank ends in no other way.
+Run as `python -m dist_trainer.doctor.bandwidth SPEC`, where SPEC is a `RankSpec` as JSON. Each result is printed at
+once as one line of JSON, so that what was measured before a failure is not lost. The process ends with its parent, and
+at a time limit of its own, because a collective that waits for a lost rank would never end.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 from dist_trainer.doctor.rounds import Pair, rank_pairs
 
-# Long enough to even out a start, short enough for many rounds.
+# Seconds for one measurement: long enough to even out the start, short enough for many rounds.
 _BUDGET_S = 1.0
 _LONG_ENOUGH_S = 0.1
 _REPEATS = 10
@@ -31,7 +31,7 @@ _GROWTH = 4
 
 @dataclass(frozen=True)
 class RankSpec:
-    """`slot` is the number of the rank's GPU among those that it sees."""
+    """`slot` is the index of the rank's GPU among those that it sees."""
 
     rank: int
     slot: int
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> NoReturn:
         status = 1
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not by returning: gloo's threads can abort a Python that shuts down while they still run.
+    # Not by returning: gloo's threads can abort a Python that is shutting down while they still run.
     os._exit(status)
 
 
@@ -90,7 +90,7 @@ def measure(spec: RankSpec) -> None:
 
 
 class Trial:
-    """The ranks have met. Every rank calls the same methods in the same order."""
+    """The ranks after the rendezvous. The methods are collective: every rank calls the same ones in the same order."""
 
     def __init__(self, spec: RankSpec) -> None:
         import torch
@@ -101,14 +101,14 @@ class Trial:
         self._block = torch.zeros(self._most_bytes // 4, dtype=torch.float32, device=spec.device)
 
     def all_reduce(self) -> tuple[int, float]:
-        """Bytes of the largest all-reduce that was tried, and its shortest time, on the slowest rank."""
+        """(bytes of the largest all-reduce that was tried, its shortest time in seconds on the slowest rank)."""
         import torch.distributed as dist
 
         self._slowest(self._timed(lambda: dist.all_reduce(self._part(_FIRST_BYTES))))
         return self._grown(lambda num_bytes: self._slowest(self._timed(lambda: dist.all_reduce(self._part(num_bytes)))))
 
     def round(self, pairs: list[Pair]) -> None:
-        """Both directions of the pair that this rank is in, one after the other."""
+        """Measures the pair that this rank is in, if any: one direction after the other."""
         import torch.distributed as dist
 
         dist.barrier()
@@ -154,7 +154,9 @@ class Trial:
             dist.send(size, source)
 
     def _grown(self, timed: Callable[[int], float]) -> tuple[int, float]:
-        """The size at which one time is long enough to be measured, and the shortest of a few times at that size."""
+        """Increases the size until one transfer takes long enough to be timed; returns that size in bytes, and the
+        shortest of a few times in seconds.
+        """
         num_bytes, spent_s = _FIRST_BYTES, 0.0
         while True:
             seconds = timed(num_bytes)
@@ -171,7 +173,7 @@ class Trial:
         return num_bytes, seconds
 
     def _slowest(self, seconds: float) -> float:
-        """The largest over all ranks, so that all take the same decision."""
+        """The maximum over all ranks, so that all of them take the same decision."""
         import torch
         import torch.distributed as dist
 

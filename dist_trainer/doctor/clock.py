@@ -1,4 +1,4 @@
-"""How far another host's clock is from this one's, as NTP finds it: the way there and back does not count."""
+"""The offset between another host's clock and this one's, computed as NTP does, so that the round trip cancels out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """When the question left and the answer came, on this host's clock, and what the other's said in between."""
+    """When the question left and when its answer came (this host's clock), and the other host's clock in between."""
 
     sent_s: float
     there_s: float
@@ -17,14 +17,14 @@ class RoundTrip:
 
 @dataclass(frozen=True)
 class Offset:
-    """The other clock is ahead of this one by `seconds`, give or take `error_s`."""
+    """The other clock is ahead of this one by `seconds` (negative: behind), to within `error_s`."""
 
     seconds: float
     error_s: float
 
 
 def offset_of(trips: Iterable[RoundTrip]) -> Offset | None:
-    """From the quickest of the round trips: it leaves least room for error. None without any."""
+    """The offset from the shortest round trip, which has the smallest error. None without round trips."""
     quickest = min(trips, key=lambda trip: trip.received_s - trip.sent_s, default=None)
     if quickest is None:
         return None

@@ -1,4 +1,4 @@
-"""All that was found out, as one value: what the checks judge, and what `--json` prints beside the findings."""
+"""Everything that was found out, as one value: the checks judge it, and `--json` prints it beside the findings."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ How = Literal["ssh", "srun", "here"]
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be examined. `folder`: where the runs' folders are made, absolute, and there on this host.
+    """What to examine. `folder`: the parent of the runs' folders, an absolute path that exists on this host.
 
-    `names_slots`: whether the user said which or how many of the slots to use.
+    `names_slots`: whether the user said which slots to use, or how many.
     """
 
     how: How
@@ -49,9 +49,9 @@ class Task:
 
 @dataclass(frozen=True)
 class Startup:
-    """Why the questions could not be asked on a host that can be reached: what a plain shell found there.
+    """Why the probe did not start on a host that can be reached, as a plain shell finds it.
 
-    `python`: the version of the interpreter at the path that is asked for, None where there is none.
+    `python`: the version of the interpreter at the path that was to be run; None if there is none.
     """
 
     has_folder: bool
@@ -62,9 +62,9 @@ class Startup:
 
 @dataclass(frozen=True)
 class HostReport:
-    """One host. `unreachable`: why nothing can be run there, and of which kind that is; None where something can.
+    """One host. `unreachable` and `unreachable_kind`: why no command can be run there; None if one can.
 
-    `unanswered`: why a question got no answer, by the question. What was not asked is None here and not there.
+    `unanswered`: question -> why it got no answer. A field that is None and not in `unanswered` was not asked.
     """
 
     name: str
@@ -90,7 +90,7 @@ class HostReport:
 
 @dataclass(frozen=True)
 class MeetingPort:
-    """Where the ranks would meet, on the first host. `said_by`: who fixed it; None for torchrun's usual one."""
+    """The port of the rendezvous, on the first host. `said_by`: where the user set it; None for torchrun's default."""
 
     number: int
     said_by: str | None
@@ -98,7 +98,7 @@ class MeetingPort:
 
 @dataclass(frozen=True)
 class Trial:
-    """The all-reduce that was tried: the hosts and slots that took part in rank order, or why there was none."""
+    """The all-reduce that was tried: hosts and slots that took part, in order of ranks; or `why_not`."""
 
     hosts: dict[str, tuple[int, ...]] = field(default_factory=dict)
     device: Literal["cpu", "cuda"] = "cpu"
@@ -107,9 +107,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Asker:
-    """The host on which the doctor runs, and what it asked the others to run. `is_asked`: whether it is one of them.
+    """The host on which the doctor runs. `is_asked`: whether it is one of the hosts to examine.
 
-    `sees_folder`: whether the file that the first host wrote is there too; None where that was not looked for.
+    `interpreter` and `cwd` are those that the other hosts are told to use. `sees_folder`: whether the file that the
+    first host wrote is visible here; None if that was not tried.
     """
 
     hostname: str
@@ -141,5 +142,5 @@ class Examination:
 
     @property
     def device(self) -> Literal["cpu", "cuda"]:
-        """What the ranks would run on: GPUs as soon as one host has any."""
+        """What the ranks would run on: GPUs if any host has some."""
         return "cuda" if any(host.gpus and host.gpus.devices for host in self.hosts) else "cpu"

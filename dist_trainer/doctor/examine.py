@@ -1,4 +1,4 @@
-"""The order of an examination: which questions are put to all hosts, and what is tried between them."""
+"""The order of an examination: which questions all hosts are asked, and what is tried between them."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _CONNECT_LIMIT_S = 3.0
 _TRIAL_LIMIT_S = 60
 _PLAN_LIMIT_S = 120.0
 _NUM_CLOCK_TRIPS = 5
-# All hosts write at once, and their storage may be one: this much together, and this much each at most.
+# All hosts write at the same time, maybe to one storage: limits on their sum and on each.
 _WRITE_BYTES_IN_ALL = 2**30
 _WRITE_BYTES = 2**26
 
 
 def examine(task: Task) -> Examination:
-    """Asks all hosts. What goes wrong on one of them is part of what was found: nothing is raised for it."""
+    """Asks all hosts. A failure on a host is part of the result and raises nothing."""
     started_s = time.monotonic()
     with enough_files(len(task.names)) as usual_limit:
         ways = routes(task, os.environ, socket.gethostname(), open_files=usual_limit)
@@ -60,7 +60,7 @@ def examine(task: Task) -> Examination:
 
 
 class _Visit:
-    """One examination under way: what each host has said so far."""
+    """An examination in progress: what each host has answered so far."""
 
     def __init__(self, task: Task, ways: list[Route]) -> None:
         self._task = task
@@ -112,7 +112,7 @@ class _Visit:
     async def _ask(
         self, kind: type[Facts], name: str, do: str, *, timeout_s: float, **options: Any
     ) -> dict[str, Reply]:
-        """Puts the answers into the reports' field `name`, and why there is none where there is none."""
+        """Asks the question and stores the answers in the reports' field `name`, or why there is none."""
         replies = await self._session.ask(do, timeout_s=timeout_s, **options)
         for host, reply in replies.items():
             report = self._reports[host]
@@ -166,7 +166,7 @@ class _Visit:
             self._sees_folder = not seen.missing
 
     async def _ask_about_ways(self) -> None:
-        """Each host opens connections to its neighbours, which all wait for them by then."""
+        """Each host opens connections to its neighbours, once all of them listen."""
         await self._ask(Listening, "listening", "listen", timeout_s=_ANSWER_LIMIT_S)
         ports = {host: report.listening.port for host, report in self._reports.items() if report.listening}
         await self._ask(
@@ -209,7 +209,7 @@ class _Visit:
         return replace(needs, plan=planning.read_plan(result.stdout))
 
     def _is_asked(self) -> bool:
-        """Whether this host is one of those that are asked."""
+        """Whether this host is one of the hosts to examine."""
         hostname = socket.gethostname()
         names = {report.facts.hostname for report in self._reports.values() if report.facts}
         return hostname in names or any(is_own_name(name, hostname) for name in self._reports)

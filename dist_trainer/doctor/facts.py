@@ -1,4 +1,4 @@
-"""What hosts found out, as plain values that travel as JSON. None stands for what could not be found out."""
+"""What hosts found out, as plain values that can be sent as JSON. None: it could not be found out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ UNLIMITED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Revision:
-    """The project's code on a host. `digest` changes with any byte of it; the rest is git's, in a checkout."""
+    """The project's code on a host. `digest` is over the bytes of its files; the rest is git's, None outside a
+    checkout.
+    """
 
     digest: str
     head: str | None = None
@@ -18,7 +20,7 @@ class Revision:
 
 @dataclass(frozen=True)
 class Port:
-    """A port of the host; `holder` is the process that listens there, where this user may know it."""
+    """A port of the host. `holder`: the process that listens on it, None if this user may not know."""
 
     number: int
     is_free: bool
@@ -27,7 +29,7 @@ class Port:
 
 @dataclass(frozen=True)
 class NumaNode:
-    """`num_cpus` are those of it that a process may use."""
+    """`num_cpus`: those of the node that a process may use."""
 
     number: int
     num_cpus: int
@@ -35,7 +37,7 @@ class NumaNode:
 
 @dataclass(frozen=True)
 class Cpus:
-    """`num_usable`: those this process is bound to. `quota`: what a container or a job lets it use, in CPUs."""
+    """`num_usable`: in this process's affinity mask. `quota`: a container's or job's limit, in CPUs."""
 
     num_logical: int
     num_usable: int
@@ -45,7 +47,7 @@ class Cpus:
 
 @dataclass(frozen=True)
 class Memory:
-    """`limit_bytes`: what a container or a job lets its processes use together."""
+    """`limit_bytes`: what a container or a job allows all of its processes together."""
 
     total_bytes: int
     available_bytes: int
@@ -54,7 +56,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Limits:
-    """The soft limits (ulimit) of a process that is started as the ranks are; UNLIMITED where there is none."""
+    """The soft limits (ulimit) of a process started the way ranks are; UNLIMITED for no limit."""
 
     open_files: int
     locked_memory_bytes: int
@@ -71,7 +73,7 @@ class SharedMemory:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a host is and has, but for GPUs, folders and network. `packages`: version by name, None where missing."""
+    """A host apart from its GPUs, folder and network. `packages`: name -> version, None if not installed."""
 
     hostname: str
     python: str
@@ -91,7 +93,7 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process that holds memory of a GPU. `name` is None where the process cannot be seen from here."""
+    """A process that holds memory of a GPU. `name` is None if the process is not visible from here."""
 
     pid: int
     name: str | None
@@ -100,7 +102,9 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """One GPU as NVML tells it. `used_bytes` counts everybody's. `num_instances`: parts that MIG has made of it."""
+    """One GPU as NVML reports it. `used_bytes` includes all processes. `num_instances`: MIG instances it is divided
+    into.
+    """
 
     index: int
     uuid: str
@@ -119,7 +123,7 @@ class GpuFacts:
 
 @dataclass(frozen=True)
 class Device:
-    """What a rank sees as one GPU: a whole one, or an instance of one."""
+    """What a rank sees as one GPU: a whole GPU or a MIG instance."""
 
     uuid: str
     name: str
@@ -129,10 +133,10 @@ class Device:
 
 @dataclass(frozen=True)
 class HostGpus:
-    """All GPUs of a host. `num_said`: how many NVML says there are; `devices`: those that a program started here sees.
+    """All GPUs of a host. `num_said`: how many NVML counts. `devices`: those that a program started here sees.
 
-    `kernel`: the PCI addresses at which the kernel shows an NVIDIA GPU, None where it shows none of any kind.
-    `trouble`: why NVML says nothing at all; `has_library`: whether NVML is there.
+    `kernel`: PCI addresses of the NVIDIA GPUs that the kernel lists; None if it lists no PCI devices at all.
+    `trouble`: why NVML reports nothing; `has_library`: whether NVML is installed.
     """
 
     driver: str | None = None
@@ -149,9 +153,9 @@ class HostGpus:
 
 @dataclass(frozen=True)
 class Folder:
-    """The folder of the runs as a host sees it. `error`: why nothing could be written there.
+    """The runs' folder as seen from a host. `error`: why it could not be written.
 
-    `write_s` is what it took to write `write_bytes` through to the storage.
+    `write_s`: seconds it took to write and sync `write_bytes`.
     """
 
     path: str
@@ -167,14 +171,14 @@ class Folder:
 
 @dataclass(frozen=True)
 class Seen:
-    """Hosts whose file in that folder a host did not find."""
+    """The hosts whose file in the folder was not found on this host."""
 
     missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Listening:
-    """Where the host waits for the others, and a free port at which ranks could meet."""
+    """The port on which the host waits for the others, and a free port for the ranks' rendezvous."""
 
     port: int
     meeting_port: int
@@ -182,7 +186,7 @@ class Listening:
 
 @dataclass(frozen=True)
 class Connection:
-    """From a host to another. `address` is the other's, as its name resolves here; `interface` is this host's."""
+    """From this host to `peer`. `address` is the peer's, as its name resolves here; `interface` is this host's."""
 
     peer: str
     address: str | None = None
@@ -194,7 +198,7 @@ class Connection:
 
 @dataclass(frozen=True)
 class Connections:
-    """`own_address`: what the host's own name means on itself."""
+    """`own_address`: what the host's own name resolves to on the host itself."""
 
     connections: tuple[Connection, ...]
     own_address: str | None = None
@@ -202,7 +206,7 @@ class Connections:
 
 @dataclass(frozen=True)
 class Transfer:
-    """`num_bytes` went from one rank to another in `seconds`."""
+    """A transfer of `num_bytes` from rank `source` to rank `target`, in `seconds`."""
 
     source: int
     target: int
@@ -212,9 +216,9 @@ class Transfer:
 
 @dataclass(frozen=True)
 class RankReport:
-    """What one rank of the trial did. `stage` is the last that it reached; `error` why it went no further.
+    """One rank of the trial. `stage`: the last one that it reached; `error`: why it got no further.
 
-    `device_bytes`: the memory of its GPU, as CUDA says it.
+    `device_bytes`: its GPU's memory, as CUDA reports it.
     """
 
     rank: int

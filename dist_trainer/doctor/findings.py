@@ -1,4 +1,4 @@
-"""One line of the doctor's table, and the ways in which many hosts become few lines."""
+"""One line of the doctor's table, and how findings about many hosts are merged into few lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
-# "skip": not checked, and why; it is neither well nor ill.
+# "skip": not checked (`found` says why), and so neither good nor bad.
 Level = Literal["ok", "skip", "warn", "fail"]
 LEVELS: tuple[Level, ...] = ("fail", "warn", "skip", "ok")
 
@@ -16,7 +16,7 @@ Value = TypeVar("Value", bound=Hashable)
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found of one thing. `hosts`: of which hosts, none for all that answered; `do`: what to do about it."""
+    """One finding. `hosts`: the hosts it is about, empty for all that answered; `do`: what to do about it."""
 
     level: Level
     check: str
@@ -26,7 +26,7 @@ class Finding:
 
 
 def usual(values: Mapping[str, Value], here: Value | None = None) -> Value:
-    """What most hosts have; of values that equally many have, the asker's own, else that of the host named first."""
+    """The most frequent value; of equally frequent ones `here` (the doctor's own host), else the first host's."""
     counts = Counter(values.values())
     most = max(counts.values())
     if here is not None and counts.get(here) == most:
@@ -35,7 +35,7 @@ def usual(values: Mapping[str, Value], here: Value | None = None) -> Value:
 
 
 def by_value(values: Mapping[str, Value]) -> dict[Value, tuple[str, ...]]:
-    """The hosts of each value, in the order in which they are named."""
+    """The hosts that have each value, in the given order."""
     found: dict[Value, list[str]] = {}
     for host, value in values.items():
         found.setdefault(value, []).append(host)
@@ -45,9 +45,9 @@ def by_value(values: Mapping[str, Value]) -> dict[Value, tuple[str, ...]]:
 def sameness(
     check: str, values: Mapping[str, str], *, level: Level, do: str, here: str | None = None
 ) -> Iterator[Finding]:
-    """One line where all hosts have the same; else a line for each value that is not the usual one.
+    """One line if all hosts have the same value; else one for each value other than the most frequent one.
 
-    `here`: what the asker's own host has, which is worth a warning where it is none of theirs.
+    `here`: the value on the doctor's own host. If all hosts share another value, that is a warning.
     """
     if not values:
         return
@@ -67,13 +67,13 @@ def sameness(
 
 
 def grouped(level: Level, check: str, found: Mapping[str, str], do: str | None) -> Iterator[Finding]:
-    """A line for each text, of all hosts that it is true of."""
+    """One line for each text, about all hosts that have it."""
     for text, hosts in by_value(found).items():
         yield Finding(level, check, text, hosts, do)
 
 
 def all_well(check: str, found: str, known: Collection[str], asked: Collection[str]) -> Iterator[Finding]:
-    """`found` is well on the hosts of which it is `known`; of the others among those that were `asked` nothing is."""
+    """An "ok" for the hosts in `known`, and a "skip" for the others that were `asked`."""
     missing = tuple(name for name in asked if name not in known)
     if known:
         yield Finding("ok", check, found, tuple(known) if missing else ())

@@ -1,8 +1,8 @@
-"""What one host answers the doctor: `python -m dist_trainer.doctor.host [NAME]`.
+"""The respondent: answers the doctor's questions on one host. `python -m dist_trainer.doctor.host [NAME]`.
 
-Each line of its stdin is a question as JSON, `{"id": 1, "do": "clock"}`; each gets an answer on stdout (`protocol`).
-When stdin ends, so does this process, and what it made is taken away; it ends also when nobody closes stdin. It needs
-no package but for what a question is about.
+Each line of stdin is a question as JSON, such as `{"id": 1, "do": "clock"}`; the answer goes to stdout (`protocol`).
+When stdin ends the process cleans up and ends, and after a time limit it does so by itself. Packages are imported only
+by the questions that are about them.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from dist_trainer.doctor.facts import ClockReading, Connections, Folder, HostFac
 from dist_trainer.doctor.probes import network, software, system
 from dist_trainer.launch.hosts.network import own_address
 
-# Nobody asks for longer; a host that the asker has lost is not kept busy.
+# Longer than any examination. If the doctor vanishes without closing stdin, the respondent ends after this time.
 LIFETIME_S = 180
 _STDIN = 0
 
 
 class Respondent:
-    """The state between questions. `name` is how the asker calls this host."""
+    """The state between questions. `name`: what the doctor calls this host."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -38,7 +38,7 @@ class Respondent:
         self._left_behind: list[Callable[[], None]] = []
 
     def answer(self, question: Mapping[str, Any]) -> Any:
-        """A dataclass of `facts`. Raises OSError, ValueError or ImportError where there is none."""
+        """A dataclass of `facts`. Raises OSError, ValueError or ImportError if there is no answer."""
         kinds: dict[str, Callable[..., Any]] = {
             "facts": self.facts,
             "clock": self.clock,
@@ -125,7 +125,7 @@ class Respondent:
 
 
 def lines_of(fd: int) -> Iterator[bytes]:
-    """The whole lines that come in, as they come, up to the end."""
+    """The complete lines read from `fd`, as they arrive, until its end."""
     rest = b""
     while block := os.read(fd, 2**16):
         *whole, rest = (rest + block).split(b"\n")
@@ -134,11 +134,11 @@ def lines_of(fd: int) -> Iterator[bytes]:
 
 def main(argv: list[str]) -> None:
     for number in (signal.SIGALRM, signal.SIGTERM, signal.SIGHUP):
-        # By an exception, so that what was made is taken away. What nohup has ignored stays so.
+        # Ends by an exception, so that it cleans up. A signal that is ignored (nohup) stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: sys.exit(1))
     signal.alarm(LIFETIME_S)
-    # Under srun each task finds its name in its environment, for all of them have one command line.
+    # Under srun all tasks have one command line, so each finds its name in its environment.
     name = argv[0] if argv else os.environ.get("SLURMD_NODENAME") or socket.gethostname()
     respondent = Respondent(name)
     try:

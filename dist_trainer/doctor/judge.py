@@ -10,6 +10,6 @@ _CHECKS = (reach, software, clocks, gpus, network, bandwidth, storage, resources
 
 
 def judge(exam: Examination) -> list[Finding]:
-    """The findings, the worst first; of one level in the order of the checks."""
+    """The findings, the worst first, and within a level in the order of the checks."""
     found = [finding for check in _CHECKS for finding in check.check(exam)]
     return sorted(found, key=lambda finding: LEVELS.index(finding.level))

@@ -1,6 +1,6 @@
-"""What the run asks of its hosts: by arithmetic from its two files, and by a plan that a process of its own makes.
+"""What the run needs of its hosts: computed from its two files, and by a plan that a separate process makes.
 
-A plan may have to trace the model, which needs torch; the doctor's own process never imports it.
+A plan may have to trace the model, which needs torch, and the doctor's own process never imports torch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MODULE = "dist_trainer.doctor.planning"
 
 @dataclass(frozen=True)
 class Needs:
-    """`num_workers`: loader workers a rank, None where the number follows from the host's cores."""
+    """`num_workers`: data loader workers per rank; None if the number depends on the host's cores."""
 
     name: str
     deepspeed: str
@@ -40,7 +40,7 @@ class Needs:
 
 
 def needs_of(resolved: ResolvedRun, *, world_size: int) -> Needs:
-    """All but the plan."""
+    """Everything except the plan."""
     run = resolved.run
     settings = read_settings(resolved.deepspeed, cuda=True)
     return Needs(
@@ -62,7 +62,7 @@ def planning_command(interpreter: str = sys.executable) -> tuple[str, ...]:
 
 
 def planning_order(request: Request, *, world_size: int, device: Device) -> bytes:
-    """What that command reads on its stdin."""
+    """What the planning command reads on its stdin."""
     order = {"request": dataclasses.asdict(request), "world_size": world_size, "device": device}
     return json.dumps(order).encode()
 
@@ -73,5 +73,5 @@ def read_planning_order(text: str) -> tuple[Request, int, Device]:
 
 
 def read_plan(text: str) -> Plan:
-    """Raises ValueError where the text is no plan."""
+    """Raises ValueError if the text is not a plan."""
     return TypeAdapter(Plan).validate_json(text)

@@ -1,4 +1,4 @@
-"""`python -m dist_trainer.doctor.planning`: one order on stdin, its plan as JSON on stdout. See `needs`."""
+"""`python -m dist_trainer.doctor.planning`: reads one order on stdin, prints the plan as JSON. See `needs`."""
 
 from __future__ import annotations
 

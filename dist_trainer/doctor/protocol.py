@@ -1,6 +1,6 @@
-"""How an answer travels: as short lines, each with a piece of its JSON.
+"""The form of an answer on its way: short lines, each with a piece of the answer's JSON.
 
-For srun cuts long lines up, and mixes those of its tasks.
+srun cuts long lines and mixes the lines of its tasks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-# SLURM's own buffer has 1024 bytes; a piece can double in length when its quotes are escaped.
+# srun's buffer has 1024 bytes, and escaping its quotes can double the length of a piece.
 _PIECE = 400
 
 
@@ -22,13 +22,13 @@ def pack(host: str, number: int, reply: Mapping[str, Any]) -> str:
 
 
 class Unpacker:
-    """Puts answers together from lines that may come in any mixture."""
+    """Puts answers together from lines that may come in any order and mixture."""
 
     def __init__(self) -> None:
         self._pieces: dict[tuple[str, int], dict[int, str]] = {}
 
     def take(self, line: bytes) -> tuple[str, int, dict[str, Any]] | None:
-        """Host, number and answer, with the line that completes one. Raises ValueError for a line that is no piece."""
+        """(host, number, answer) if the line completes an answer, else None. Raises ValueError if it is no piece."""
         try:
             host, number, place, count, piece = json.loads(line)
         except TypeError as error:

@@ -1,4 +1,4 @@
-"""The ranks of the trial on one host: started, listened to, and ended, whatever becomes of them or of the asker."""
+"""The trial's ranks on one host: starts them, reads their output, and ends them, even if the doctor is gone."""
 
 from __future__ import annotations
 
@@ -30,9 +30,10 @@ def run_ranks(
     limit_s: int,
     stop_fd: int,
 ) -> RankReports:
-    """Runs this host's ranks to their end, at most for `limit_s`, or until `stop_fd` ends.
+    """Runs this host's ranks to their end, at most for `limit_s` seconds, or until `stop_fd` reaches its end.
 
-    `hosts`: the slots of each, in rank order; the ranks meet at the first. `interface` leads to the others.
+    `hosts`: each host's slots, in order of ranks; the rendezvous is on the first host. `interface`: the network
+    interface that leads to the other hosts.
     """
     specs = rank_specs(name, hosts, port=port, device=device, limit_s=limit_s)
     environ = rank_environ(os.environ, interface if len(hosts) > 1 else "lo")
@@ -46,7 +47,7 @@ def run_ranks(
 
 
 def rank_specs(name: str, hosts: dict[str, list[int]], *, port: int, device: str, limit_s: int) -> tuple[RankSpec, ...]:
-    """Those of the host of that name."""
+    """The specs of the ranks on host `name`."""
     ranks_by_host, first = [], 0
     for slots in hosts.values():
         ranks_by_host.append(tuple(range(first, first + len(slots))))
@@ -60,7 +61,7 @@ def rank_specs(name: str, hosts: dict[str, list[int]], *, port: int, device: str
 
 
 def rank_environ(environ: os._Environ[str] | dict[str, str], interface: str | None) -> dict[str, str]:
-    """What the user has set about interfaces stays."""
+    """The environment for the ranks. Interfaces that the user has set are kept."""
     variables = {"OMP_NUM_THREADS": "1"}
     if interface is not None:
         variables |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}
@@ -115,7 +116,7 @@ class _Rank:
 
 
 def _listen(ranks: list[_Rank], stop_fd: int, deadline_s: float) -> None:
-    """Until all ranks have closed their output, or the deadline has come, or nobody wants to know any more."""
+    """Reads until all ranks have closed their output, the deadline has come, or `stop_fd` has ended."""
     with selectors.DefaultSelector() as selector:
         num_open = 0
         for rank in ranks:

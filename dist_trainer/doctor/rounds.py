@@ -1,4 +1,4 @@
-"""Which ranks measure the way between them at the same time: few rounds, however many hosts there are."""
+"""Which pairs of ranks measure their link at the same time: few rounds, however many hosts there are."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ Pair = tuple[int, int]
 
 
 def rank_pairs(ranks_by_host: Sequence[Sequence[int]], *, has_own_ways: bool) -> list[list[Pair]]:
-    """Rounds of pairs of ranks; in a round no rank is in two pairs, and after all rounds every host has been measured
-    with the next one in the ring.
+    """Rounds of pairs of ranks. In a round no rank is in two pairs; after all rounds every host has been measured with
+    its successor in the ring of hosts.
 
-    Where ranks have ways of their own (GPUs, with a network card near each), all ranks of a host take part, each with
-    the one at the same place on the other host, and on one host they make a ring; else one rank stands for its host.
+    `has_own_ways`: ranks have links of their own (GPUs with a network card near each). Then all ranks of a host take
+    part, each paired with the rank at the same position on the other host, and the ranks of a single host form a ring.
+    Otherwise one rank stands for its host.
     """
     if not has_own_ways:
         return ring_rounds([ranks[0] for ranks in ranks_by_host])
@@ -27,7 +28,7 @@ def rank_pairs(ranks_by_host: Sequence[Sequence[int]], *, has_own_ways: bool) ->
 
 
 def ring_rounds(items: Sequence[Item]) -> list[list[tuple[Item, Item]]]:
-    """Every item with the next one, the last with the first: in two rounds, or three where the number is odd."""
+    """Every item paired with its successor, the last with the first: in two rounds, or three for an odd number."""
     count = len(items)
     if count < 2:
         return []

@@ -1,6 +1,6 @@
-"""The doctor's talk with many hosts at once: one process a connection, questions as lines of JSON.
+"""Asks many hosts at once: one process per connection, questions and answers as lines of JSON.
 
-A connection reaches one host (ssh, or this host itself) or all of them (srun, which copies each line to its tasks).
+A connection leads to one host (ssh, or a process on this host) or to all (srun, which copies each line to its tasks).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MOST_NOISE = 5
 
 @dataclass(frozen=True)
 class Route:
-    """A command line that has a respondent on each of `hosts` read this process's lines."""
+    """A command that starts a respondent on each of `hosts`, connected to this process's pipes."""
 
     hosts: tuple[str, ...]
     command: tuple[str, ...]
@@ -34,10 +34,10 @@ class Route:
 
 @dataclass(frozen=True)
 class Silence:
-    """Why a host gave no answer. `problem`: what kept the connection from working, None where it worked.
+    """Why a host gave no answer. `problem`: the connection's failure, None if the connection worked.
 
-    `status` is the respondent's exit status where it ended instead of answering. One that answered that it cannot say
-    is not final: it can be asked other things.
+    `status`: the respondent's exit status, if it ended instead of answering. `is_final`: False if the respondent lives
+    and answered with an error, so that it can be asked other questions.
     """
 
     words: str
@@ -48,7 +48,7 @@ class Silence:
 
 @dataclass(frozen=True)
 class Reply:
-    """One host's answer as it came, or why there is none. Times are this host's wall clock."""
+    """One host's answer, or why there is none. Times are by this host's wall clock."""
 
     value: dict[str, Any] | None
     silence: Silence | None
@@ -57,7 +57,7 @@ class Reply:
 
 
 class Session:
-    """Open connections. `silent` holds the hosts that failed to answer once: they are not asked again."""
+    """Open connections. `silent`: hosts that failed to answer once; they are not asked again."""
 
     def __init__(self, routes: Sequence[Route], *, fan_out: int = remote.FAN_OUT) -> None:
         self._lines = [_Connection(route) for route in routes]
@@ -67,7 +67,7 @@ class Session:
 
     @property
     def noise(self) -> dict[str, tuple[str, ...]]:
-        """Lines that came on a host's connection beside the answers: its shell's start files print them."""
+        """Lines on a host's connection that are no answers, such as those that its shell's start files print."""
         return {
             host: tuple(line.noise)
             for line in self._lines
@@ -78,8 +78,8 @@ class Session:
     async def ask(
         self, do: str, *, timeout_s: float, only: Iterable[str] | None = None, **options: Any
     ) -> dict[str, Reply]:
-        """Asks those hosts (all that still answer, where none are named) at the same time, bounded while connections
-        are being made. One that does not answer is silent from then on.
+        """Asks these hosts (by default all that are not silent) at the same time; only so many connections are made at
+        once. A host that does not answer is silent from then on.
         """
         number = self._next_id
         self._next_id += 1
@@ -106,7 +106,7 @@ class Session:
         return {host: replies[host] for host in self._hosts() if host in replies}
 
     async def close(self) -> None:
-        """Ends all: the respondents clear up when their stdin ends, and have a few seconds for it."""
+        """Closes all connections. The respondents clean up when their stdin ends, and have a few seconds for that."""
         await asyncio.gather(*(line.close() for line in self._lines))
 
     def _hosts(self) -> list[str]:
@@ -114,7 +114,7 @@ class Session:
 
 
 def read(kind: type[Facts], value: Mapping[str, Any]) -> Facts:
-    """A dataclass of `facts`; fields that it does not know are ignored. Raises ValueError for another shape."""
+    """The value as a dataclass of `facts`; unknown fields are ignored. Raises ValueError if it does not fit."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:
@@ -152,7 +152,7 @@ class _Connection:
         loop = asyncio.get_running_loop()
         futures = {host: loop.create_future() for host in hosts}
         self._waiting |= {(host, number): future for host, future in futures.items()}
-        # Where nobody reads any more, the reader knows why.
+        # If the other end is closed, `_read` finds out why.
         with suppress(BrokenPipeError, ConnectionResetError, asyncio.TimeoutError):
             self._process.stdin.write(text)
             await asyncio.wait_for(self._process.stdin.drain(), timeout_s)
@@ -208,7 +208,7 @@ class _Connection:
 
 
 def why_it_ended(program: str, status: int, stderr: str) -> Silence:
-    """Of a connection's process, by its exit status and what it and the respondent said."""
+    """Why a connection's process ended, from its exit status and its stderr."""
     problem = ssh_problem(status, stderr) if program == "ssh" else None
     if problem is not None:
         return Silence(str(problem), problem)

@@ -1,4 +1,4 @@
-"""Findings for people, as one table, and for programs, as JSON."""
+"""The findings, as a table for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def summary(findings: list[Finding], exam: Examination) -> str:
 
 
 def hosts_text(hosts: tuple[str, ...]) -> str:
-    """A list that would fill the screen is cut: JSON has it in full."""
+    """The hosts in SLURM's compressed form, cut if it would fill the screen; `--json` has all of them."""
     text = fold_nodelist(hosts)
     if len(text) <= _MOST_HOST_CHARACTERS:
         return text
-    # Cut between names, outside of brackets.
+    # Cut between names, never within brackets.
     kept = list(hosts)
     while len(kept) > 1 and len(fold_nodelist(kept)) > _MOST_HOST_CHARACTERS:
         kept = kept[: len(kept) * 2 // 3]
@@ -55,7 +55,7 @@ def hosts_text(hosts: tuple[str, ...]) -> str:
 
 
 def dump(findings: list[Finding], exam: Examination) -> str:
-    """`level` is the worst there is; `hosts` of a finding is empty where it is about all that answered."""
+    """As JSON. `level` is the worst of all; a finding's `hosts` is empty if it is about all that answered."""
     from pydantic_core import to_json, to_jsonable_python
 
     everything = {"level": worst(findings), "findings": findings, "examination": exam}

@@ -1,4 +1,4 @@
-"""A second look, with a plain shell, at hosts that can be reached but on which the probe did not start."""
+"""Why a probe did not start on a host that can be reached: a second look there, with a plain shell."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dist_trainer.doctor.ways import search_path
 from dist_trainer.launch.hosts import remote
 
 _LIMIT_S = 15.0
-# With the interpreter and the folder as $1 and $2: what stands in the way of a probe that did not start.
+# $1 is the interpreter, $2 the folder. Prints what of the probe's requirements is there.
 _STARTUP_SCRIPT = """\
 cd "$2" 2>/dev/null && echo folder
 [ -x "$1" ] && echo interpreter
@@ -20,7 +20,7 @@ cd "$2" 2>/dev/null && echo folder
 
 
 def look_again(task: Task, found: Examination) -> Examination:
-    """The examination with what was found on those hosts, where there are any."""
+    """The examination completed by what was found on such hosts, if there are any."""
     dumb = [report.name for report in found.hosts if report.unreachable and report.unreachable_kind is None]
     if not dumb or task.how == "srun":
         return found

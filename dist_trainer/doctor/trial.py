@@ -1,4 +1,4 @@
-"""Which ranks try an all-reduce together."""
+"""Which ranks take part in the trial all-reduce."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Iterable
 from dist_trainer.doctor.examination import HostReport, Trial
 from dist_trainer.doctor.needs import Device
 
-# gloo connects every rank with every other: above this world, one rank of each host takes part in the trial.
+# gloo connects every rank with every other. Above this world size one rank of each host takes part.
 MOST_TRIAL_RANKS = 512
 
 
 def trial_of(reports: Iterable[HostReport]) -> Trial:
-    """Those of all hosts that can run torch, unless the ways between these are not open."""
+    """The ranks of all hosts that can run torch; none if these hosts cannot connect to each other."""
     able = [report for report in reports if report.facts and report.facts.packages.get("torch") and report.listening]
     if not able:
         return Trial(why_not="no host can run torch")
@@ -28,7 +28,7 @@ def trial_of(reports: Iterable[HostReport]) -> Trial:
     hosts = {report.name: report.slots for report in able}
     if sum(map(len, hosts.values())) > MOST_TRIAL_RANKS:
         hosts = {name: slots[:1] for name, slots in hosts.items()}
-    # One GPU alone still shows whether CUDA and NCCL work.
+    # A single GPU is still worth a trial: it shows whether CUDA and NCCL work.
     if sum(map(len, hosts.values())) == 1 and device == "cpu":
         return Trial(why_not="there is one rank only")
     return Trial(hosts, device)

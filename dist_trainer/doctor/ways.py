@@ -1,4 +1,4 @@
-"""How the questions reach the hosts, as command lines; and what so many connections take of this host."""
+"""The commands that start respondents on the hosts, and the open files that so many connections need here."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from dist_trainer.units import counted
 
 _MODULE = "dist_trainer.doctor.host"
 _OF_EACH_TASK = ("SLURM_GPUS_PER_TASK", "SLURM_GPU_BIND", "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK")
-# Three pipes a connection, and what this process has open besides.
+# Three pipes per connection, and what else this process has open.
 _FILES_A_CONNECTION = 3
 _OWN_FILES = 64
 
 
 def routes(task: Task, environ: Mapping[str, str], hostname: str, *, open_files: int) -> list[Route]:
-    """How the questions reach the hosts: one step over all nodes under SLURM, else a connection to each.
+    """The routes to the hosts: under SLURM one step over all nodes, else one connection per host.
 
-    `open_files`: the limit that holds for what a user starts on this host.
+    `open_files`: the limit with which commands on this host are started.
     """
     if task.how == "srun":
         return [Route(task.names, srun_command(task.topology, (task.interpreter, "-m", _MODULE), environ))]
@@ -39,15 +39,15 @@ def routes(task: Task, environ: Mapping[str, str], hostname: str, *, open_files:
 
 
 def search_path(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variable by which a checkout that is not installed is found, there as here."""
+    """PYTHONPATH, if set: the other hosts find a checkout that is not installed the same way."""
     return {"PYTHONPATH": environ["PYTHONPATH"]} if environ.get("PYTHONPATH") else {}
 
 
 def srun_command(topology: Topology, argv: tuple[str, ...], environ: Mapping[str, str]) -> tuple[str, ...]:
-    """One task a node, beside whatever runs there, with all that the job has on the node and every line of stdin."""
+    """One task per node beside the job's other steps, with all that the job has on the node; stdin goes to all."""
     count = len(topology.hosts)
     return (
-        # What each task of the job gets is not for the one task here.
+        # Settings for each of the job's tasks would limit the single task here.
         *("env", *(word for name in _OF_EACH_TASK for word in ("-u", name))),
         *("srun", "--overlap", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1"),
         f"--nodelist={','.join(host.name for host in topology.hosts)}",
@@ -57,7 +57,7 @@ def srun_command(topology: Topology, argv: tuple[str, ...], environ: Mapping[str
 
 
 def _all_gpus(topology: Topology, environ: Mapping[str, str]) -> tuple[str, ...]:
-    """In a job with --gpus-per-task a step has the GPUs of its own tasks alone, unless it asks for more."""
+    """In a job with --gpus-per-task a step gets only the GPUs for its own number of tasks, unless it asks for more."""
     a_task = environ.get("SLURM_GPUS_PER_TASK", "").rpartition(":")[2]
     if not a_task.isdigit() or not topology.is_even:
         return ()
@@ -66,7 +66,7 @@ def _all_gpus(topology: Topology, environ: Mapping[str, str]) -> tuple[str, ...]
 
 @contextmanager
 def enough_files(num_connections: int) -> Iterator[int]:
-    """So many connections may need more open files than are usual; yields the usual limit. Raises UserError."""
+    """Raises the limit of open files for so many connections; yields the old limit. Raises UserError if it cannot."""
     needed = _OWN_FILES + _FILES_A_CONNECTION * num_connections
 
     def refusal(hard: int) -> UserError:

@@ -1,1 +1,1 @@
-"""From what the hosts found to findings: pure functions, and the only place where anything is judged."""
+"""Turns what the hosts found into findings: pure functions, and the only place where anything is judged."""

@@ -1,4 +1,4 @@
-"""The trial all-reduce, and the links that are slow against the others."""
+"""The trial all-reduce, and links that are slow compared with the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dist_trainer.units import counted, format_bytes
 
 FAIL_SHARE = 0.25
 WARN_SHARE = 0.5
-# Whatever the others do: about what Ethernet of 1 Gbit/s carries, and of 100 Mbit/s.
+# Slow in any case: about the rate of 1 Gbit/s Ethernet, and of 100 Mbit/s.
 WARN_BYTES_PER_S = 100e6
 FAIL_BYTES_PER_S = 10e6
 _DO = "look at the cable, the switch port and the interface (ethtool, `tc qdisc`), or leave the host out with --exclude"
@@ -21,7 +21,7 @@ _DO_ALL = "use a faster network, or settings that communicate less (ZeRO 1, more
 
 @dataclass(frozen=True)
 class Link:
-    """One direction between two places: hosts, or the ranks of one host."""
+    """One direction between two hosts, or between two ranks of one host."""
 
     source: str
     target: str
@@ -49,7 +49,7 @@ def check(exam: Examination) -> Iterator[Finding]:
 
 
 def links_of(exam: Examination) -> list[Link]:
-    """At the pace of the slowest pair of ranks between two hosts. On one host: between its ranks."""
+    """The links between hosts, each at the rate of its slowest pair of ranks; on a single host, between its ranks."""
     places = places_of(exam.trial.hosts)
     speeds: dict[tuple[str, str], float] = {}
     for host in exam.hosts:
@@ -61,14 +61,14 @@ def links_of(exam: Examination) -> list[Link]:
 
 
 def places_of(hosts: Mapping[str, tuple[int, ...]]) -> dict[int, str]:
-    """The name of each rank's place, by rank."""
+    """By rank, the name of the end of its links: its host, or 'rank N' if there is one host only."""
     names = [name for name, slots in hosts.items() for _ in slots]
     return {rank: f"rank {rank}" if len(hosts) == 1 else name for rank, name in enumerate(names)}
 
 
 def judge_links(links: list[Link]) -> Iterator[Finding]:
-    """Slow ones by the median of all, and by what is slow anywhere. Two hosts have two directions, of which the
-    faster one is what the other is held against.
+    """A link is slow against the median of all, or below an absolute rate. Two hosts have two directions only, of which
+    the faster takes the median's place.
     """
     if not links:
         return
@@ -80,7 +80,7 @@ def judge_links(links: list[Link]) -> Iterator[Finding]:
         yield Finding("ok", "links", f"at least {_speed(slowest.bytes_per_s)} each way, {_speed(common)} as a rule")
         return
     if len(slow) == len(links) and min(speeds) >= WARN_SHARE * common:
-        # Between two hosts this is their one link; between many it is the network.
+        # With two links (two hosts) the problem is theirs; with more it is the whole network's.
         hosts = _ends(links) if len(links) == 2 else ()
         found = f"{_speed(common)} each way, which is slow for any network"
         yield Finding(_level(common, common), "links", found, hosts, _DO if hosts else _DO_ALL)
@@ -106,7 +106,7 @@ def _all_reduce(exam: Examination) -> Iterator[Finding]:
         yield Finding("ok", "all-reduce", "CUDA and NCCL work for the one rank")
         return
     num_bytes, seconds = done[0].all_reduce_bytes or 0, max(rank.all_reduce_s or 0.0 for rank in done)
-    # What has to cross each rank's link, whatever the algorithm.
+    # The bytes that each rank's link has to carry at least, whatever the algorithm ("bus bandwidth" of nccl-tests).
     rate = 2 * (num_ranks - 1) / num_ranks * num_bytes / seconds
     left_out = [host.name for host in exam.hosts if host.name not in exam.trial.hosts]
     without = f", without {', '.join(left_out)}" if left_out else ""
@@ -119,7 +119,7 @@ def _all_reduce(exam: Examination) -> Iterator[Finding]:
 
 
 def _slow_hosts(slow: list[Link], links: list[Link]) -> dict[tuple[str, str], list[Link]]:
-    """Hosts of which every link in one direction is slow, where they have more than one."""
+    """Hosts whose links are all slow in one direction, if they have more than one."""
     found: dict[tuple[str, str], list[Link]] = {}
     for link in slow:
         for host, way, side in ((link.source, "sends", "source"), (link.target, "receives", "target")):

@@ -1,4 +1,4 @@
-"""Do all clocks say the same? Build tools, tickets of a login and the order of events in records go by them."""
+"""Whether all clocks agree: build tools, Kerberos tickets and the times of records depend on them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def check(exam: Examination) -> Iterator[Finding]:
         clocks[exam.asker.hostname] = Offset(0.0, 0.0)
     if len(clocks) < 2:
         return
-    # Of two clocks nobody knows which is wrong: then it is said against this host's own.
+    # With two clocks nobody knows which one is wrong, so the offset is given against this host's clock.
     common_s = median(offset.seconds for offset in clocks.values()) if len(clocks) > 2 else 0.0
     others = "the other clocks" if len(clocks) > 2 else f"the clock of {exam.asker.hostname}"
     is_all_well = True

@@ -1,4 +1,4 @@
-"""The GPUs of every host: how many, in what state, whose memory they hold, and whether the driver can be believed."""
+"""The GPUs of every host: how many, in what state, whose memory they hold, and whether NVML contradicts others."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from dist_trainer.memory.gpus import find_gpu
 from dist_trainer.monitor.gpu.pci import kernel_address
 from dist_trainer.units import counted, format_gb, format_gib
 
-# Less than this is what a driver or a desktop takes by itself.
+# Less memory in use than this is the driver's or a desktop's.
 _NOTICED_BYTES = 2**29
-# Not gpu_idle, and not the power cap, which under load is as it should be.
+# Without gpu_idle, and without the power cap, which is normal under load.
 _SLOWDOWNS = {
     "hw_slowdown": "the hardware slows it down",
     "hw_thermal_slowdown": "it is too hot",
@@ -51,7 +51,7 @@ def check(exam: Examination) -> Iterator[Finding]:
 
 
 def _broken(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
-    """A GPU that the kernel shows and NVML does not."""
+    """GPUs on the PCI bus that NVML does not list."""
     silent, unsure = {}, {}
     for name, host in asked.items():
         gpus = _gpus(host)
@@ -69,7 +69,9 @@ def _broken(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
 
 
 def _counts(asked: Mapping[str, HostReport], exam: Examination) -> Iterator[Finding]:
-    """As `launch` has it: slots are a host's GPUs, of which a user may name some. A SLURM job may leave some idle."""
+    """Compares GPUs with slots as `launch` does: slots default to the host's GPUs, and a user may name a part of them.
+    A SLURM job may leave some GPUs idle.
+    """
     short: dict[str, str] = {}
     spare: dict[str, str] = {}
     enough: dict[str, str] = {}
@@ -77,7 +79,7 @@ def _counts(asked: Mapping[str, HostReport], exam: Examination) -> Iterator[Find
         count = len(_gpus(host).devices)
         slots = counted(host.num_slots, "slot")
         text = f"{count} for {slots}"
-        # A slot is the number of a GPU, so that its highest one has to be there.
+        # A slot is the number of a GPU, so what counts is whether the highest one exists.
         is_spare = count > host.num_slots and not exam.names_slots
         (short if count <= max(host.slots) else spare if is_spare else enough)[name] = text
     yield from grouped("fail", "GPUs", short, "correct slots= in the hostfile, or CUDA_VISIBLE_DEVICES there")
@@ -105,7 +107,7 @@ def _kinds(asked: Mapping[str, HostReport]) -> Iterator[Finding]:
 
 
 def _contradictions(asked: Mapping[str, HostReport], exam: Examination) -> Iterator[Finding]:
-    """What the driver's library says against the kernel, against CUDA, against the card's name, and against itself."""
+    """Where NVML contradicts the kernel, CUDA, the card's name, or itself."""
     lies: dict[str, list[str]] = {name: [] for name in asked}
     owners: dict[str, list[str]] = {}
     for name, host in asked.items():
@@ -135,7 +137,7 @@ def _contradictions(asked: Mapping[str, HostReport], exam: Examination) -> Itera
 
 
 def _confirmed(hosts: list[HostGpus]) -> Iterator[Finding]:
-    """What the driver's library was held against, and what there was nothing to hold it against."""
+    """Which sources NVML was compared with, and which were not available."""
     gpus = [gpu for host in hosts for gpu in host.gpus]
     against = {
         "the kernel": all(host.kernel is not None for host in hosts),
@@ -160,7 +162,7 @@ def _about_itself(gpus: HostGpus) -> Iterator[str]:
 
 
 def _about_cuda(host: HostReport) -> Iterator[str]:
-    """CUDA itself told the ranks of the trial how much memory their GPUs have."""
+    """NVML against CUDA, which told the trial's ranks how much memory their GPUs have."""
     devices = _gpus(host).devices
     for rank, slot in zip(host.ranks.ranks if host.ranks else (), host.slots, strict=False):
         said = devices[slot].total_bytes if slot < len(devices) else None
@@ -169,7 +171,7 @@ def _about_cuda(host: HostReport) -> Iterator[str]:
 
 
 def _about_names(gpus: HostGpus) -> str:
-    """A card that is known by its name has the memory that such a card has."""
+    """NVML against the memory that a card of this name has, if the name is known."""
     odd = []
     for gpu in gpus.gpus:
         nominal_bytes = _nominal_bytes(gpu)
@@ -236,7 +238,7 @@ def _division(gpu: GpuFacts) -> str:
     return f"GPU {gpu.index} is divided into {gpu.num_instances}" if gpu.num_instances else ""
 
 
-# And whether the driver tells it of a GPU: cards for desks count no ECC errors.
+# Whether a state is worth an "ok": only if the driver reports it (consumer cards do not count ECC errors).
 _WORTH_SAYING: Mapping[str, Callable[[GpuFacts], bool]] = {
     "ECC errors": lambda gpu: gpu.ecc_errors is not None,
     "throttling": lambda gpu: gpu.throttle_reasons is not None,

@@ -1,4 +1,4 @@
-"""The plan against the memory that the hosts and their GPUs have, and against what of it is free now."""
+"""The plan against the memory of the hosts and of their GPUs, in total and as far as it is free now."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dist_trainer.memory.advice.outcome import HostMemory, Standing, device_stan
 from dist_trainer.memory.plan import Figure, Plan, needed
 from dist_trainer.units import counted, format_gb
 
-# Python, torch's libraries and its threads, which a plan for the CPU leaves out (docs/planning.md).
+# Python, torch's libraries and threads, which a plan for the CPU does not count (docs/planning.md).
 _PROCESS_BYTES = 500_000_000
 _DO = "`plan --fit` with the same switches searches for settings that fit"
 
@@ -55,7 +55,7 @@ def _on_gpus(exam: Examination, plan: Plan) -> Iterator[Finding]:
 
 
 def _on_hosts(exam: Examination, plan: Plan) -> Iterator[Finding]:
-    """On a CPU all that the ranks hold, on a GPU what is offloaded."""
+    """Host memory: on CPUs everything that the ranks hold, with GPUs only what is offloaded."""
     over, low, least = {}, {}, None
     for host in exam.hosts:
         memory = host.facts.memory if host.facts else None
@@ -87,7 +87,7 @@ def _answering(exam: Examination) -> list[str]:
 
 
 def host_needs(plan: Plan, memory: Memory, num_ranks: int) -> Standing | None:
-    """What the ranks of one host need of its memory, against what they may use; None where that is nothing."""
+    """What the ranks of one host need of its memory, against what they may use; None if they need nothing."""
     limit_bytes = memory.limit_bytes or memory.total_bytes
     standing = host_standing(plan, HostMemory(limit_bytes, num_ranks))
     if standing is None or plan.device == "cuda":
@@ -98,7 +98,7 @@ def host_needs(plan: Plan, memory: Memory, num_ranks: int) -> Standing | None:
 
 
 def smallest_device(host: HostReport) -> Device | None:
-    """Of those that the host's slots mean, the one with least memory."""
+    """The device with the least memory among those that the host's slots stand for."""
     return min(_slot_devices(host), key=lambda device: device.total_bytes or 0, default=None)
 
 

@@ -1,4 +1,4 @@
-"""Can the ranks meet, and can every host open a connection to its neighbours?"""
+"""Whether the ranks can rendezvous, and every host can open connections to its neighbours."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _blocked_text(way: Connection) -> str:
 
 
 def _names(hosts: list[HostReport]) -> Iterator[Finding]:
-    """Debian's installer gives a host's own name the address 127.0.1.1."""
+    """The address of a host's own name: Debian's installer makes it 127.0.1.1, which other hosts cannot reach."""
     wrong = {
         host.name: f"takes {way.peer} for {way.address}, which is itself"
         for host in hosts

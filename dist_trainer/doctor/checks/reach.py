@@ -1,4 +1,4 @@
-"""Can something be started on every host, and does it answer?"""
+"""Whether a process can be started on every host, and answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a rank may use of its host beside the GPU: /dev/shm, files, locked memory, CPUs and NUMA nodes."""
+"""What a rank may use of its host besides the GPU: /dev/shm, open files, locked memory, CPUs and NUMA nodes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from dist_trainer.doctor.findings import Finding, all_well, grouped
 from dist_trainer.doctor.needs import Needs
 from dist_trainer.units import MIB, counted, format_bytes
 
-# What a container gets of /dev/shm unless told otherwise, 64 MiB, is not enough for NCCL's buffers of two ranks.
+# NCCL's buffers in /dev/shm. A container's default of 64 MiB is too little for two ranks.
 _SHM_BYTES_A_GPU = 128 * MIB
 _SHM_BYTES_A_CPU_RANK = 8 * MIB
-# Python, torch's libraries and a rank's own files, and a connection or two to each other rank.
+# Python, torch's libraries and the rank's own files; and two connections to each other rank.
 _FILES_A_RANK = 256
 _FILES_A_PEER = 2
 
@@ -70,7 +70,7 @@ def _open_files(hosts: Known, exam: Examination) -> Iterator[Finding]:
 
 
 def _locked_memory(hosts: Known, needs: Needs) -> Iterator[Finding]:
-    """It matters to what registers memory with a device: InfiniBand, and DeepSpeed's reads and writes of NVMe."""
+    """Locked memory is needed by what registers memory with a device: InfiniBand, and DeepSpeed's NVMe offload."""
     short = {}
     for host, facts in hosts:
         uses = [f"InfiniBand ({', '.join(facts.infiniband)})"] if facts.infiniband else []
@@ -113,7 +113,7 @@ def _cpus(hosts: Known, needs: Needs) -> Iterator[Finding]:
 
 
 def _numa(hosts: Known) -> Iterator[Finding]:
-    """A GPU whose nearest CPUs this process may not use is fed across the sockets."""
+    """Warns of a GPU whose nearest CPUs this process may not use: its data then crosses the link between sockets."""
     far = {}
     for host, facts in hosts:
         nodes = {node.number: node.num_cpus for node in facts.cpus.numa} if facts.cpus else {}

@@ -1,4 +1,4 @@
-"""The same software on every host, and software that can use what is there."""
+"""Whether the software is the same on every host, and can use the hardware."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     for package in sorted({name for found in facts.values() for name in found.packages}.difference(_NAMED)):
         level: Level = "fail" if package == "nccl" else "warn"
         findings = _package(package, facts, level=level, here=here.packages.get(package))
-        # Where all is well these are not worth a line each.
+        # An "ok" for each of these packages would only fill the table.
         yield from (finding for finding in findings if finding.level != "ok")
     yield from _cuda(exam, facts)
     yield from _driver(exam)
@@ -46,7 +46,7 @@ def _package(name: str, facts: Mapping[str, HostFacts], *, level: Level, here: s
 
 
 def _cuda(exam: Examination, facts: Mapping[str, HostFacts]) -> Iterator[Finding]:
-    """What torch was built for, against the other hosts, the driver, and whether there are GPUs at all."""
+    """The CUDA that torch was built for, against the other hosts, the driver, and whether there are GPUs at all."""
     built = {host: found.torch_cuda or _NO_CUDA for host, found in facts.items() if found.packages.get("torch")}
     useless, newer = {}, {}
     for host in exam.hosts:
@@ -69,7 +69,7 @@ def _driver(exam: Examination) -> Iterator[Finding]:
 
 
 def _code(facts: Mapping[str, HostFacts], here: Revision | None) -> Iterator[Finding]:
-    """By the bytes of the files: a commit with local changes says little of them, and a copy may have no commit."""
+    """Compares the files' bytes: a commit says little if there are local changes, and a copy may have no commit."""
     names: dict[str, str] = {}
     for revision in [found.revision for found in facts.values()]:
         known = names.get(revision.digest)

@@ -1,4 +1,4 @@
-"""The folder of the runs: one and the same on all hosts, writable, fast enough, and with room for checkpoints."""
+"""The runs' folder: the same on all hosts, writable, fast enough, and with room for the checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dist_trainer.doctor.findings import Finding, all_well, grouped
 from dist_trainer.doctor.needs import Needs
 from dist_trainer.units import format_bytes, format_duration
 
-# A fraction of what the others write at; less than this of any storage is worth a word.
+# A host that writes at less than this fraction of the median is slow; so is any storage below the absolute figure.
 WARN_SHARE = 0.25
 LEAST_BYTES_PER_S = 50e6
 
@@ -82,7 +82,7 @@ def _speed(well: Mapping[str, Folder], needs: Needs) -> Iterator[Finding]:
 
 
 def _room(well: Mapping[str, Folder], needs: Needs) -> Iterator[Finding]:
-    """Checkpoints of all ranks go to one folder; where each host has its own, each is judged as if it held them all."""
+    """All ranks write checkpoints to one folder. If each host has a folder of its own, each is judged as that one."""
     free = {name: folder.free_bytes for name, folder in well.items() if folder.free_bytes is not None}
     if not free:
         yield Finding("skip", "room", "the file system does not say how much is free")

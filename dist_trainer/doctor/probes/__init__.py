@@ -1,1 +1,1 @@
-"""What one host finds out about itself. Nothing here judges, and nothing imports torch or deepspeed."""
+"""What a host finds out about itself. Nothing here judges, and nothing imports torch or deepspeed."""

@@ -1,4 +1,4 @@
-"""What a container or a batch job lets this process use: cgroups, in both forms that Linux has."""
+"""The limits that a container or a batch job sets for this process: cgroup v1 and v2."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _MEMBERSHIP = Path("/proc/self/cgroup")
 
 
 def cpu_quota(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> float | None:
-    """In CPUs, the smallest of this process's group and of those around it; None where nothing limits it."""
+    """In CPUs: the smallest quota of this process's group and its ancestors; None without any."""
     found = []
     for folder in _groups("cpu", membership, root):
         words = _read(folder / "cpu.max").split()
@@ -21,7 +21,7 @@ def cpu_quota(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> float | Non
 
 
 def memory_limit_bytes(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> int | None:
-    """The smallest of this process's group and of those around it; None where nothing limits it."""
+    """The smallest limit of this process's group and its ancestors; None without any."""
     found = []
     for folder in _groups("memory", membership, root):
         for name in ("memory.max", "memory.limit_in_bytes"):
@@ -32,7 +32,7 @@ def memory_limit_bytes(membership: Path = _MEMBERSHIP, root: Path = _ROOT) -> in
 
 
 def _groups(controller: str, membership: Path, root: Path) -> list[Path]:
-    """The folders of this process's group and of those around it, in whichever hierarchy has the controller."""
+    """The folders of this process's group and its ancestors, in the hierarchy that has the controller."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:

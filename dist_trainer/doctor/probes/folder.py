@@ -1,6 +1,7 @@
-"""The folder of the runs: is it there, is it the others' too, how much room is in it and how fast can it be written?
+"""The runs' folder: whether it exists and is the other hosts' too, how much room it has, and how fast it can be
+written.
 
-Each host writes a small file of its own there and later looks for the others'. `remove` takes away what `write` left.
+Each host writes a small file of its own into it and later looks for the others'. `remove` deletes what `write` left.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from dist_trainer.units import MIB
 
 _PREFIX = ".dist_trainer-doctor"
 _WRITE_LIMIT_S = 0.5
-# A file system is not filled by asking how full it is.
+# The speed is measured only if this many times the bytes to be written are free, so that no file system is filled.
 _LEAST_ROOM = 4
 
 
 def write(folder: Path, token: str, host: str, max_bytes: int) -> Folder:
-    """Writes at most `max_bytes`, or for half a second; all but the small file is gone again afterwards."""
+    """Writes at most `max_bytes`, or for half a second, and deletes that again; the small file stays."""
     import psutil
 
     if not folder.is_dir():
@@ -46,7 +47,7 @@ def write(folder: Path, token: str, host: str, max_bytes: int) -> Folder:
 
 
 def look(folder: Path, token: str, hosts: list[str]) -> Seen:
-    """Which of these hosts' files cannot be read here, or hold something else."""
+    """The hosts whose file cannot be read here, or holds something else."""
     missing = []
     for host in hosts:
         try:
@@ -70,14 +71,14 @@ def _probe_file(folder: Path, token: str, host: str) -> Path:
 def _write_speed(folder: Path, token: str, host: str, max_bytes: int) -> tuple[int, float]:
     path = folder / f"{_PREFIX}-{token}-{host}.speed"
     try:
-        # Random bytes, for a file system may compress.
+        # Random bytes, because the file system may compress.
         return _write_through(path, os.urandom(MIB), max_bytes // MIB, _WRITE_LIMIT_S)
     finally:
         path.unlink(missing_ok=True)
 
 
 def _write_through(path: Path, block: bytes, num_blocks: int, limit_s: float) -> tuple[int, float]:
-    """Writes the block so many times, or until the time is up, and has it reach the storage: bytes and seconds."""
+    """Writes the block up to `num_blocks` times or until the limit, and syncs; returns bytes and seconds."""
     started_s = time.monotonic()
     written_bytes = 0
     with path.open("wb", buffering=0) as file:

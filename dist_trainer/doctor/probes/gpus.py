@@ -1,4 +1,4 @@
-"""The GPUs of this host: what the driver's library says, and what the kernel shows."""
+"""The GPUs of this host: what NVML reports, and what the kernel shows."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from dist_trainer.monitor.gpu.pci import PCI_DEVICES, kernel_address, nvidia_gpu
 from dist_trainer.monitor.gpu.visible import visible_devices
 from dist_trainer.records import DeviceSample
 
-# Under WSL a GPU is this device, and no PCI device of NVIDIA's.
+# Under WSL a GPU appears as this device and not on the PCI bus.
 _WSL_GPU = Path("/dev/dxg")
 
 
 def find_gpus(environ: Mapping[str, str], pci_devices: Path = PCI_DEVICES) -> HostGpus:
-    """`environ` says which of them a program sees (CUDA_VISIBLE_DEVICES)."""
+    """`environ`: its CUDA_VISIBLE_DEVICES decides which GPUs a program sees."""
     kernel = None if _WSL_GPU.exists() or not pci_devices.is_dir() else nvidia_gpus(pci_devices)
     said: list[str] = []
 
@@ -99,7 +99,7 @@ def _look(nvml: Nvml, uuid: str, say: Say) -> DeviceSample | None:
 
 
 def _but_of_processes(say: Say) -> Say:
-    """That this process is not among those on the GPU is as it should be here."""
+    """Drops two diagnostics that are normal here: this process holds no GPU memory, and a GPU may have MIG on."""
 
     def say_others(trouble: Diagnostic) -> None:
         if trouble.kind not in (diagnostics.PROCESSES_NOT_VISIBLE, diagnostics.MIG):
@@ -139,7 +139,7 @@ def _numa_node(device: Path) -> int | None:
 
 
 def _asked(nvml: Nvml, call: str, say: Say, *arguments: Any) -> Any:
-    """The answer, or None: where the driver does not have it in silence, else with the reason said."""
+    """NVML's answer, or None: silently if the device or driver does not have it, else with the reason reported."""
     try:
         return nvml.ask(call, *arguments)
     except AbsentError:

@@ -1,4 +1,4 @@
-"""Ports of this host, and the ways from it to the others."""
+"""Ports of this host, and its connections to the other hosts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Sequence
 from dist_trainer.doctor.facts import Connection, Port
 from dist_trainer.launch.hosts.network import interface_of, own_addresses
 
-# Nobody takes these connections off the queue: the kernel answers for the host, and all hosts may come at once.
+# The listen backlog. Connections are never accepted (the kernel completes them), and all hosts may connect at once.
 _QUEUE = 4096
 
 
 def look_at_port(number: int) -> Port:
-    """As the ranks' store will try it: a port on which old connections fade out counts as free."""
+    """Tries the port as torch's store will: one on which old connections are in TIME_WAIT counts as free."""
     try:
         listen(number).close()
     except OSError:
@@ -24,21 +24,23 @@ def look_at_port(number: int) -> Port:
 
 
 def listen(number: int = 0) -> socket.socket:
-    """A socket at that port, or at one of the kernel's choice, to which other hosts can connect. Raises OSError."""
+    """A listening socket that other hosts can reach, at this port or (0) at one that the kernel chooses. Raises
+    OSError.
+    """
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", number), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_QUEUE)
         except OSError as error:
-            # A kernel that knows IPv6 on a host that has it turned off.
+            # The kernel supports IPv6, but the host has it turned off.
             if error.errno != errno.EADDRNOTAVAIL:
                 raise
     return socket.create_server(("", number), backlog=_QUEUE)
 
 
 def peers_of(host: str, hosts: Sequence[str]) -> tuple[str, ...]:
-    """The hosts before and after it in the ring, and the first, where the ranks meet: few, however many there are.
+    """The hosts before and after this one in the ring, and the first host, where the ranks rendezvous: at most three.
 
-    For one that is not in the ring, the first alone.
+    A host that is not in the ring connects to the first one only.
     """
     if host not in hosts:
         return tuple(hosts[:1])
@@ -48,7 +50,7 @@ def peers_of(host: str, hosts: Sequence[str]) -> tuple[str, ...]:
 
 
 def connect(peer: str, port: int, limit_s: float) -> Connection:
-    """Opens a connection to the port of that host and closes it."""
+    """Opens a connection to the peer's port and closes it again."""
     try:
         found = socket.getaddrinfo(peer, port, type=socket.SOCK_STREAM)
     except OSError:
@@ -79,7 +81,7 @@ def _described(peer: str, address: str, source: str) -> Connection:
         address,
         name,
         mtu=stats.mtu if stats else None,
-        # The kernel says 0 where it does not know.
+        # psutil reports 0 when the speed is unknown.
         speed_mbit_per_s=(stats.speed or None) if stats else None,
     )
 

@@ -1,4 +1,4 @@
-"""Which software a rank would run here: read from files and metadata, for importing it would take seconds."""
+"""The software that a rank would run here, read from files and metadata, because importing it would take seconds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def python_version() -> str:
 
 
 def package_versions() -> dict[str, str | None]:
-    """Of what the ranks import; None for one that is not installed. NCCL is among them where it is a wheel."""
+    """Versions of the packages that ranks import; None if not installed. Includes NCCL if it came as a wheel."""
     versions = {name: _version(name) for name in PACKAGES}
     for found in importlib.metadata.distributions():
         name = found.metadata["Name"]
@@ -34,7 +34,7 @@ def package_versions() -> dict[str, str | None]:
 
 
 def torch_cuda_version(torch_folder: Path | None = None) -> str | None:
-    """The CUDA that torch was built for, '12.8'; None for a build without CUDA, and where there is no torch."""
+    """The CUDA version that torch was built for, '12.8'; None for a build without CUDA, or without torch."""
     folder = torch_folder or _package_folder("torch")
     if folder is None:
         return None
@@ -47,7 +47,7 @@ def torch_cuda_version(torch_folder: Path | None = None) -> str | None:
 
 
 def revision(package: Path = PACKAGE_DIR) -> Revision:
-    """Of the code and the files that travel with it. Raises OSError where they cannot be read."""
+    """The revision of the package's code and data files. Raises OSError if they cannot be read."""
     sources = [
         *package.rglob("*.py"),
         *shipped_folder("configs").glob("*.yaml"),
@@ -79,7 +79,7 @@ def _package_folder(name: str) -> Path | None:
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """What git prints; None where there is no git, or it refuses (a checkout of another user), or takes too long."""
+    """git's output; None if there is no git, it refuses (a checkout of another user), or takes too long."""
     try:
         done = subprocess.run(
             ["git", "--no-optional-locks", "-C", str(root), *words],

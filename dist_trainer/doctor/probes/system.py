@@ -1,4 +1,4 @@
-"""CPUs, memory, limits and /dev/shm of this host, as a process started like a rank finds them."""
+"""CPUs, memory, limits and /dev/shm of this host as a process finds them that is started the way ranks are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def memory() -> Memory:
 
     found = psutil.virtual_memory()
     limit = cgroups.memory_limit_bytes()
-    # What is no smaller than the host's own memory limits nothing.
+    # A limit at or above the host's memory is no limit.
     return Memory(found.total, found.available, limit if limit is not None and limit < found.total else None)
 
 
@@ -41,7 +41,7 @@ def limits() -> Limits:
 
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> SharedMemory:
-    """Raises OSError where there is none."""
+    """Raises OSError if there is no such folder."""
     found = os.statvfs(folder)
     return SharedMemory(found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail, os.access(folder, os.W_OK))
 
@@ -51,7 +51,7 @@ def infiniband_devices(folder: Path = _INFINIBAND) -> tuple[str, ...]:
 
 
 def parse_cpu_list(text: str) -> set[int]:
-    """'0-3,8' -> {0, 1, 2, 3, 8}, as the kernel writes sets of CPUs."""
+    """'0-3,8' -> {0, 1, 2, 3, 8}: the kernel's notation for sets of CPUs."""
     found: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
