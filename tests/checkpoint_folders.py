@@ -9,7 +9,7 @@ from dist_trainer.checkpoints import card, find
 from dist_trainer.checkpoints.card import DataFacts, Made
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.config.progress import Progress
-from dist_trainer.data.sampler import Place
+from dist_trainer.data.sampler import DataPlace
 
 CONTENT_FILE = "mp_rank_00_model_states.pt"
 RUN: dict[str, Any] = {
@@ -39,7 +39,7 @@ def made(**changes: Any) -> Made:
 
 
 def position(step: int) -> Position:
-    return Position(step, {"short": Progress(step, step * 64)}, {"f00/16": Place(0, step * 64, 8)})
+    return Position(step, {"short": Progress(step, step * 64)}, {"f00/16": DataPlace(0, step * 64, 8)})
 
 
 def checkpoint(checkpoints_dir: Path, step: int, *, made_by: Made | None = None) -> Path:

@@ -16,17 +16,17 @@ from dist_trainer.doctor.facts import (
     Device,
     Folder,
     GpuFacts,
-    HostFacts,
     HostGpus,
-    Limits,
-    Memory,
+    MemoryFacts,
     NumaNode,
     Port,
     RankReport,
     RankReports,
+    ResourceLimits,
     Revision,
     Seen,
     SharedMemory,
+    SystemFacts,
     Transfer,
 )
 from dist_trainer.doctor.findings import Finding
@@ -34,7 +34,7 @@ from dist_trainer.doctor.needs import Needs
 from dist_trainer.units import GIB
 
 PACKAGES: dict[str, str | None] = {"torch": "2.13.0", "deepspeed": "0.19.8", "numpy": "2.1.0"}
-FACTS = HostFacts(
+FACTS = SystemFacts(
     hostname="?",
     python="3.11.7",
     interpreter="/env/bin/python",
@@ -43,8 +43,8 @@ FACTS = HostFacts(
     revision=Revision("d" * 64, "c" * 40, False),
     kernel="6.1.0",
     cpus=Cpus(64, 64, None, (NumaNode(0, 32), NumaNode(1, 32))),
-    memory=Memory(512 * GIB, 500 * GIB),
-    limits=Limits(65536, UNLIMITED),
+    memory=MemoryFacts(512 * GIB, 500 * GIB),
+    limits=ResourceLimits(65536, UNLIMITED),
     shared_memory=SharedMemory(256 * GIB, 256 * GIB, True),
     ports=(Port(29500, True),),
 )

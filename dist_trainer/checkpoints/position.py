@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from dist_trainer.config.progress import Progress
-from dist_trainer.data.sampler import Order, Place
+from dist_trainer.data.sampler import DataPlace, Order
 
 if TYPE_CHECKING:
     from dist_trainer.data.tokens import TokenFile
@@ -23,12 +23,12 @@ class Position:
 
     step: int = 0
     phases: Mapping[str, Progress] = field(default_factory=dict)
-    places: Mapping[str, Place] = field(default_factory=dict)
+    places: Mapping[str, DataPlace] = field(default_factory=dict)
 
     def progress(self, phase: str) -> Progress:
         return self.phases.get(phase, Progress())
 
-    def after_step(self, phase: str, *, num_tokens: int, order: str, place: Place) -> Position:
+    def after_step(self, phase: str, *, num_tokens: int, order: str, place: DataPlace) -> Position:
         """One step on: it read `num_tokens`, and the data of that order up to `place`."""
         before = self.progress(phase)
         now = Progress(before.steps + 1, before.tokens + num_tokens)

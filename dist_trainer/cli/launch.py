@@ -38,8 +38,8 @@ from dist_trainer.launch.outcome import say
 from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.run import (
     START_LIMIT_S,
-    Limits,
     Prepared,
+    TimeLimits,
     require_launcher,
     run_beside,
     run_request,
@@ -212,7 +212,7 @@ def run(
             prepare,
             secret=secret,
             is_port_fixed=told_port is not None,
-            limits=Limits(start_s=args.start_limit),
+            limits=TimeLimits(start_s=args.start_limit),
         )
 
 

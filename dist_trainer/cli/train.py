@@ -126,10 +126,10 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         fail_before_meeting(error, rank=rank.rank, debug="--debug" in argv)
 
-    from dist_trainer.train.job import Job
+    from dist_trainer.train.job import RankJob
     from dist_trainer.train.start import start
 
-    job = Job(
+    job = RankJob(
         request=request_from(args),
         rank=rank,
         run_dir=args.run_dir,

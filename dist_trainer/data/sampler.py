@@ -2,8 +2,8 @@
 
 A dataset is read in one order, sample after sample, epoch after epoch; a step takes as many samples as its global batch
 has, and how those are split into ranks, micro batches and accumulation changes nothing. Whoever reads on (a resumed
-run, the next phase) needs to know only how far the data was read: a `Place`, in tokens, so that it holds for another
-batch and for another sequence length too.
+run, the next phase) needs to know only how far the data was read: a `DataPlace`, in tokens, so that it holds for
+another batch and for another sequence length too.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def permuted_index(position: int, size: int, key: int) -> int:
 
 
 @dataclass(frozen=True)
-class Place:
+class DataPlace:
     """How far a dataset has been read: whole epochs, and tokens of the one begun, in windows of `sequence_length`."""
 
     epoch: int
@@ -117,12 +117,12 @@ class Order:
             block, inside = first + mixed // self.block_windows, mixed % self.block_windows
         return permuted_index(block, self.num_blocks, key) * self.block_windows + inside
 
-    def place(self, sample: int) -> Place:
+    def place(self, sample: int) -> DataPlace:
         """How far the data is read when this sample is the next."""
         epoch, index = divmod(sample, self.num_windows)
-        return Place(epoch, index * self.sequence_length, self.sequence_length)
+        return DataPlace(epoch, index * self.sequence_length, self.sequence_length)
 
-    def sample_at(self, place: Place) -> int:
+    def sample_at(self, place: DataPlace) -> int:
         """The first sample that was not read at this place of the same order.
 
         After windows of another length the chunk that was begun is left out for this epoch: at most a 64th of it.

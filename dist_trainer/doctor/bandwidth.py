@@ -77,7 +77,7 @@ def measure(spec: RankSpec) -> None:
     )
     backend = "cpu:gloo,cuda:nccl" if spec.device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=spec.rank, world_size=spec.num_ranks, timeout=limit)
-    trial = Trial(spec)
+    trial = TrialRank(spec)
     say(stage="all-reduce")
     num_bytes, seconds = trial.all_reduce()
     say(all_reduce_bytes=num_bytes, all_reduce_s=seconds)
@@ -89,7 +89,7 @@ def measure(spec: RankSpec) -> None:
     dist.destroy_process_group()
 
 
-class Trial:
+class TrialRank:
     """The ranks after the rendezvous. The methods are collective: every rank calls the same ones in the same order."""
 
     def __init__(self, spec: RankSpec) -> None:

@@ -12,12 +12,12 @@ from dist_trainer.doctor.clock import Offset
 from dist_trainer.doctor.facts import (
     Connections,
     Folder,
-    HostFacts,
     HostGpus,
     Listening,
     RankReports,
     Revision,
     Seen,
+    SystemFacts,
 )
 from dist_trainer.doctor.needs import Needs
 from dist_trainer.launch.hosts.ssh import ProblemKind
@@ -72,7 +72,7 @@ class HostReport:
     unreachable: str | None = None
     unreachable_kind: ProblemKind | None = None
     startup: Startup | None = None
-    facts: HostFacts | None = None
+    facts: SystemFacts | None = None
     gpus: HostGpus | None = None
     clock: Offset | None = None
     folder: Folder | None = None

@@ -20,11 +20,11 @@ from dist_trainer.doctor.facts import (
     ClockReading,
     Connections,
     Folder,
-    HostFacts,
     HostGpus,
     Listening,
     RankReports,
     Seen,
+    SystemFacts,
 )
 from dist_trainer.doctor.needs import Device, Needs
 from dist_trainer.doctor.probes import folder as folder_probe
@@ -99,7 +99,7 @@ class _Visit:
 
     async def _ask_all(self) -> tuple[Trial, Needs]:
         task = self._task
-        first = await self._ask(HostFacts, "facts", "facts", timeout_s=_START_LIMIT_S, ports=[task.port.number])
+        first = await self._ask(SystemFacts, "facts", "facts", timeout_s=_START_LIMIT_S, ports=[task.port.number])
         self._note_unreachable(first)
         await self._ask_clocks()
         await self._ask(HostGpus, "gpus", "gpus", timeout_s=_ANSWER_LIMIT_S)

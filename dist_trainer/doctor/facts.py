@@ -46,7 +46,7 @@ class Cpus:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryFacts:
     """`limit_bytes`: what a container or a job allows all of its processes together."""
 
     total_bytes: int
@@ -55,7 +55,7 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Limits:
+class ResourceLimits:
     """The soft limits (ulimit) of a process started the way ranks are; UNLIMITED for no limit."""
 
     open_files: int
@@ -72,7 +72,7 @@ class SharedMemory:
 
 
 @dataclass(frozen=True)
-class HostFacts:
+class SystemFacts:
     """A host apart from its GPUs, folder and network. `packages`: name -> version, None if not installed."""
 
     hostname: str
@@ -83,8 +83,8 @@ class HostFacts:
     revision: Revision
     kernel: str
     cpus: Cpus | None = None
-    memory: Memory | None = None
-    limits: Limits | None = None
+    memory: MemoryFacts | None = None
+    limits: ResourceLimits | None = None
     shared_memory: SharedMemory | None = None
     infiniband: tuple[str, ...] = ()
     ports: tuple[Port, ...] = ()

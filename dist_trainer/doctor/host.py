@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.doctor import protocol
-from dist_trainer.doctor.facts import ClockReading, Connections, Folder, HostFacts, Listening, RankReports, Seen
+from dist_trainer.doctor.facts import ClockReading, Connections, Folder, Listening, RankReports, Seen, SystemFacts
 from dist_trainer.doctor.probes import network, software, system
 from dist_trainer.launch.hosts.network import own_address
 
@@ -56,7 +56,7 @@ class Respondent:
         for undo in self._left_behind:
             undo()
 
-    def facts(self, ports: list[int]) -> HostFacts:
+    def facts(self, ports: list[int]) -> SystemFacts:
         troubles: list[str] = []
 
         def measured(what: str, measure: Callable[[], Any], otherwise: Any = None) -> Any:
@@ -66,7 +66,7 @@ class Respondent:
                 troubles.append(f"{what}: {error}")
                 return otherwise
 
-        return HostFacts(
+        return SystemFacts(
             hostname=socket.gethostname(),
             python=software.python_version(),
             interpreter=sys.executable,

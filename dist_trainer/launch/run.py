@@ -43,7 +43,7 @@ _DEBIAN_PACKAGES = {"mpirun": "openmpi-bin", "srun": "slurm-client"}
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     """`start_s` until every rank has reported; `grace_s` from a stop signal until what still runs is killed."""
 
     start_s: float = START_LIMIT_S
@@ -65,7 +65,7 @@ def run_request(
     *,
     secret: RunSecret,
     is_port_fixed: bool = False,
-    limits: Limits = Limits(),
+    limits: TimeLimits = TimeLimits(),
 ) -> int:
     """Starts the guards, prepares the run, lets the guards start the ranks, and returns the ranks' status.
 
@@ -100,7 +100,7 @@ def _run(
     membership: Membership,
     *,
     is_port_fixed: bool,
-    limits: Limits,
+    limits: TimeLimits,
 ) -> int:
     prepared = None if request.is_local else prepare()
     refusal: BaseException | None = None

@@ -43,7 +43,7 @@ RECORD_FRACTION = 1 / 60
 
 
 @dataclass(frozen=True)
-class Place:
+class PlaceOnHost:
     """One rank among those of its host."""
 
     rank: int
@@ -77,7 +77,7 @@ class Hello:
 
 def open_monitor(
     records_dir: Path,
-    place: Place,
+    place: PlaceOnHost,
     identity: DeviceIdentity | None,
     interval_s: float,
     *,
@@ -145,7 +145,7 @@ class HostMonitor(RankMonitor):
     """
 
     def __init__(
-        self, records_dir: Path, mailbox: Mailbox, place: Place, interval_s: float, *, start_id: int = 0
+        self, records_dir: Path, mailbox: Mailbox, place: PlaceOnHost, interval_s: float, *, start_id: int = 0
     ) -> None:
         self.start_id = start_id
         self._mailbox = mailbox

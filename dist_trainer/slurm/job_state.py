@@ -20,7 +20,7 @@ _EXIT_CODE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 
 
 @dataclass(frozen=True)
-class Job:
+class SlurmJob:
     """A job, or one task of an array. Times are since the epoch; None is what SLURM does not say.
 
     `exit_status` is 128 + N where signal N ended the batch script. `start_s` of a job that waits is SLURM's estimate.
@@ -52,7 +52,7 @@ class Asked:
     A task is missing where SLURM does not know it (any more). `silence` says why nobody could be asked.
     """
 
-    by_task: Mapping[int | None, Job]
+    by_task: Mapping[int | None, SlurmJob]
     silence: str | None = None
 
 
@@ -80,9 +80,9 @@ def ask_for_job(job_id: str, tasks: Sequence[int], environ: Mapping[str, str]) -
     return Asked({**parse_accounting(accounted.out), **known} if accounted.status == 0 else known)
 
 
-def parse_controller(text: str) -> dict[int | None, Job]:
+def parse_controller(text: str) -> dict[int | None, SlurmJob]:
     """From `scontrol show job --oneliner`. Tasks of an array that wait stand on one line together."""
-    found: dict[int | None, Job] = {}
+    found: dict[int | None, SlurmJob] = {}
     for fields in records_of(text, "JobId"):
         array_id = fields.get("ArrayJobId")
         tasks: tuple[int | None, ...] = (None,)
@@ -93,7 +93,7 @@ def parse_controller(text: str) -> dict[int | None, Job]:
                 # Of very many that wait SLURM writes the first alone, and "...".
                 continue
         for task in tasks:
-            found[task] = Job(
+            found[task] = SlurmJob(
                 job_id=fields["JobId"] if task is None else f"{array_id}_{task}",
                 state=fields.get("JobState", "UNKNOWN"),
                 reason=_said(fields.get("Reason")),
@@ -107,9 +107,9 @@ def parse_controller(text: str) -> dict[int | None, Job]:
     return found
 
 
-def parse_accounting(text: str) -> dict[int | None, Job]:
+def parse_accounting(text: str) -> dict[int | None, SlurmJob]:
     """From `sacct --parsable2` with _ACCOUNTING_FIELDS; the last line on a job is its newest start."""
-    found: dict[int | None, Job] = {}
+    found: dict[int | None, SlurmJob] = {}
     for line in text.splitlines():
         values = dict(zip(_ACCOUNTING_FIELDS, line.split("|"), strict=False))
         if len(values) < len(_ACCOUNTING_FIELDS) or not values["State"]:
@@ -118,7 +118,7 @@ def parse_accounting(text: str) -> dict[int | None, Job]:
         number = whole_number(task)
         if underscore and number is None:
             continue
-        found[number] = Job(
+        found[number] = SlurmJob(
             job_id=values["JobID"],
             # 'CANCELLED by 1000'
             state=values["State"].partition(" ")[0],

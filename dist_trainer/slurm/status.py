@@ -17,7 +17,7 @@ from dist_trainer.records import Event
 from dist_trainer.report.reading.findings import Findings, read_findings
 from dist_trainer.report.summary import summary_of
 from dist_trainer.report.verdict import describe, fullest, label
-from dist_trainer.slurm.job_state import Asked, Job, ask_for_job
+from dist_trainer.slurm.job_state import Asked, SlurmJob, ask_for_job
 from dist_trainer.slurm.submit import Submitted, read_submitted
 from dist_trainer.slurm.words import reason_in_words, state_in_words
 from dist_trainer.units import format_count, format_duration
@@ -40,7 +40,7 @@ class Newest:
 
 
 @dataclass(frozen=True)
-class Memory:
+class FullestGpu:
     """The fullest GPU so far; `text` is for a person."""
 
     judgement: Judgement
@@ -70,7 +70,7 @@ class Status:
     end_s: float | None
     time_limit: str | None
     newest: Newest | None
-    memory: Memory | None
+    memory: FullestGpu | None
     error: str | None
     output: str
     problems: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ def _read_status(run_dir: Path, submitted: Submitted, task: int | None, asked: A
 
 
 def status_of(
-    job: Job | None,
+    job: SlurmJob | None,
     findings: Findings | None,
     *,
     job_id: str,
@@ -168,14 +168,14 @@ def status_of(
     )
 
 
-def _queued(job: Job) -> str:
+def _queued(job: SlurmJob) -> str:
     why = reason_in_words(job.reason)
     if job.start_s is None:
         return why
     return f"{why}; expected to start at {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(job.start_s))}"
 
 
-def _running(job: Job, now_s: float) -> str:
+def _running(job: SlurmJob, now_s: float) -> str:
     since = "" if job.start_s is None else f"for {format_duration(max(0.0, now_s - job.start_s))}"
     words = {
         "CONFIGURING": "its nodes are being made ready",
@@ -210,14 +210,14 @@ def _by_records(findings: Findings | None, silence: str | None, now_s: float) ->
     return "running", False, f"{lead}; by its records: {progress.text}"
 
 
-def _error(findings: Findings | None, job: Job | None) -> str | None:
+def _error(findings: Findings | None, job: SlurmJob | None) -> str | None:
     if findings is None or findings.progress.error is None:
         return None
     of_starts = [event for event in findings.events if event.kind in ("start", ERROR, INTERRUPTED)]
     return findings.progress.error if _is_of_this_start(of_starts, job) else None
 
 
-def _is_of_this_start(events: Sequence[Event], job: Job | None) -> bool:
+def _is_of_this_start(events: Sequence[Event], job: SlurmJob | None) -> bool:
     """Whether the newest of these events that says so is of the start that SLURM counts now. True where none says, or
     SLURM does not count.
     """
@@ -227,7 +227,7 @@ def _is_of_this_start(events: Sequence[Event], job: Job | None) -> bool:
     return bool(said[-1] == {"job_id": job.job_id, "restarts": job.restarts})
 
 
-def _has_trained(events: Sequence[Event], newest: int, job: Job | None) -> bool:
+def _has_trained(events: Sequence[Event], newest: int, job: SlurmJob | None) -> bool:
     """Whether the newest step is of the start that SLURM counts now: its training began before that step."""
     starts = [place for place, event in enumerate(events) if event.kind == "start"]
     if not starts or SLURM_START not in events[starts[-1]].facts:
@@ -237,7 +237,7 @@ def _has_trained(events: Sequence[Event], newest: int, job: Job | None) -> bool:
     return has_step and _is_of_this_start([events[starts[-1]]], job)
 
 
-def _newest(findings: Findings | None, job: Job | None) -> Newest | None:
+def _newest(findings: Findings | None, job: SlurmJob | None) -> Newest | None:
     if findings is None or not len(findings.steps):
         return None
     steps = findings.steps
@@ -251,13 +251,13 @@ def _newest(findings: Findings | None, job: Job | None) -> Newest | None:
     )
 
 
-def _memory(findings: Findings | None) -> Memory | None:
+def _memory(findings: Findings | None) -> FullestGpu | None:
     if findings is None:
         return None
     worst = fullest(summary_of(findings).verdicts)
     if worst is None:
         return None
-    return Memory(worst.judgement, worst.peak_bytes, worst.target_bytes, f"{label(worst)}: {describe(worst)}")
+    return FullestGpu(worst.judgement, worst.peak_bytes, worst.target_bytes, f"{label(worst)}: {describe(worst)}")
 
 
 def lines(status: Status) -> Iterator[str]:

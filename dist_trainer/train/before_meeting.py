@@ -20,7 +20,7 @@ from dist_trainer.encoding import as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.streams import is_terminal
-from dist_trainer.train.job import Job
+from dist_trainer.train.job import RankJob
 
 if TYPE_CHECKING:
     from dist_trainer.memory.advice.preflight import Preflight
@@ -42,7 +42,7 @@ class Prepared:
     baseline: Baseline | None
 
 
-def prepare(job: Job) -> Prepared:
+def prepare(job: RankJob) -> Prepared:
     """Brings in torch, after all that is to be known or set before it. Raises UserError for the user's mistakes."""
     is_first = job.rank.rank == 0
     # The mistakes in files and checkpoint, before torch is imported; the real device is asked afterwards.
@@ -74,7 +74,7 @@ def prepare(job: Job) -> Prepared:
     return Prepared(resolved, resume, data, now, device, num_threads, planned, baseline)
 
 
-def read_baseline(job: Job, asked: ResolvedRun) -> Baseline | None:
+def read_baseline(job: RankJob, asked: ResolvedRun) -> Baseline | None:
     """The measured peak of the run that this one is compared with. Raises UserError where it cannot be."""
     if job.baseline is None:
         return None

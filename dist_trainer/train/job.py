@@ -10,7 +10,7 @@ from dist_trainer.config.request import Request
 
 
 @dataclass(frozen=True)
-class Job:
+class RankJob:
     """What one rank was told."""
 
     request: Request

@@ -26,7 +26,7 @@ def open_monitor(rank: RankInfo, resolved: ResolvedRun, started: Start, device: 
     if rank.world_size <= host.MAX_NUM_RANKS_ALONE:
         return RankSampler(records_dir, rank.rank, identity, interval_s, start_id=start_id)
     name = process.agree_on(secrets.token_hex(8) if rank.rank == 0 else None)
-    place = host.Place(rank.rank, rank.local_rank, rank.local_world_size)
+    place = host.PlaceOnHost(rank.rank, rank.local_rank, rank.local_world_size)
     return host.open_monitor(records_dir, place, identity, interval_s, start_id=start_id, name=name, meet=dist.barrier)
 
 

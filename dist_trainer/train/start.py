@@ -17,14 +17,14 @@ from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.streams import outlive_readers
 from dist_trainer.train.before_meeting import prepare
 from dist_trainer.train.failure import Speaker, end_by_signal, fail_before_meeting, fail_in_the_run, say
-from dist_trainer.train.job import Job
+from dist_trainer.train.job import RankJob
 from dist_trainer.train.signals import end_on_signals
 
 if TYPE_CHECKING:
     from dist_trainer.report.summary import Summary
 
 
-def start(job: Job) -> NoReturn:
+def start(job: RankJob) -> NoReturn:
     """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank."""
     rank = job.rank.rank
     outlive_readers()
@@ -64,7 +64,7 @@ def start(job: Job) -> NoReturn:
     process.leave(end_status(job, result, stderr_fd=speaker.stderr_fd))
 
 
-def end_status(job: Job, result: Summary | None, *, stderr_fd: int) -> int:
+def end_status(job: RankJob, result: Summary | None, *, stderr_fd: int) -> int:
     """The status of a run that came to its end: under --strict rank 0, which alone has a summary, says more than 0."""
     if not job.strict or result is None:
         return EXIT_OK
@@ -77,7 +77,7 @@ def end_status(job: Job, result: Summary | None, *, stderr_fd: int) -> int:
     return EXIT_TARGET_MISSED
 
 
-def _agreed_start(job: Job) -> tuple[Start, FolderLock | None]:
+def _agreed_start(job: RankJob) -> tuple[Start, FolderLock | None]:
     """In the folder the user named, or one that rank 0 makes; the same on every rank. Rank 0 holds it from now on, and
     looks how many events are there before any rank goes on, which might write one.
 

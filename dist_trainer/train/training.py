@@ -26,13 +26,13 @@ from dist_trainer.train import checkpoint, hygiene, muon, process
 from dist_trainer.train.before_meeting import Prepared
 from dist_trainer.train.display import Display
 from dist_trainer.train.engine import build_engine
-from dist_trainer.train.job import Job
+from dist_trainer.train.job import RankJob
 from dist_trainer.train.loop import Recorder, Run, train_phases
 from dist_trainer.train.monitoring import stop_monitor
 from dist_trainer.train.opening import open_run
 
 
-def train(job: Job, prepared: Prepared, run_dir: Path, monitor: RankMonitor) -> Summary | None:
+def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor) -> Summary | None:
     """Trains, and on rank 0 sums up."""
     rank, is_first = job.rank.rank, job.rank.rank == 0
     resolved, device = prepared.resolved, prepared.device

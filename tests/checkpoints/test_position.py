@@ -7,7 +7,7 @@ import numpy as np
 
 from dist_trainer.checkpoints.position import Position, order_name
 from dist_trainer.config.progress import Progress
-from dist_trainer.data.sampler import Order, Place
+from dist_trainer.data.sampler import DataPlace, Order
 from dist_trainer.data.tokens import TokenFile, open_tokens
 
 
@@ -19,12 +19,12 @@ def tokens_at(path: Path, values: np.ndarray) -> TokenFile:  # type: ignore[type
 def test_a_step_counts_in_its_phase_in_all_and_in_its_data() -> None:
     position = Position()
     for phase, tokens, read in (("a", 8, 8), ("a", 8, 16), ("b", 4, 20)):
-        position = position.after_step(phase, num_tokens=tokens, order="data", place=Place(0, read, 4))
+        position = position.after_step(phase, num_tokens=tokens, order="data", place=DataPlace(0, read, 4))
     assert position.step == 3
     assert position.progress("a") == Progress(2, 16)
     assert position.progress("b") == Progress(1, 4)
     assert position.progress("c") == Progress()
-    assert position.places == {"data": Place(0, 20, 4)}
+    assert position.places == {"data": DataPlace(0, 20, 4)}
 
 
 def test_the_same_tokens_are_the_same_data_wherever_they_lie(tmp_path: Path) -> None:

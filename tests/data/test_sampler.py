@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dist_trainer.data.sampler import BatchPlan, Order, Place, num_windows, permuted_index
+from dist_trainer.data.sampler import BatchPlan, DataPlace, Order, num_windows, permuted_index
 from dist_trainer.errors import UserError
 
 KEYS = st.integers(0, 2**64 - 1)
@@ -152,7 +152,7 @@ def test_lengths_that_share_a_context_read_no_token_twice_in_an_epoch(
 ) -> None:
     num_tokens = 64 * 3 * 16 * 16 + 11
     read: dict[int, list[int]] = {}
-    place = Place(0, 0, 16)
+    place = DataPlace(0, 0, 16)
     for length, count in zip(lengths, counts, strict=False):
         order = Order(num_tokens, length, 16, seed)
         first = order.sample_at(place)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from dist_trainer.doctor.bandwidth import RankSpec, Trial
+from dist_trainer.doctor.bandwidth import RankSpec, TrialRank
 
 
 def test_an_all_reduce_takes_as_long_as_on_the_slowest_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,7 +22,7 @@ def test_an_all_reduce_takes_as_long_as_on_the_slowest_rank(monkeypatch: pytest.
             sizes.append(tensor.numel() * tensor.element_size())
 
     monkeypatch.setattr(dist, "all_reduce", all_reduce)
-    trial = Trial(RankSpec(0, 0, ((0, 1),), "127.0.0.1", 1, "cpu", 9))
+    trial = TrialRank(RankSpec(0, 0, ((0, 1),), "127.0.0.1", 1, "cpu", 9))
     assert trial.all_reduce() == (sizes[-1], 60.0)
     # One to warm up; a minute leaves no time for more.
     assert len(sizes) == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from dist_trainer.doctor.facts import ClockReading, HostFacts
+from dist_trainer.doctor.facts import ClockReading, SystemFacts
 from dist_trainer.doctor.session import Reply, Route, Session, read, why_it_ended
 
 REAL = (sys.executable, "-m", "dist_trainer.doctor.host")
@@ -131,4 +131,4 @@ def test_why_a_connection_ended(program: str, status: int, stderr: str, words: s
 def test_an_answer_of_another_version_is_read_as_far_as_it_goes() -> None:
     assert read(ClockReading, {"time_s": 1.0, "new": 2}) == ClockReading(1.0)
     with pytest.raises(ValueError, match="python"):
-        read(HostFacts, {"hostname": "a"})
+        read(SystemFacts, {"hostname": "a"})

@@ -64,7 +64,7 @@ def measure(args: argparse.Namespace) -> None:
     import nvml_stub
 
     from dist_trainer.monitor.gpu.devices import DeviceIdentity
-    from dist_trainer.monitor.host import Hello, HostMonitor, Place
+    from dist_trainer.monitor.host import Hello, HostMonitor, PlaceOnHost
     from dist_trainer.monitor.mailbox import Mailbox
     from dist_trainer.monitor.rank import RankSampler
 
@@ -76,7 +76,7 @@ def measure(args: argparse.Namespace) -> None:
         for number in range(args.gpus):
             hello = Hello.of_this_process(number, DeviceIdentity(nvml_stub.gpu_uuid(number)))
             mailbox.post(number, dataclasses.asdict(hello))
-        return HostMonitor(records, mailbox, Place(0, 0, args.gpus), args.interval_s)
+        return HostMonitor(records, mailbox, PlaceOnHost(0, 0, args.gpus), args.interval_s)
 
     records = Path(os.environ[INSIDE]) / "records"
     step = training_step() if args.step == "train" else launching_step()

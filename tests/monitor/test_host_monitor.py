@@ -14,7 +14,7 @@ import psutil
 import pytest
 from nvml_stub import GPU_IS_LOST, NO_PERMISSION, Driver, Script, gpu_uuid
 
-from dist_trainer.monitor.host import Hello, HostMonitor, Place
+from dist_trainer.monitor.host import Hello, HostMonitor, PlaceOnHost
 from dist_trainer.monitor.mailbox import Mailbox
 from dist_trainer.monitor.processes import OtherProcess
 from dist_trainer.records import (
@@ -51,7 +51,7 @@ def are_seen():
 
 def run(local_rank):
     uuid = uuids[local_rank]
-    place = host.Place(first + local_rank, local_rank, len(uuids))
+    place = host.PlaceOnHost(first + local_rank, local_rank, len(uuids))
     identity = DeviceIdentity(uuid) if uuid else None
     monitor = host.open_monitor(Path(folder), place, identity, float(interval_s), name="test", meet=meeting.wait)
     with monitor:
@@ -220,7 +220,7 @@ def test_a_rank_that_goes_on_for_long_says_its_figures_more_and_more_rarely(tmp_
     """Where no peak rises. The steps of the ranks are a minute apart, and the clock is set back at each."""
     mailbox = Mailbox.make(tmp_path / "mailbox", 1)
     mailbox.post(0, asdict(Hello.of_this_process(0, None)))
-    monitor = HostMonitor(tmp_path, mailbox, Place(0, 0, 1), 0)
+    monitor = HostMonitor(tmp_path, mailbox, PlaceOnHost(0, 0, 1), 0)
     for step in range(1, 361):
         monitor.write(MemoryRecord(step, 0, "h", "cpu", 5, 5, None, step, 1e6 - 60.0 * step, 60.0 * step))
         monitor.at_step_edge()

@@ -9,14 +9,14 @@ from ranks import run
 from shown import ARRAY, COMPLETED, DRAINED
 
 import slurm
-from dist_trainer.slurm.job_state import Asked, Job, ask_for_job, parse_accounting, parse_controller
+from dist_trainer.slurm.job_state import Asked, SlurmJob, ask_for_job, parse_accounting, parse_controller
 from dist_trainer.slurm.notation import parse_moment
 from dist_trainer.slurm.words import reason_in_words, state_in_words
 
 
 def test_a_job_that_has_ended() -> None:
     assert parse_controller(COMPLETED) == {
-        None: Job(
+        None: SlurmJob(
             job_id="1",
             state="COMPLETED",
             exit_status=0,

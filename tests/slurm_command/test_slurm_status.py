@@ -12,15 +12,15 @@ from dist_trainer.endings import show_life
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE
 from dist_trainer.report.reading.findings import read_findings
-from dist_trainer.slurm.job_state import Job
+from dist_trainer.slurm.job_state import SlurmJob
 from dist_trainer.slurm.status import Status, lines, one_line, read_statuses, status_of
 from dist_trainer.slurm.submit import Submitted, record_path
 
 NOW_S = START_S + 60.0
-RUNNING = Job("12", "RUNNING", restarts=0, nodes="h[1-2]", start_s=START_S - 5, time_limit="12:00:00")
+RUNNING = SlurmJob("12", "RUNNING", restarts=0, nodes="h[1-2]", start_s=START_S - 5, time_limit="12:00:00")
 
 
-def status(job: Job | None, run_dir: Path | None, *, silence: str | None = None, now_s: float = NOW_S) -> Status:
+def status(job: SlurmJob | None, run_dir: Path | None, *, silence: str | None = None, now_s: float = NOW_S) -> Status:
     return status_of(
         job,
         read_findings(run_dir, now_s=now_s) if run_dir else None,
@@ -42,13 +42,13 @@ def failed_run(folder: Path, *, restarts: int = 0) -> Path:
 
 
 def test_a_job_in_the_queue() -> None:
-    found = status(Job("12", "PENDING", reason="Resources", restarts=0), None)
+    found = status(SlurmJob("12", "PENDING", reason="Resources", restarts=0), None)
     assert list(lines(found)) == [
         "job        12",
         "state      queued: it waits for free nodes (Resources)",
     ]
     assert not found.has_failed
-    expected = status(Job("12", "PENDING", reason="Priority", start_s=START_S), None)
+    expected = status(SlurmJob("12", "PENDING", reason="Priority", start_s=START_S), None)
     assert "; expected to start at 20" in expected.why
 
 
@@ -75,7 +75,7 @@ def test_a_job_that_runs_shows_its_newest_step_and_its_memory_against_the_target
 
 def test_steps_from_before_a_requeue_are_not_taken_for_new_ones(tmp_path: Path) -> None:
     """SLURM's clock and the ranks' may differ: what counts is which start wrote the records."""
-    again = Job("12", "RUNNING", restarts=2, start_s=NOW_S - 3, time_limit="UNLIMITED")
+    again = SlurmJob("12", "RUNNING", restarts=2, start_s=NOW_S - 3, time_limit="UNLIMITED")
     found = status(again, make_gpu_run(tmp_path / "run", ends=False, start_facts=counted(1)))
     assert list(lines(found))[:3] == [
         "job        12, requeued 2 times",
@@ -86,20 +86,20 @@ def test_steps_from_before_a_requeue_are_not_taken_for_new_ones(tmp_path: Path) 
     begun = [event("start", "again", 30.0, **counted(2)), event("phase", "phase 2: full context", 30.5, step=12)]
     found = status(again, make_gpu_run(tmp_path / "begun", ends=False, start_facts=counted(1), events=begun))
     assert found.newest is not None and not found.newest.is_of_this_start
-    later = Job("12", "RUNNING", restarts=2, start_s=START_S + 10_000)
+    later = SlurmJob("12", "RUNNING", restarts=2, start_s=START_S + 10_000)
     found = status(later, make_gpu_run(tmp_path / "clock", ends=False, start_facts=counted(2)))
     assert found.newest is not None and found.newest.is_of_this_start
 
 
 def test_a_run_that_came_to_its_end(tmp_path: Path) -> None:
-    job = Job("12", "COMPLETED", exit_status=0, start_s=START_S)
+    job = SlurmJob("12", "COMPLETED", exit_status=0, start_s=START_S)
     found = status(job, make_gpu_run(tmp_path / "run"))
     assert (found.stage, found.has_failed, found.error) == ("ended", False, None)
     assert "state      ended, COMPLETED: the run came to its end" in list(lines(found))
 
 
 def test_a_run_that_failed_says_its_first_error(tmp_path: Path) -> None:
-    found = status(Job("12", "FAILED", exit_status=1, start_s=START_S), failed_run(tmp_path / "run"))
+    found = status(SlurmJob("12", "FAILED", exit_status=1, start_s=START_S), failed_run(tmp_path / "run"))
     assert found.has_failed
     text = list(lines(found))
     assert "state      ended, FAILED: exit status 1: the run failed" in text
@@ -108,7 +108,7 @@ def test_a_run_that_failed_says_its_first_error(tmp_path: Path) -> None:
 
 
 def test_an_error_of_an_earlier_start_is_not_what_ended_the_job(tmp_path: Path) -> None:
-    job = Job("12", "TIMEOUT", restarts=1, start_s=START_S + 40, time_limit="00:10:00")
+    job = SlurmJob("12", "TIMEOUT", restarts=1, start_s=START_S + 40, time_limit="00:10:00")
     found = status(job, failed_run(tmp_path / "run"))
     assert (found.error, found.why) == (None, "its time was over (00:10:00)")
     own = status(job, failed_run(tmp_path / "own", restarts=1))
@@ -118,19 +118,19 @@ def test_an_error_of_an_earlier_start_is_not_what_ended_the_job(tmp_path: Path) 
 def test_what_interrupted_a_run_is_said(tmp_path: Path) -> None:
     message = "interrupted at step 12 (SIGTERM)"
     run_dir = make_gpu_run(tmp_path / "run", ends=False, events=[event("interrupted", message, 30.0, rank=None)])
-    assert f"error      {message}" in list(lines(status(Job("12", "TIMEOUT", start_s=START_S), run_dir)))
+    assert f"error      {message}" in list(lines(status(SlurmJob("12", "TIMEOUT", start_s=START_S), run_dir)))
     unasked = status(None, run_dir, silence="there is no SLURM on this host")
     assert (unasked.stage, unasked.has_failed) == ("ended", True)
     assert unasked.why.endswith(f"by its records the run was {message}")
 
 
 def test_a_failure_that_no_record_tells_is_in_the_output() -> None:
-    assert "the end of the output says more" in status(Job("12", "FAILED", exit_status=2), None).why
+    assert "the end of the output says more" in status(SlurmJob("12", "FAILED", exit_status=2), None).why
 
 
 @pytest.mark.parametrize("state", ["TIMEOUT", "PREEMPTED", "NODE_FAIL", "OUT_OF_MEMORY", "CANCELLED", "FAILED"])
 def test_whatever_is_not_the_runs_end_is_a_failure(state: str) -> None:
-    found = status(Job("12", state), None)
+    found = status(SlurmJob("12", state), None)
     assert (found.stage, found.has_failed) == ("ended", True)
     assert found.why
 

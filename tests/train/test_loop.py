@@ -16,7 +16,7 @@ from one_rank import ALONE, MODEL, Trained
 
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.config.resolve import Phase
-from dist_trainer.data.sampler import Place
+from dist_trainer.data.sampler import DataPlace
 from dist_trainer.data.tokens import open_tokens
 from dist_trainer.train import hygiene, loop
 from dist_trainer.train.loop import PhaseData, Run, nothing_left, train_phases
@@ -29,7 +29,7 @@ MAIN = Phase(2, "main", 256, 3, 4096, "stdlib")
 def trained(*phases: str) -> Position:
     position = Position()
     for number, phase in enumerate(phases, start=1):
-        position = position.after_step(phase, num_tokens=4096, order="order", place=Place(0, 128 * number, 128))
+        position = position.after_step(phase, num_tokens=4096, order="order", place=DataPlace(0, 128 * number, 128))
     return position
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from dist_trainer.doctor.examination import Examination, HostReport
-from dist_trainer.doctor.facts import Device, Memory
+from dist_trainer.doctor.facts import Device, MemoryFacts
 from dist_trainer.doctor.findings import Finding, all_well, grouped
 from dist_trainer.memory.advice.outcome import HostMemory, Standing, device_standing, host_standing
 from dist_trainer.memory.plan import Figure, Plan, needed
@@ -86,7 +86,7 @@ def _answering(exam: Examination) -> list[str]:
     return [host.name for host in exam.hosts if host.facts]
 
 
-def host_needs(plan: Plan, memory: Memory, num_ranks: int) -> Standing | None:
+def host_needs(plan: Plan, memory: MemoryFacts, num_ranks: int) -> Standing | None:
     """What the ranks of one host need of its memory, against what they may use; None if they need nothing."""
     limit_bytes = memory.limit_bytes or memory.total_bytes
     standing = host_standing(plan, HostMemory(limit_bytes, num_ranks))

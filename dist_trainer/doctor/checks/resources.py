@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from dist_trainer.data.workers import default_num_workers
 from dist_trainer.doctor.examination import Examination, HostReport
-from dist_trainer.doctor.facts import UNLIMITED, Cpus, HostFacts
+from dist_trainer.doctor.facts import UNLIMITED, Cpus, SystemFacts
 from dist_trainer.doctor.findings import Finding, all_well, grouped
 from dist_trainer.doctor.needs import Needs
 from dist_trainer.units import MIB, counted, format_bytes
@@ -30,7 +30,7 @@ def check(exam: Examination) -> Iterator[Finding]:
     yield from _numa(hosts)
 
 
-Known = list[tuple[HostReport, HostFacts]]
+Known = list[tuple[HostReport, SystemFacts]]
 
 
 def _shared_memory(hosts: Known, exam: Examination) -> Iterator[Finding]:

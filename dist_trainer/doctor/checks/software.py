@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from dist_trainer.doctor.examination import Examination
-from dist_trainer.doctor.facts import HostFacts, Revision
+from dist_trainer.doctor.facts import Revision, SystemFacts
 from dist_trainer.doctor.findings import Finding, Level, grouped, sameness
 from dist_trainer.units import counted
 
@@ -38,14 +38,14 @@ def check(exam: Examination) -> Iterator[Finding]:
     yield from _code(facts, here.revision)
 
 
-def _package(name: str, facts: Mapping[str, HostFacts], *, level: Level, here: str | None) -> Iterator[Finding]:
+def _package(name: str, facts: Mapping[str, SystemFacts], *, level: Level, here: str | None) -> Iterator[Finding]:
     absent = {host: _MISSING for host, found in facts.items() if not found.packages.get(name)}
     yield from grouped(level, name, absent, _SAME_ENVIRONMENT)
     versions = {host: version for host, found in facts.items() if (version := found.packages.get(name))}
     yield from sameness(name, versions, level=level, do=_SAME_ENVIRONMENT, here=here)
 
 
-def _cuda(exam: Examination, facts: Mapping[str, HostFacts]) -> Iterator[Finding]:
+def _cuda(exam: Examination, facts: Mapping[str, SystemFacts]) -> Iterator[Finding]:
     """The CUDA that torch was built for, against the other hosts, the driver, and whether there are GPUs at all."""
     built = {host: found.torch_cuda or _NO_CUDA for host, found in facts.items() if found.packages.get("torch")}
     useless, newer = {}, {}
@@ -68,7 +68,7 @@ def _driver(exam: Examination) -> Iterator[Finding]:
     yield from sameness("driver", drivers, level="warn", do="install the same driver on all hosts")
 
 
-def _code(facts: Mapping[str, HostFacts], here: Revision | None) -> Iterator[Finding]:
+def _code(facts: Mapping[str, SystemFacts], here: Revision | None) -> Iterator[Finding]:
     """Compares the files' bytes: a commit says little if there are local changes, and a copy may have no commit."""
     names: dict[str, str] = {}
     for revision in [found.revision for found in facts.values()]:

@@ -6,7 +6,7 @@ import os
 import resource
 from pathlib import Path
 
-from dist_trainer.doctor.facts import UNLIMITED, Cpus, Limits, Memory, NumaNode, SharedMemory
+from dist_trainer.doctor.facts import UNLIMITED, Cpus, MemoryFacts, NumaNode, ResourceLimits, SharedMemory
 from dist_trainer.doctor.probes import cgroups
 
 _NUMA_NODES = Path("/sys/devices/system/node")
@@ -27,17 +27,17 @@ def cpus(numa_nodes: Path = _NUMA_NODES) -> Cpus:
     )
 
 
-def memory() -> Memory:
+def memory() -> MemoryFacts:
     import psutil
 
     found = psutil.virtual_memory()
     limit = cgroups.memory_limit_bytes()
     # A limit at or above the host's memory is no limit.
-    return Memory(found.total, found.available, limit if limit is not None and limit < found.total else None)
+    return MemoryFacts(found.total, found.available, limit if limit is not None and limit < found.total else None)
 
 
-def limits() -> Limits:
-    return Limits(_soft_limit(resource.RLIMIT_NOFILE), _soft_limit(resource.RLIMIT_MEMLOCK))
+def limits() -> ResourceLimits:
+    return ResourceLimits(_soft_limit(resource.RLIMIT_NOFILE), _soft_limit(resource.RLIMIT_MEMLOCK))
 
 
 def shared_memory(folder: Path = Path("/dev/shm")) -> SharedMemory:

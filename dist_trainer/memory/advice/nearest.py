@@ -39,7 +39,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TriedPlan:
     """A plan with changes in force, and whether it meets what is asked."""
 
     plan: Plan
@@ -92,7 +92,7 @@ def apply(request: Request, chosen: Sequence[Change]) -> Request:
 
 
 def nearest(
-    candidates: Sequence[Change], try_out: Callable[[Sequence[Change]], Trial | None], *, start_bytes: int
+    candidates: Sequence[Change], try_out: Callable[[Sequence[Change]], TriedPlan | None], *, start_bytes: int
 ) -> Suggestion | None:
     """The smallest change that is good: the cheapest single one, else the fewest of them together; None: none is.
 
@@ -119,7 +119,9 @@ def nearest(
     return None
 
 
-def _fewest(together: list[Change], trial: Trial, try_out: Callable[[Sequence[Change]], Trial | None]) -> Suggestion:
+def _fewest(
+    together: list[Change], trial: TriedPlan, try_out: Callable[[Sequence[Change]], TriedPlan | None]
+) -> Suggestion:
     """Leaves out what is not needed, the costliest first."""
     for change in reversed(together[:-1]):
         fewer = [kept for kept in together if kept is not change]

@@ -12,7 +12,7 @@ from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.config.run import RunConfig
 from dist_trainer.errors import UserError
 from dist_trainer.memory.advice import nearest, why
-from dist_trainer.memory.advice.nearest import Change, Setup, Suggestion, Trial
+from dist_trainer.memory.advice.nearest import Change, Setup, Suggestion, TriedPlan
 from dist_trainer.memory.advice.outcome import (
     HostMemory,
     Standing,
@@ -122,9 +122,9 @@ def suggest(
     """The nearest change to the case that is good, by planning its neighbours."""
     settings = read_settings(resolved.deepspeed, cuda=plan.device == "cuda")
     candidates = nearest.changes(case.setup, settings, loss=resolved.run.model.loss)
-    known: dict[frozenset[str], Trial | None] = {}
+    known: dict[frozenset[str], TriedPlan | None] = {}
 
-    def try_out(chosen: Sequence[Change]) -> Trial | None:
+    def try_out(chosen: Sequence[Change]) -> TriedPlan | None:
         key = frozenset(change.what for change in chosen)
         if key not in known:
             changed = case.changed(chosen)
@@ -133,7 +133,7 @@ def suggest(
             except UserError:
                 known[key] = None
             else:
-                known[key] = Trial(made, is_good(made, changed.host))
+                known[key] = TriedPlan(made, is_good(made, changed.host))
         return known[key]
 
     return nearest.nearest(candidates, try_out, start_bytes=needed(plan.worst).num_bytes)

@@ -20,7 +20,7 @@ from dist_trainer.model.size import num_parameters
 
 
 @dataclass(frozen=True)
-class Limits:
+class MemoryLimits:
     """What has to hold. `host_bytes` is for all ranks of a host together, None where it is not known."""
 
     num_bytes: int
@@ -61,7 +61,7 @@ class Planner:
         self,
         resolved: ResolvedRun,
         device: PlannedDevice,
-        limits: Limits,
+        limits: MemoryLimits,
         world_size: int,
         global_batch: int,
         on_plan: Callable[[], None] = lambda: None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
-from dist_trainer.memory.fit.candidates import Candidate, Limits, Planner
+from dist_trainer.memory.fit.candidates import Candidate, MemoryLimits, Planner
 from dist_trainer.memory.fit.choices import COARSE_WEIGHTS, NEUTRAL, Choice, neighbours
 from dist_trainer.memory.plan import RankPlan
 from dist_trainer.units import counted, format_gb
@@ -40,7 +40,7 @@ def _why_not(planner: Planner, winner: Candidate, other: Candidate) -> str:
     return f"fits in {figure}, but {cost}: {max(more, key=lambda name: more[name])}"
 
 
-def _host_miss(limits: Limits, rank: RankPlan) -> str:
+def _host_miss(limits: MemoryLimits, rank: RankPlan) -> str:
     assert limits.host_bytes is not None
     wanted = rank.host_bytes * limits.ranks_a_host
     ranks = counted(limits.ranks_a_host, "rank")

@@ -28,7 +28,7 @@ from dist_trainer.disk import cannot_write, write_text
 from dist_trainer.errors import UserError
 from dist_trainer.memory import gpus
 from dist_trainer.memory.engines.keys import unmodelled
-from dist_trainer.memory.fit.candidates import Candidate, Limits, Planner
+from dist_trainer.memory.fit.candidates import Candidate, MemoryLimits, Planner
 from dist_trainer.memory.fit.choices import Choice, choices, micro_batches
 from dist_trainer.memory.fit.cost import assumptions
 from dist_trainer.memory.fit.reasons import helps, rejected
@@ -49,7 +49,7 @@ class Fit:
     """
 
     world_size: int
-    limits: Limits
+    limits: MemoryLimits
     ranking: tuple[Candidate, ...]
     rejected: tuple[tuple[str, str], ...]
     nearest: Candidate | None
@@ -127,7 +127,7 @@ def search(
     )
 
 
-def _limits(resolved: ResolvedRun, device: PlannedDevice, host_bytes: int | None, ranks_a_host: int) -> Limits:
+def _limits(resolved: ResolvedRun, device: PlannedDevice, host_bytes: int | None, ranks_a_host: int) -> MemoryLimits:
     if device.num_bytes is None:
         raise UserError(
             "the memory of the GPU is not known",
@@ -137,8 +137,8 @@ def _limits(resolved: ResolvedRun, device: PlannedDevice, host_bytes: int | None
     usable_bytes = round(device.num_bytes * (1 - CARD_HEADROOM))
     targets = resolved.run.targets
     if targets is not None and targets.target_bytes < usable_bytes:
-        return Limits(targets.target_bytes, "the target", host_bytes, ranks_a_host)
-    return Limits(usable_bytes, f"{1 - CARD_HEADROOM:.0%} of the card", host_bytes, ranks_a_host)
+        return MemoryLimits(targets.target_bytes, "the target", host_bytes, ranks_a_host)
+    return MemoryLimits(usable_bytes, f"{1 - CARD_HEADROOM:.0%} of the card", host_bytes, ranks_a_host)
 
 
 def _ranking(planner: Planner, found: Sequence[Choice], sizes: Sequence[int]) -> list[Candidate]:

@@ -10,7 +10,7 @@ from dist_trainer.endings import is_written
 from dist_trainer.errors import UserError
 from dist_trainer.records import EVENTS_FILE, Event, LeftOut, read_records, read_steps
 from dist_trainer.report.reading.asked import Asked, read_asked
-from dist_trainer.report.reading.measured import History, Memory, read_memory
+from dist_trainer.report.reading.measured import History, MemoryHistory, read_memory
 from dist_trainer.report.reading.progress import Progress, progress
 from dist_trainer.report.reading.steps import Steps, steps_of
 
@@ -27,7 +27,7 @@ class Findings:
     asked: Asked
     events: tuple[Event, ...]
     steps: Steps
-    memory: Memory
+    memory: MemoryHistory
     marks: tuple[tuple[float, str], ...]
     progress: Progress
     problems: tuple[str, ...] = ()

@@ -36,7 +36,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryHistory:
     """All sources, in order of ranks. `range_over_all` is None where each source has a curve. Times are seconds since
     the epoch. Every curve begins at `origin_s`, and begins again at `starts_s[start_id]` after each restart.
     """
@@ -69,7 +69,7 @@ def read_memory(
     phase_starts: Sequence[tuple[int, str]] = (),
     has_ended: bool = False,
     left_out: LeftOut | None = None,
-) -> Memory:
+) -> MemoryHistory:
     """Every source that has a file in the folder. `phase_starts`: each phase's first step and name, in order;
     `has_ended`: whether the run has come to its end. Into `left_out` goes how many damaged lines each file has.
     """
@@ -106,7 +106,7 @@ def read_memory(
     starts_s: Mapping[int, float] = {}
     for one in found.values():
         starts_s = earliest(starts_s, one.starts_s)
-    return Memory(tuple(histories), curves.range_over_all(is_resident=is_resident), origin_s, starts_s)
+    return MemoryHistory(tuple(histories), curves.range_over_all(is_resident=is_resident), origin_s, starts_s)
 
 
 class _Curves:

@@ -9,7 +9,7 @@ from plans import make_plan
 
 from dist_trainer.doctor.checks import memory
 from dist_trainer.doctor.examination import Examination
-from dist_trainer.doctor.facts import Memory
+from dist_trainer.doctor.facts import MemoryFacts
 from dist_trainer.memory.plan import Plan
 from dist_trainer.units import GIB
 
@@ -75,23 +75,23 @@ def offloaded(num_bytes: int) -> Plan:
     ("host_memory", "finding"),
     [
         (
-            Memory(64 * GIB, 60 * GIB),
+            MemoryFacts(64 * GIB, 60 * GIB),
             ("fail", ("node1",), "85.90 GB of the host's memory for 2 ranks, and it has 68.72 GB"),
         ),
         (
-            Memory(512 * GIB, 500 * GIB, limit_bytes=64 * GIB),
+            MemoryFacts(512 * GIB, 500 * GIB, limit_bytes=64 * GIB),
             ("fail", ("node1",), "85.90 GB of the host's memory for 2 ranks, and it may use 68.72 GB"),
         ),
         (
-            Memory(512 * GIB, 10 * GIB),
+            MemoryFacts(512 * GIB, 10 * GIB),
             ("warn", ("node1",), "85.90 GB of the host's memory for 2 ranks, and 10.74 GB are free now"),
         ),
-        (Memory(512 * GIB, 500 * GIB), ("ok", (), "549.76 GB or more a host; the ranks need 85.90 GB")),
+        (MemoryFacts(512 * GIB, 500 * GIB), ("ok", (), "549.76 GB or more a host; the ranks need 85.90 GB")),
     ],
     ids=["too small", "a job's limit", "in use", "enough"],
 )
 def test_what_is_offloaded_against_the_hosts_memory(
-    host_memory: Memory, finding: tuple[str, tuple[str, ...], str]
+    host_memory: MemoryFacts, finding: tuple[str, tuple[str, ...], str]
 ) -> None:
     made = with_plan(exam(host("node1", facts={"memory": host_memory})), offloaded(40 * GIB))
     assert lines(memory.check(made), "host memory") == [finding]
@@ -99,7 +99,7 @@ def test_what_is_offloaded_against_the_hosts_memory(
 
 def test_on_a_cpu_all_that_the_ranks_hold_is_the_hosts() -> None:
     plan = make_plan(allocated=10 * GIB, device="cpu")
-    small = host("node1", gpus=NO_GPUS, facts={"memory": Memory(16 * GIB, 12 * GIB)})
+    small = host("node1", gpus=NO_GPUS, facts={"memory": MemoryFacts(16 * GIB, 12 * GIB)})
     assert lines(memory.check(with_plan(exam(small), plan))) == [
         ("fail", ("node1",), "22.47 GB of the host's memory for 2 ranks, and it has 17.18 GB")
     ]

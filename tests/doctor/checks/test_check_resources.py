@@ -7,7 +7,7 @@ import pytest
 from examinations import NEEDS, NO_GPUS, exam, gpu, gpus, host, lines, two_hosts
 
 from dist_trainer.doctor.checks import resources
-from dist_trainer.doctor.facts import UNLIMITED, Cpus, Limits, NumaNode, SharedMemory
+from dist_trainer.doctor.facts import UNLIMITED, Cpus, NumaNode, ResourceLimits, SharedMemory
 from dist_trainer.units import GIB, MIB
 
 
@@ -43,9 +43,11 @@ def test_shared_memory(
 
 
 def test_open_files_grow_with_the_world() -> None:
-    few = {"facts": {"limits": Limits(1024, UNLIMITED)}}
+    few = {"facts": {"limits": ResourceLimits(1024, UNLIMITED)}}
     assert lines(resources.check(exam(host("node1", **few))), "open files") == [("ok", (), "at least 1024")]
-    many = [host(f"node{number}", num_slots=8, facts={"limits": Limits(1024, UNLIMITED)}) for number in range(100)]
+    many = [
+        host(f"node{number}", num_slots=8, facts={"limits": ResourceLimits(1024, UNLIMITED)}) for number in range(100)
+    ]
     ((level, hosts, said),) = lines(resources.check(exam(*many)), "open files")
     assert (level, len(hosts), said) == ("fail", 100, "1024, and each of 800 ranks may need 1856")
 
@@ -62,7 +64,7 @@ def test_open_files_grow_with_the_world() -> None:
 def test_locked_memory_matters_to_those_who_lock(
     infiniband: tuple[str, ...], offloads_to_nvme: bool, finding: tuple[str, tuple[str, ...], str]
 ) -> None:
-    report = host("node1", facts={"limits": Limits(65536, 8 * MIB), "infiniband": infiniband})
+    report = host("node1", facts={"limits": ResourceLimits(65536, 8 * MIB), "infiniband": infiniband})
     made = exam(report, needs=replace(NEEDS, offloads_to_nvme=offloads_to_nvme))
     assert lines(resources.check(made), "locked memory") == [finding]
 

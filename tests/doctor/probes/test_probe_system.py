@@ -37,7 +37,7 @@ def test_limits_are_those_of_this_process() -> None:
     said = subprocess.run(
         [sys.executable, "-c", SAY_LIMITS], preexec_fn=lower, capture_output=True, text=True, check=True
     ).stdout
-    assert said.strip() == "Limits(open_files=111, locked_memory_bytes=4096)"
+    assert said.strip() == "ResourceLimits(open_files=111, locked_memory_bytes=4096)"
 
 
 def test_infiniband_devices(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from advised import a_plan, settings_of
 
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.memory.advice import nearest
-from dist_trainer.memory.advice.nearest import Change, Setup, Trial
+from dist_trainer.memory.advice.nearest import Change, Setup, TriedPlan
 
 # Each change takes so many MB off 1000.
 SAVED: Mapping[str, int] = {"a": 100, "b": 200, "c": 50, "d": 400, "useless": 0, "harmful": -300}
@@ -18,14 +18,14 @@ def changes(*names: str, kinds: Mapping[str, str] | None = None) -> list[Change]
     return [Change((kinds or {}).get(name, name), name, "free", f"--{name}") for name in names]
 
 
-def trying(limit: int, tried: list[tuple[str, ...]] | None = None) -> Callable[[Sequence[Change]], Trial | None]:
-    def try_out(chosen: Sequence[Change]) -> Trial | None:
+def trying(limit: int, tried: list[tuple[str, ...]] | None = None) -> Callable[[Sequence[Change]], TriedPlan | None]:
+    def try_out(chosen: Sequence[Change]) -> TriedPlan | None:
         if tried is not None:
             tried.append(tuple(change.what for change in chosen))
         if any(change.what == "impossible" for change in chosen):
             return None
         left = 1000 - sum(SAVED[change.what] for change in chosen)
-        return Trial(a_plan(left), left <= limit)
+        return TriedPlan(a_plan(left), left <= limit)
 
     return try_out
 

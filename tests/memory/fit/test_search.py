@@ -164,7 +164,7 @@ def test_a_card_without_bf16_is_given_fp16() -> None:
 def test_offload_needs_room_on_the_host(search: fit.Fit) -> None:
     assert all(candidate.choice.offload == "none" for candidate in found(host_bytes=MIB).ranking)
     assert search.winner is not None
-    limits = fit.Limits(10**12, "the card", host_bytes=200, ranks_a_host=2)
+    limits = fit.MemoryLimits(10**12, "the card", host_bytes=200, ranks_a_host=2)
     assert limits.hold(replace(search.winner.rank, host_bytes=100))
     assert not limits.hold(replace(search.winner.rank, host_bytes=101))
 
