@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dist_trainer.cli.commands import require_command
+from dist_trainer.cli.commands import run_one_of
 from dist_trainer.cli.parser import Parser, positive
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK
-
-KINDS = ("memory", "plan-error")
 
 
 def build_memory_parser() -> Parser:
@@ -48,13 +46,7 @@ def build_plan_error_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    kind = argv[0] if argv else ""
-    if kind in ("-h", "--help"):
-        print("usage: dist_trainer benchmark {memory,plan-error} [SWITCHES]\n")
-        print("dist_trainer benchmark memory --help shows the switches of one.")
-        return EXIT_OK
-    require_command(kind, KINDS, of="benchmark")
-    return _memory(argv[1:]) if kind == "memory" else _plan_error(argv[1:])
+    return run_one_of({"memory": _memory, "plan-error": _plan_error}, argv, of="benchmark")
 
 
 def _memory(argv: list[str]) -> int:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 
-from dist_trainer.errors import UserError
+from dist_trainer.errors import EXIT_OK, UserError
 
 
 def require_command(word: str, known: Collection[str], *, of: str | None = None) -> None:
@@ -20,3 +20,19 @@ def require_command(word: str, known: Collection[str], *, of: str | None = None)
         expected=", ".join(known),
         hint=f"did you mean {near[0]!r}?" if near else None,
     )
+
+
+def run_one_of(commands: Mapping[str, Callable[[list[str]], int]], argv: list[str], *, of: str) -> int:
+    """Runs what the first word names, of the commands of `of`, with the other words, or shows which there are: the exit
+    status. Raises UserError.
+    """
+    word = argv[0] if argv else ""
+    if word in ("-h", "--help"):
+        first = next(iter(commands))
+        if len(commands) == 1:
+            return commands[first](["--help"])
+        print(f"usage: dist_trainer {of} {{{','.join(commands)}}} [SWITCHES]\n")
+        print(f"dist_trainer {of} {first} --help shows the switches of one.")
+        return EXIT_OK
+    require_command(word, commands, of=of)
+    return commands[word](argv[1:])

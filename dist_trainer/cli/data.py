@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dist_trainer.cli.commands import require_command
+from dist_trainer.cli.commands import run_one_of
 from dist_trainer.cli.parser import Parser, positive
 from dist_trainer.errors import EXIT_OK
 from dist_trainer.units import format_count
@@ -23,12 +23,11 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    kind = argv[0] if argv else ""
-    if kind in ("-h", "--help"):
-        argv = ["prepare", "--help"]
-    else:
-        require_command(kind, ("prepare",), of="data")
-    args = build_parser().parse(argv[1:])
+    return run_one_of({"prepare": _prepare}, argv, of="data")
+
+
+def _prepare(argv: list[str]) -> int:
+    args = build_parser().parse(argv)
 
     from dist_trainer.data.prepare import prepare
 

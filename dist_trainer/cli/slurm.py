@@ -8,12 +8,11 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.cli import train
-from dist_trainer.cli.commands import require_command
+from dist_trainer.cli.commands import run_one_of
 from dist_trainer.cli.parser import Parser, positive
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.resolve import names, resolve
@@ -121,14 +120,7 @@ def build_lint_parser() -> Parser:
 
 def main(argv: list[str]) -> int:
     """The exit status; see each command. Raises UserError."""
-    kind = argv[0] if argv else ""
-    if kind in ("-h", "--help"):
-        print("usage: dist_trainer slurm {submit,status,lint} [SWITCHES]\n")
-        print("dist_trainer slurm submit --help shows the switches of one.")
-        return EXIT_OK
-    commands: dict[str, Callable[[list[str]], int]] = {"submit": _submit, "status": _status, "lint": _lint}
-    require_command(kind, commands, of="slurm")
-    return commands[kind](argv[1:])
+    return run_one_of({"submit": _submit, "status": _status, "lint": _lint}, argv, of="slurm")
 
 
 @dataclass(frozen=True)
