@@ -1,4 +1,4 @@
-"""What is kept on disk between runs: where it lies, what makes it stale, and files that appear whole or not at all."""
+"""Files kept between runs: where they are, when they are stale, and writing them atomically."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def cache_dir(environ: Mapping[str, str]) -> Path:
 
 
 def code_digest(sources: Iterable[Path]) -> str:
-    """Changes with any byte of these files."""
+    """A digest that changes with any byte of these files."""
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
 def keep(path: Path, text: str) -> None:
-    """Writes the text so that `kept` finds it again, or nothing. Raises OSError, leaving nothing."""
+    """Writes the text, with a digest, for `kept` to read. Raises OSError, leaving nothing behind."""
     write_whole(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}")
 
 
 def kept(path: Path) -> bytes | None:
-    """What `keep` wrote; None where there is nothing, or where it is not to the byte what was written."""
+    """What `keep` wrote; None if there is nothing, or if it was changed or cut short."""
     try:
         digest, _, data = path.read_bytes().partition(b"\n")
     except OSError:
@@ -37,7 +37,7 @@ def kept(path: Path) -> bytes | None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes beside the file and renames, so that a reader never sees half of it. Raises OSError, leaving nothing."""
+    """Writes a temporary file and renames it, so that a reader sees all or nothing. Raises OSError, leaving nothing."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         write_text(aside, text)

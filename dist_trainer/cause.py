@@ -1,6 +1,6 @@
-"""Why a rank ends, as it tells its guard: a JSON line on a pipe that the guard has opened for it.
+"""Why a rank ends, as it tells its guard: one JSON line on a pipe that the guard opened for it.
 
-A rank that has told its guard says nothing itself. The launching process hears of every rank, and says one cause.
+A rank that has told its guard prints nothing itself. The launching process hears from all ranks and prints one cause.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
-# The descriptor of the pipe, in the environment of a rank that has a guard.
+# Environment variable of a rank that has a guard: the pipe's file descriptor.
 CAUSE_FD = "DIST_TRAINER_CAUSE_FD"
-# A message may quote what a user wrote, of any length, and be followed by a traceback.
+# A message may quote any amount of a user's text, and a traceback may follow.
 _MAX_NUM_CHARS = 20_000
 
 
 @dataclass(frozen=True)
 class Cause:
-    """`text` is for a person. `may_be_echo`: what stopped another rank may be what this one noticed."""
+    """`text` is for people. `may_be_echo`: this rank may only have noticed that another rank had failed."""
 
     text: str
     may_be_echo: bool
@@ -30,7 +30,7 @@ def has_guard(environ: Mapping[str, str]) -> bool:
 
 
 def tell_guard(cause: Cause, environ: Mapping[str, str]) -> bool:
-    """Whether there is a guard, and it was told."""
+    """True if there is a guard and it was told."""
     descriptor = _descriptor(environ)
     if descriptor is None:
         return False
@@ -43,7 +43,7 @@ def tell_guard(cause: Cause, environ: Mapping[str, str]) -> bool:
 
 
 def read_cause(line: bytes) -> Cause | None:
-    """None for what is no whole line of `tell_guard`."""
+    """None if the line is not a complete one of `tell_guard`."""
     try:
         told = json.loads(line)
         text, may_be_echo = told["text"], told["may_be_echo"]
@@ -53,7 +53,7 @@ def read_cause(line: bytes) -> Cause | None:
 
 
 def _descriptor(environ: Mapping[str, str]) -> int | None:
-    """None too where the number is no pipe: a program that a rank started has the variable and not the descriptor."""
+    """None also if the number is no pipe: a program started by a rank inherits the variable but not the descriptor."""
     number = environ.get(CAUSE_FD, "")
     if not number.isascii() or not number.isdigit():
         return None

@@ -1,4 +1,4 @@
-"""What a disk refuses, in plain words: which folder, how many bytes are free there, and how many were needed."""
+"""Disk errors in plain words: which folder, how many bytes are free there, and how many were needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from dist_trainer.errors import RunError, UserError
 from dist_trainer.units import counted, format_bytes
 
-# `errno.ENOSPC` where bytes are free: each file takes an inode, and there are none left.
+# ENOSPC while bytes are free: every file needs an inode, and none is left.
 _NO_INODES = "the file system has no room for one more file (its inodes are used up)"
 _NO_INODES_HINT = "remove files there, however small, or name a folder on another disk, then start it again"
 _PROBLEMS = {
@@ -26,7 +26,7 @@ _PROBLEMS = {
     errno.EIO: "the disk fails",
     errno.ESTALE: "the file server no longer knows a folder",
 }
-# These the user can change before the run; the others befall it.
+# Errors that the user can correct before the run (UserError); the others happen during it (RunError).
 _MISTAKES = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 _HINTS = {
     errno.ENOSPC: "make room there, or name a folder on another disk, then start it again",
@@ -38,9 +38,9 @@ _HINTS = {
 
 
 class WriteError(OSError):
-    """An OSError that knows what was being written: `filename`, and `num_bytes` where that is known. `room` is what was
-    free there then, and `has_inodes` whether one more file could be made: what is left behind is removed before
-    anybody is told.
+    """An OSError that says what was being written: `filename`, and `num_bytes` if known. `room` (free space, in words)
+    and `has_inodes` (whether one more file fits) are those at the time of the error, because by the time that it is
+    reported the incomplete file has been removed.
     """
 
     def __init__(self, error: OSError, path: Path, num_bytes: int | None = None) -> None:
@@ -51,7 +51,7 @@ class WriteError(OSError):
 
 @contextmanager
 def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
-    """Raises WriteError for what the disk refuses in the block: Python's own does not name a file that is open."""
+    """Turns an OSError in the block into a WriteError, because Python's own does not name the open file."""
     try:
         yield
     except WriteError:
@@ -61,7 +61,7 @@ def writing(path: Path, num_bytes: int | None = None) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
-    """Makes the folder too; a private file is its owner's alone (mode 0600). Raises WriteError."""
+    """Makes the folder too. `private`: readable by the owner only (mode 0600). Raises WriteError."""
     data = text.encode()
     with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 
 def check_room(folder: Path, num_bytes: int, what: str) -> None:
-    """Raises RunError where fewer bytes are free than `what` needs; where that cannot be known, nothing."""
+    """Raises RunError if fewer bytes are free than `what` needs; does nothing if that cannot be known."""
     free_bytes = _free_bytes(folder)
     if free_bytes is not None and free_bytes < num_bytes:
         raise RunError(
@@ -85,7 +85,7 @@ def check_room(folder: Path, num_bytes: int, what: str) -> None:
 
 
 def cannot_write(problem: str, error: OSError, path: Path, *, hint: str | None = None) -> UserError:
-    """`problem` with its reason, for what was to be written at `path`; with a `hint` of its own."""
+    """`problem` with the error's reason, for writing to `path`; `hint` replaces the usual one."""
     named = WriteError(OSError(error.errno, error.strerror or str(error)), path, getattr(error, "num_bytes", None))
     if isinstance(error, WriteError):
         named.room, named.has_inodes = error.room, error.has_inodes
@@ -99,9 +99,9 @@ def cannot_write(problem: str, error: OSError, path: Path, *, hint: str | None =
 
 
 def explained(error: OSError, folder: Path | None = None) -> UserError | None:
-    """The error as users are told it; `folder` is where most is written, for an error that names no file.
+    """The error in the form for users; `folder`, where most is written, is named if the error names no file.
 
-    None for what is no trouble of a disk, or of no place that is known.
+    None if it is not a disk's error, or no path is known.
     """
     place = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else folder
     if error.errno not in _PROBLEMS or place is None:
@@ -121,22 +121,22 @@ def explained(error: OSError, folder: Path | None = None) -> UserError | None:
 
 
 def _room(path: Path) -> tuple[str | None, bool]:
-    """What is free where `path` is, or was to be, in words, None where that is not known; and whether there are inodes.
+    """The free space at `path` (which need not exist) in words, None if unknown; and whether inodes are left.
 
-    A file system that counts no inodes (btrfs) says that it has none at all.
+    A file system without a fixed number of inodes (btrfs) reports 0 of 0.
     """
     try:
         standing = _nearest(path)
         facts = os.statvfs(standing)
     except OSError:
-        # Of a path from the folder in which this process stands, that folder may be gone.
+        # For a relative path: the current directory may be gone.
         return None, True
     free_bytes = facts.f_bavail * facts.f_frsize
     return f"{_amount(free_bytes)} free in {standing}", facts.f_favail > 0 or facts.f_files == 0
 
 
 def _amount(num_bytes: int) -> str:
-    """A line of a record is needed as much as a checkpoint, and is no 0.0 MB."""
+    """The amount in words, never '0.0 MB': a missing line of a record matters as much as a checkpoint."""
     return format_bytes(num_bytes) if num_bytes >= 100_000 else counted(num_bytes, "byte")
 
 

@@ -1,5 +1,5 @@
-"""Text that UTF-8, a terminal or a pipe cannot hold. Names of files are bytes: what of them is no text, Python gives as
-lone surrogates, which fail wherever they are written.
+"""Text that UTF-8, a terminal or a pipe cannot hold. File names are bytes: Python represents those that are not UTF-8
+as lone surrogates, which raise UnicodeEncodeError wherever they are written.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import sys
 from typing import Any
 
-# All of C0 and C1 but tab and newline, C1 as bytes too, and what turns the direction of writing.
+# All C0 and C1 control characters except tab and newline, C1 also as raw bytes, and bidirectional controls.
 _COMMANDS = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udc9f\udd00-\udfff]"
 )
@@ -20,45 +20,45 @@ _AS_BYTES = "dist_trainer.as_bytes"
 
 
 def set_up_streams() -> None:
-    """Nothing that is printed fails for its characters, whatever the locale and PYTHONIOENCODING say.
+    """Makes printing never fail for its characters, whatever the locale and PYTHONIOENCODING are.
 
-    What the encoding lacks is escaped; but stdout has the bytes of a file's name as they are, so that a path that was
-    printed can be used. A standard stream that is closed becomes /dev/null, before a file or a socket
-    takes its number and gets what is printed.
+    Characters that the encoding lacks are escaped; but stdout prints the bytes of a file name unchanged, so that a
+    printed path can be used. A closed standard stream is opened on /dev/null, before another file or socket gets its
+    descriptor and receives what is printed.
     """
     _open_what_is_closed()
     for stream, errors in ((sys.stdout, _AS_BYTES), (sys.stderr, _ESCAPED)):
-        # Once: the streams of a fork may have come to stand for another kind of file, and refuse to be changed.
+        # Only once: a forked process may have put another kind of file in place, which refuses to be reconfigured.
         if isinstance(stream, io.TextIOWrapper) and stream.errors != errors:
             stream.reconfigure(errors=errors)
 
 
 def print_script(text: str) -> None:
-    """Prints what a shell will read: the bytes of names are those of the files, whatever a terminal could show."""
+    """Prints text for a shell to read: file names keep their bytes, whatever a terminal could show."""
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode(errors="surrogateescape"))
 
 
 def as_utf8(text: str) -> str:
-    r"""The text with \xNN for what of a name is no UTF-8: for what other programs read."""
+    r"""The text with \xNN for bytes of a name that are not UTF-8, for other programs to read."""
     return text.encode("utf-8", _ESCAPED).decode("utf-8")
 
 
 def printable(text: str) -> str:
-    """The same with what a terminal would obey escaped too: see `without_commands`."""
+    """The same, with terminal control sequences escaped too: see `without_commands`."""
     return without_commands(as_utf8(text))
 
 
 def without_commands(text: str) -> str:
-    """The text with control characters escaped, but for tabs and the ends of lines; bytes of names stay as they are.
+    """The text with control characters escaped except tabs and line ends; bytes of names stay as they are.
 
-    A carriage return, which would have one line written over another, ends a line.
+    A carriage return becomes a line end, so that no line overwrites another.
     """
     return _COMMANDS.sub(_shown, text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
 def all_as_utf8(value: Any) -> Any:
-    """The same of every text in plain values: mappings, lists, and what JSON has beside them."""
+    """`as_utf8` of every string in a JSON-like value of mappings, lists and scalars."""
     if isinstance(value, str):
         return as_utf8(value)
     if isinstance(value, dict):
@@ -71,7 +71,7 @@ def _open_what_is_closed() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            # It gets the lowest number that is free.
+            # open() returns the lowest free descriptor, which is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115

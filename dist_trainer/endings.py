@@ -1,7 +1,7 @@
-"""How a run's end stands in its records: what ended it, who may say it first, and whether anybody still writes.
+"""How a run's end is recorded: what ended it, which process may say it first, and whether the run still goes on.
 
-Nothing here compares clocks: an end is of this start when it stands behind where this start began, the first is the one
-that stands first, and whether a run goes on is what the kernel knows of the lock that it holds.
+No clocks are compared. An end belongs to this start if it comes after this start's beginning in events.jsonl, the first
+end is the first in the file, and whether a run goes on is known from a lock that the kernel drops with its process.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, S
 
 ERROR = "error"
 INTERRUPTED = "interrupted"
-# Which boot of which host began the run. There the kernel knows who holds a lock; of other hosts' locks a file system
-# may show nothing.
+# The boot id of the host that began the run. On that host the kernel knows who holds a lock; about locks of other hosts
+# a file system may say nothing.
 BOOT_ID = "boot_id"
 
-# Held by the rank that speaks, until it has spoken.
+# Locked by the rank that reports the cause, until it has done so.
 _SPEAKING_FILE = "speaking.lock"
 _SPEAKING_LIMIT_S = 5.0
 _HOLDING_LIMIT_S = 1.0
@@ -33,8 +33,8 @@ _TAIL_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run. `events_size` is how long events.jsonl was before it, in bytes: what stands there is of
-    earlier ones.
+    """One start of a run. `events_size`: the length of events.jsonl in bytes before this start, so that what comes
+    earlier in the file belongs to earlier starts.
     """
 
     run_dir: Path
@@ -49,14 +49,14 @@ class Start:
         return self.run_dir / "records" / EVENTS_FILE
 
     def events(self) -> Iterator[Event]:
-        """In the order in which they were written."""
+        """The events of this start, in the order in which they were written."""
         return read_records(self.events_path, Event, start=self.events_size)
 
     def has_end(self) -> bool:
         return cause_among(list(self.events())) is not None
 
     def write(self, event: Event) -> None:
-        """Appends the event. Raises OSError where the folder is gone: it is not made again."""
+        """Appends the event. Raises OSError if the run's folder is gone; the folder is not made again."""
         if not self.run_dir.is_dir():
             raise FileNotFoundError(self.run_dir)
         writer = RecordWriter(self.events_path)
@@ -65,9 +65,10 @@ class Start:
 
     @contextmanager
     def speaking(self) -> Iterator[None]:
-        """While one process of the run is in here no other is, so that who comes second finds what the first has said
-        and no launcher ends the first because the second has ended. On a file system without locks, and where somebody
-        stands still in it, all are let in. Raises OSError where the folder is gone.
+        """A lock that one process of the run holds at a time while it reports the cause. A second one finds the event
+        of the first; and because it has to wait, its own end cannot make a launcher kill the first one too early.
+        Without locks in the file system, or when the holder hangs, all are let in. Raises OSError if the run's folder
+        is gone.
         """
         self.events_path.parent.mkdir(exist_ok=True)
         descriptor = os.open(self.events_path.with_name(_SPEAKING_FILE), os.O_RDWR | os.O_CREAT, 0o644)
@@ -79,8 +80,8 @@ class Start:
 
 
 def cause_among(events: Sequence[Event]) -> Event | None:
-    """What ended the run: what `launch` says, which has heard of every rank (its events are of no rank), else what a
-    rank said first. None where nothing did.
+    """The event that ended the run: `launch`'s if there is one (it has heard of every rank; its `rank` is None), else
+    the first of a rank. None if nothing ended it.
     """
     ends = [event for event in events if event.kind in (ERROR, INTERRUPTED)]
     of_launch = [event for event in ends if event.rank is None]
@@ -88,7 +89,7 @@ def cause_among(events: Sequence[Event]) -> Event | None:
 
 
 def end_event(kind: str, message: str, rank: int | None, **facts: Any) -> Event:
-    """What is not known (None) is left out."""
+    """`facts` that are None are left out."""
     return Event(kind, message, rank, time.time(), {name: value for name, value in facts.items() if value is not None})
 
 
@@ -98,7 +99,7 @@ def interrupted(signal_name: str, step: int | None) -> str:
 
 
 def last_step(run_dir: Path) -> int | None:
-    """The newest step that is recorded; None where there is none. Reads the end of the file alone."""
+    """The newest recorded step; None if there is none. Reads only the end of the file."""
     path = run_dir / "records" / STEPS_FILE
     start = max(0, _size(path) - _TAIL_BYTES)
     newest = None
@@ -109,12 +110,12 @@ def last_step(run_dir: Path) -> int | None:
 
 
 def show_life(path: Path) -> dict[str, object]:
-    """Shows readers that the file's run goes on, while this process or one forked from it lives. What the event that
-    begins the run says of it; nothing where the file system has no locks.
+    """Locks `path` for as long as this process, or one forked from it, lives, so that readers see that the run goes on.
+    Returns facts for the run's start event; none if the file system has no locks.
     """
     descriptor = os.open(path, os.O_RDWR)
     if _lock(descriptor, fcntl.LOCK_EX, _HOLDING_LIMIT_S):
-        # It is never closed: the lock goes with the last process that has it.
+        # Never closed: the kernel drops the lock when the last process that has the descriptor ends.
         boot = _boot_id()
         return {} if boot is None else {BOOT_ID: boot}
     os.close(descriptor)
@@ -122,8 +123,8 @@ def show_life(path: Path) -> dict[str, object]:
 
 
 def is_written(path: Path, start_facts: Mapping[str, Any]) -> bool | None:
-    """Whether the process lives that began the run; None where that cannot be told from here: its host is another, and
-    the file system shows no locks of others, or it held none.
+    """Whether the run's process lives. None if that cannot be told from here: the run is on another host and the file
+    system does not show its locks, or the run never held a lock.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY)
@@ -142,14 +143,14 @@ def is_written(path: Path, start_facts: Mapping[str, Any]) -> bool | None:
 
 
 def _boot_id() -> str | None:
-    """One number for each boot of each host, the same in all its containers."""
+    """Identifies one boot of a host; the same in all of its containers."""
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return None
 
 
 def _lock(descriptor: int, how: int, limit_s: float) -> bool:
-    """Whether the lock was had, within the limit."""
+    """Whether the lock was obtained within the limit."""
     deadline_s = time.monotonic() + limit_s
     while True:
         try:

@@ -1,17 +1,17 @@
-"""The ways a command ends badly, and the exit status of each."""
+"""The ways in which a command fails, and the exit status of each."""
 
 from __future__ import annotations
 
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USER_ERROR = 2
-# Of --strict alone: all went well, but the memory target was missed, or it is not known whether it was met.
+# Only with --strict: the run succeeded, but the memory target was missed or could not be judged.
 EXIT_TARGET_MISSED = 3
-# Of `launch` alone: a host is down or cut off, and the same run may come to its end on others.
+# Only of `launch`: a host is down or cut off, and the same run may succeed on other hosts.
 EXIT_HOST_LOST = 4
 EXIT_INTERRUPTED = 130
 
-# What was found may be a whole file on one line.
+# `found` may quote a whole file that has only one line.
 _MOST_CHARACTERS = 1000
 
 
@@ -57,7 +57,7 @@ class UserError(Exception):
 
 
 def cut(text: str) -> str:
-    """As much of it as a message has room for."""
+    """The text, shortened to what a message has room for."""
     return text if len(text) <= _MOST_CHARACTERS else f"{text[:_MOST_CHARACTERS]}… ({len(text)} characters)"
 
 

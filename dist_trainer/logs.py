@@ -1,4 +1,4 @@
-"""Where one rank's log lines go: its own file in the run's folder, and never the root logger."""
+"""The log of one rank: a file of its own in the run's folder. The root logger is never touched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rank_log_path(run_dir: Path, rank: int) -> Path:
 
 
 class _QuietFileHandler(logging.FileHandler):
-    """A disk that is full is said once, by what ends the run, not by a traceback for each line of the log."""
+    """A full disk is reported once, by the error that ends the run, and not by a traceback for each log line."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
         if not isinstance(sys.exc_info()[1], OSError):
@@ -26,7 +26,7 @@ class _QuietFileHandler(logging.FileHandler):
 
 
 def open_rank_log(run_dir: Path, rank: int) -> logging.Handler:
-    """Returns a handler that writes this rank's lines to RUN_DIR/logs/rank-N.log, added to our own logger."""
+    """Adds a handler for RUN_DIR/logs/rank-N.log to our own logger, and returns it."""
     path = rank_log_path(run_dir, rank)
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def open_rank_log(run_dir: Path, rank: int) -> logging.Handler:
 
 @contextmanager
 def quiet_deepspeed() -> Iterator[None]:
-    """DeepSpeed logs to stdout from its import on; until there is a log file, what is below an error is dropped."""
+    """DeepSpeed logs to stdout from its import on; in this block, while there is no log file yet, only errors pass."""
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What is measured, as JSON lines: append-only, one object a line, safe to read while it is written."""
+"""The records of a run as JSON lines: append-only, one object per line, safe to read while they are written."""
 
 from __future__ import annotations
 
@@ -17,33 +17,35 @@ from dist_trainer.typed_json import Count, Finite, ReadAs, Seconds, validator
 
 STEPS_FILE = "steps.jsonl"
 EVENTS_FILE = "events.jsonl"
-# The kind of an event that says what keeps a figure from being known, and the diagnostic after which there are no more.
+# The kind of an event that says why a figure is not known, and the diagnostic after which no more samples come.
 MONITOR_EVENT = "monitor"
 SAMPLER_FAILED = "sampler failed"
-# How JSON in ASCII begins to write one.
+# How json.dumps in ASCII begins an escaped surrogate.
 _SURROGATE = "\\ud"
 
 
 def memory_file(rank: int) -> str:
-    """The MemoryRecords of one rank."""
+    """The file name of one rank's MemoryRecords."""
     return f"memory-rank-{rank}.jsonl"
 
 
 def host_memory_file(first_rank: int) -> str:
-    """The MemoryRecords of all ranks of one host, of a run with a monitor a host. `first_rank` is its local rank 0."""
+    """The file with the MemoryRecords of all ranks of a host, where one monitor per host writes. `first_rank`: its
+    local rank 0.
+    """
     return f"memory-host-{first_rank}.jsonl"
 
 
 def samples_file(source: str) -> str:
-    """The DeviceSamples of one source: "rank-3", the GPU of a rank; "gpu-0", a GPU that `monitor` watched; "host-8",
-    all GPUs of the host whose local rank 0 is rank 8.
+    """The file name of one source's DeviceSamples: "rank-3", the GPU of a rank; "gpu-0", a GPU that `monitor` watched;
+    "host-8", all GPUs of the host whose local rank 0 is rank 8.
     """
     return f"memory-samples-{source}.jsonl"
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One optimizer step. `loss` is the mean over all ranks and micro batches, in full precision."""
+    """One optimizer step. `loss`: mean over all ranks and micro batches in nats, in double precision."""
 
     step: Count
     phase: str
@@ -60,10 +62,10 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class MemoryRecord:
-    """Peaks on one rank up to the end of `step`. A figure that cannot be had here is None.
+    """Peaks of one rank from the start to the end of `step`. A figure that is not available is None.
 
-    `allocator_peaks_bytes`: the CPU allocator's exact peak by phase (init, forward, backward, step), where it was
-    measured. `monotonic_s` and `start_id` are as a DeviceSample's.
+    `allocator_peaks_bytes`: the CPU allocator's exact peak in each phase (init, forward, backward, step), where it was
+    measured. `monotonic_s` and `start_id`: see DeviceSample.
     """
 
     step: Count
@@ -82,17 +84,18 @@ class MemoryRecord:
 
 @dataclass(frozen=True)
 class DeviceSample:
-    """One look at a GPU by NVML, and at the processes of ours on it. What is not supported, or not known, is None.
+    """One sample of a GPU by NVML, and of our processes on it. A field that is not supported or not known is None.
 
-    `used_version`: the version of nvmlDeviceGetMemoryInfo that gave `used_bytes`; 2 leaves out what the driver
-    reserves, 1 does not. `process_bytes`: on the GPU, of this rank or of the watched command's tree. `rss_bytes`: their
-    resident set on the host. `ecc_errors`: uncorrected, since the driver was loaded. `xid_errors`: the numbers that the
-    driver reported since the sample before. `rank`: whose GPU it is; None for a watched command.
+    `used_version`: the version of nvmlDeviceGetMemoryInfo that gave `used_bytes`; version 2 does not count what the
+    driver reserves, version 1 does. `process_bytes`: GPU memory of this rank, or of the watched command's process tree;
+    `rss_bytes`: their resident set on the host. `ecc_errors`: uncorrected ones since the driver was loaded.
+    `xid_errors`: the codes that the driver reported since the previous sample. `rank`: the rank that uses the GPU; None
+    for a watched command.
 
-    `time_s` is for people: that clock may be set back. What came after what of one rank is told by `start_id`, which
-    names the start of the run (how long events.jsonl was before it, in bytes: more for a later one), and within a start
-    by `monotonic_s`. `phase`: of training; None before the first. `is_last`: the sampler ended in order, and this was
-    its last look.
+    `time_s` is for people, because the wall clock may be set back. Records of one rank are ordered by `start_id`, which
+    identifies the start of the run (the length of events.jsonl before it, in bytes, so that later starts have larger
+    ones), then by `monotonic_s`. `phase`: of training, None before the first one. `is_last`: the sampler ended in
+    order, and this was its last sample.
     """
 
     host: str
@@ -119,7 +122,7 @@ class DeviceSample:
 
 
 class KnownFacts(TypedDict, total=False):
-    """Those of an event's facts that something here reads; there may be any others."""
+    """The facts of events that are read anywhere in this program; an event may have others."""
 
     __pydantic_config__ = {"extra": "allow"}  # type: ignore[misc]  # noqa: RUF012
 
@@ -145,7 +148,7 @@ class KnownFacts(TypedDict, total=False):
 class Event:
     """Something that happened once: 'start', 'phase', 'checkpoint', 'notice', 'error', 'interrupted', 'end'.
 
-    `rank` is None where no rank but `launch` says it.
+    `rank` is None for an event of `launch`.
     """
 
     kind: str
@@ -155,14 +158,14 @@ class Event:
     facts: Annotated[dict[str, Any], ReadAs(KnownFacts)] = field(default_factory=dict)
 
 
-# How many damaged lines of which file were left out.
+# File -> number of damaged lines that were left out.
 LeftOut = dict[Path, int]
 Record = TypeVar("Record", StepRecord, MemoryRecord, DeviceSample, Event)
 
 
 class RecordWriter:
-    """Appends records to one file; each line reaches the file in a single write. Raises WriteError, an OSError, where
-    the disk refuses.
+    """Appends records to one file; each line is written by a single write call. Raises WriteError, an OSError, when the
+    disk refuses.
     """
 
     def __init__(self, path: Path) -> None:
@@ -172,23 +175,23 @@ class RecordWriter:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
             size = os.fstat(self._descriptor).st_size
             if size and os.pread(self._descriptor, 1, size - 1) != b"\n":
-                # A writer before this one was cut off in the middle of a line: ours begins a new one.
+                # The previous writer was cut off within a line: begin a new one.
                 os.write(self._descriptor, b"\n")
 
     def write(self, record: StepRecord | MemoryRecord | DeviceSample | Event) -> None:
-        # The records are flat; asdict would copy them in depth, which costs more than the writing.
+        # The records are flat. asdict would copy them deeply, which takes longer than writing them.
         line = _json(vars(record))
         if _SURROGATE in line:
-            # Of a file's name, or half of a character: readers of JSON refuse it.
+            # A lone surrogate (from a file's name, or half of a character), which JSON readers refuse.
             line = _json(all_as_utf8(vars(record)))
         data = line.encode() + b"\n"
         with writing(self._path, len(data)):
-            # A disk that is nearly full takes a part of the line; what keeps it from the rest is an error.
+            # A nearly full disk may take a part of the line; the next write then raises the error.
             while data:
                 data = data[os.write(self._descriptor, data) :]
 
     def is_in_place(self) -> bool:
-        """Whether the file still has its name: neither it nor its folder was deleted, moved or replaced."""
+        """Whether the path still leads to the open file: neither it nor its folder was deleted, moved or replaced."""
         try:
             return os.path.samestat(self._path.stat(), os.fstat(self._descriptor))
         except OSError:
@@ -205,10 +208,10 @@ def _json(values: Any) -> str:
 def read_records(
     path: Path, kind: type[Record], left_out: LeftOut | None = None, *, start: int = 0
 ) -> Iterator[Record]:
-    """Yields the records of a file, in file order, from the byte `start` on; a last line still being written is left
-    out, and so is a line that is damaged, such as one cut off before a resumed run wrote on: `left_out` gets how many.
+    """Yields the records of a file in its order, from byte `start` on. A last line that is still being written is left
+    out, and so are damaged lines, such as one that was cut off before a resumed run wrote on; `left_out` counts those.
 
-    Fields that this version does not know are ignored, so that newer records can be read.
+    Unknown fields are ignored, so that records of newer versions can be read.
     """
     if not path.exists():
         return
@@ -230,11 +233,11 @@ def read_records(
 
 
 def read_values(path: Path, kind: type[Any], left_out: LeftOut | None = None) -> Iterator[dict[str, Any]]:
-    """As `read_records`, each record as the plain mapping of its fields: for files of millions of lines."""
+    """As `read_records`, but yields the mapping of each record's fields: faster, for files of millions of lines."""
     return map(vars, read_records(path, kind, left_out))
 
 
 def read_steps(records_dir: Path, left_out: LeftOut | None = None) -> list[StepRecord]:
-    """The steps of a run in order; where a resumed run did a step again, the later record counts."""
+    """The steps of a run in order; if a resumed run repeated a step, the later record counts."""
     by_step = {record.step: record for record in read_records(records_dir / STEPS_FILE, StepRecord, left_out)}
     return [by_step[step] for step in sorted(by_step)]

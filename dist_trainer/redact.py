@@ -1,4 +1,4 @@
-"""What looks like a key, a token or a password is not written to a record that others may read."""
+"""Keeps keys, tokens and passwords out of records that others may read."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 
 REDACTED = "(not recorded)"
 
-# The end of a name says what it is: WANDB_API_KEY, PGPASSWORD, comet.api_key, --hf-token; not num_tokens, KEYBOARD.
+# Matched at the end of a name: WANDB_API_KEY, PGPASSWORD, comet.api_key, --hf-token; not num_tokens or KEYBOARD.
 _SECRET = r"(?:(?:^|[\W_])key|apikey|token|secret|passwd|password|passphrase|credentials?)"
 _SECRET_NAME = re.compile(rf"(?i).*?{_SECRET}")
 _IN_ADDRESS = re.compile(r"(://[^/@\s:]*):[^/@\s]+@")
-# A code host takes a token as the name of the user; ssh://git@host has none.
+# Code hosts take a token in place of the user name; ssh://git@host is not matched.
 _AS_USER = re.compile(r"(?i)(https?://)[^/@\s:]+@")
 _IN_QUERY = re.compile(
     r"(?i)([?&](?:(?:[\w.-]*[._-])?key|[\w.-]*(?:apikey|token|secret|passwd|password|signature))=)[^&#\s]+"
 )
-# `{"api_key": "x"}`, `{api_key: x}`: a block in JSON or YAML, as --set takes one.
+# `{"api_key": "x"}` or `{api_key: x}`: a block of JSON or YAML, as --set takes one.
 _IN_BLOCK = re.compile(
     rf"""(?i)((?:^|[{{,]\s*)["']?[\w.-]*?{_SECRET}["']?\s*:\s*)("(?:[^"\\]|\\.)*"|'[^']*'|[^\s,}}\]][^,}}\]]*)"""
 )
 
 
 def redacted_env(env: Mapping[str, str], secret_names: Iterable[str] = ()) -> dict[str, str]:
-    """The variables without the values of those named, and of those whose names say that they are secret."""
+    """The variables, without the values of `secret_names` and of variables whose names look secret."""
     hidden = set(secret_names)
     return {
         name: REDACTED if name in hidden or _SECRET_NAME.fullmatch(name) else redacted_text(value)
@@ -33,7 +33,7 @@ def redacted_env(env: Mapping[str, str], secret_names: Iterable[str] = ()) -> di
 
 
 def redacted_argv(argv: Sequence[str]) -> list[str]:
-    """NAME=VALUE, --name=VALUE and --name VALUE without the value, where the name says that it is secret."""
+    """NAME=VALUE, --name=VALUE and --name VALUE without the value, if the name looks secret."""
     words: list[str] = []
     is_value = False
     for word in argv:
@@ -50,7 +50,7 @@ def redacted_argv(argv: Sequence[str]) -> list[str]:
 
 
 def redacted_config(value: Any) -> Any:
-    """A configuration, a JSON value, without the texts that stand under a name that says that they are secret."""
+    """A configuration (a JSON value) without the strings under names that look secret."""
     if isinstance(value, Mapping):
         return {
             name: REDACTED
@@ -64,7 +64,7 @@ def redacted_config(value: Any) -> Any:
 
 
 def redacted_text(text: str) -> str:
-    """A value without what is secret in it: in addresses, and in blocks of JSON or YAML."""
+    """The text without the secrets in addresses (user:password@) and in blocks of JSON or YAML."""
     text = _IN_ADDRESS.sub(rf"\1:{REDACTED}@", text)
     text = _AS_USER.sub(rf"\1{REDACTED}@", text)
     text = _IN_QUERY.sub(rf"\1{REDACTED}", text)

@@ -1,6 +1,6 @@
-"""Standard output and error that outlive their reader: `launch ... | head -2` must not end a training.
+"""Standard output and error that outlive their reader: `launch ... | head -2` must not end the training.
 
-What a library of C prints needs nothing of this: a write that fails is forgotten there, and Python ignores SIGPIPE.
+C libraries need no such help: stdio ignores a failed write, and Python ignores SIGPIPE for the whole process.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import os
 import sys
 from typing import Any, TextIO
 
-# A progress bar that was killed has hidden it, and left its line unfinished.
+# After a killed progress bar: shows the cursor that it had hidden, and ends its unfinished line.
 SHOW_CURSOR = "\x1b[?25h\n"
 
 
 class _Outliving(io.FileIO):
-    """Writes to nowhere, once nobody reads any more."""
+    """Discards what is written once the reader is gone."""
 
     def write(self, data: Any) -> int:
         try:
@@ -27,7 +27,7 @@ class _Outliving(io.FileIO):
 
 
 def outlive_readers() -> None:
-    """Replaces this process's own sys.stdout and sys.stderr; what a caller has put in their place is left alone."""
+    """Replaces this process's original sys.stdout and sys.stderr; streams that a caller put in their place are kept."""
     if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         sys.stdout = _outliving(sys.stdout)
     if sys.stderr is sys.__stderr__ and sys.stderr is not None:
@@ -35,8 +35,8 @@ def outlive_readers() -> None:
 
 
 def is_terminal(descriptor: int) -> bool:
-    """Whether somebody looks at it. Open MPI gives its ranks a pseudo terminal, wherever mpirun's own output goes: one
-    of 0 columns, as no window is.
+    """Whether a person sees what is written there. A pseudo terminal of 0 columns does not count: Open MPI gives its
+    ranks one even if mpirun's own output goes to a file.
     """
     try:
         return os.isatty(descriptor) and os.get_terminal_size(descriptor).columns > 0
@@ -51,7 +51,7 @@ def write_to_nowhere(descriptor: int) -> None:
 
 
 def write_all(descriptor: int, data: bytes) -> None:
-    """Writes past Python's own buffers, as far as anybody reads it."""
+    """Writes directly to the descriptor, past Python's buffers, until done or the reader is gone."""
     while data:
         try:
             data = data[os.write(descriptor, data) :]
@@ -60,7 +60,7 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def _outliving(stream: TextIO) -> TextIO:
-    """The same stream, on the same descriptor, buffered as Python does it."""
+    """The same stream on the same descriptor, with Python's usual buffering."""
     stream.flush()
     raw = _Outliving(stream.fileno(), "w", closefd=False)
     is_unbuffered = isinstance(getattr(stream, "buffer", None), io.RawIOBase)

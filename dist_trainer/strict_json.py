@@ -1,4 +1,4 @@
-"""JSON that somebody wrote: whatever the bytes, it is a value that what follows can work with, or one ValueError."""
+"""JSON written by people: any bytes become a value that is safe to work with, or a ValueError."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 100
-# More is no number that a float could hold, and Python itself refuses to read or write thousands.
+# About as many digits as the largest float has; Python refuses to parse integers of thousands of digits.
 MAX_DIGITS = 300
 
 
 class TooMuchError(ValueError):
-    """JSON by its grammar, but nested deeper, or with a longer number, than anything has a use for."""
+    """Valid JSON, but nested more deeply, or with a longer number, than anything needs."""
 
 
 class HjsonError(json.JSONDecodeError):
-    """It is no Hjson either; `msg`, `lineno` and `colno` say what is wrong, and where."""
+    """The text is not Hjson either; `msg`, `lineno` and `colno` say what is wrong and where."""
 
 
 def loads(
@@ -26,7 +26,7 @@ def loads(
     object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
     max_depth: int | None = MAX_DEPTH,
 ) -> Any:
-    """Raises json.JSONDecodeError for what is no JSON, and TooMuchError. `max_depth` None is as deep as can be read."""
+    """Raises json.JSONDecodeError if it is not JSON, and TooMuchError. `max_depth` None: no limit but Python's own."""
     try:
         value = json.loads(text, object_pairs_hook=object_pairs_hook, parse_int=_whole, parse_float=_number)
     except RecursionError:
@@ -37,9 +37,9 @@ def loads(
 
 
 def loads_hjson(text: str, *, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
-    """The same bounds for Hjson: JSON with comments, trailing commas, and keys and texts without quotes.
+    """The same, with the same limits, for Hjson: JSON with comments, trailing commas, and unquoted keys and strings.
 
-    Raises HjsonError, and TooMuchError.
+    Raises HjsonError and TooMuchError.
     """
     import hjson  # Only where it is no JSON, for every rank imports this module.
 
@@ -48,7 +48,7 @@ def loads_hjson(text: str, *, object_pairs_hook: Callable[[list[tuple[str, Any]]
     except hjson.HjsonDecodeError as error:
         raise HjsonError(error.msg.replace("%r", repr(text[error.pos : error.pos + 1])), text, error.pos) from None
     except IndexError:
-        # Where a comment or a text in three quotes is not closed.
+        # hjson's own error for an unclosed comment or triple-quoted string.
         raise HjsonError("the end comes too early", text, len(text)) from None
     except RecursionError:
         raise TooMuchError("nested too deeply") from None

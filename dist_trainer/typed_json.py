@@ -1,6 +1,6 @@
-"""JSON of our own making, read back as the typed value it was, or refused: files may be damaged, or of another version.
+"""JSON that we wrote, read back as the same typed value, or refused: a file may be damaged or from another version.
 
-Numbers come back as the kind of number they are, and none is larger than 64 bits hold.
+Integers and floats are kept apart, and no number exceeds 64 bits.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A number of things, or of bytes.
+# A count of things or of bytes.
 Count = Annotated[int, Ge(0), Le(2**63 - 1)]
 Finite = Annotated[float, Ge(-1e300), Le(1e300)]
-# Seconds of a length or since the epoch; up to the year 9999, the last that can be shown.
+# A duration, or a time since the epoch, in seconds; up to the year 9999, the last that datetime can show.
 Seconds = Annotated[float, Ge(0), Le(253_000_000_000)]
 
 
 @dataclass(frozen=True)
 class ReadAs:
-    """In an Annotated type: read as of this other one, which says more."""
+    """In an Annotated type: validate as `kind`, which is more specific than the annotated type."""
 
     kind: Any
 
@@ -35,7 +35,7 @@ class ReadAs:
 
 
 class DamagedError(ValueError):
-    """What was read is not what was to be read. `key` is where in it, as far as it could be read at all."""
+    """The JSON is not a value of the wanted kind. `key`: the path to the problem, None if it could not be parsed."""
 
     def __init__(self, problem: str, key: str | None = None) -> None:
         super().__init__(f"{key}: {problem}" if key else problem)
@@ -44,7 +44,7 @@ class DamagedError(ValueError):
 
 
 def validator(kind: Any) -> SchemaValidator:
-    """`validate_json(data, strict=True)` of this one is as fast as reading JSON alone. It raises ValueError."""
+    """Its `validate_json(data, strict=True)` is as fast as parsing JSON alone. Raises ValueError."""
     return _made(kind)
 
 
@@ -56,7 +56,7 @@ def _made(kind: Any) -> SchemaValidator:
 
 
 def parse(data: bytes, kind: type[T]) -> T:
-    """Fields that `kind` does not know are ignored. Raises DamagedError."""
+    """The value of type `kind`; fields that it does not have are ignored. Raises DamagedError."""
     from pydantic import ValidationError
 
     try:
@@ -69,5 +69,5 @@ def parse(data: bytes, kind: type[T]) -> T:
 
 
 def read(path: Path, kind: type[T]) -> T:
-    """As `parse`; raises OSError too."""
+    """As `parse`, from a file; also raises OSError."""
     return parse(path.read_bytes(), kind)

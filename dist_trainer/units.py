@@ -1,4 +1,4 @@
-"""Bytes and counts as people write and read them. GB is 10^9 bytes, GiB is 2^30: never mixed up."""
+"""Bytes and counts as people write and read them. GB is 10^9 bytes, GiB is 2^30 bytes; the two are never mixed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BYTE_UNITS = {
 
 
 def parse_bytes(text: str) -> int:
-    """'2.5 GB' -> 2_500_000_000, '24GiB' -> 25_769_803_776. Raises ValueError when there is no known unit."""
+    """'2.5 GB' -> 2_500_000_000, '24GiB' -> 25_769_803_776. Raises ValueError without a number and a known unit."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
     unit = _BYTE_UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None:
@@ -36,7 +36,7 @@ def parse_bytes(text: str) -> int:
 
 
 def whole_number(text: str) -> int | None:
-    """A whole number from 0 up in plain digits, of at most 18 of them, which 64 bits hold; None for any other text."""
+    """A whole number from 0 up in plain digits, at most 18 of them, which fits 64 bits; None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS else None
 
 
@@ -45,12 +45,12 @@ def format_gb(num_bytes: float) -> str:
 
 
 def format_bytes(num_bytes: float) -> str:
-    """'2.31 GB', and below a tenth of a GB '57.9 MB'."""
+    """'2.31 GB'; below 0.1 GB in MB: '57.9 MB'."""
     return format_gb(num_bytes) if abs(num_bytes) >= GB / 10 else f"{num_bytes / 10**6:.1f} MB"
 
 
 def counted(count: int, noun: str) -> str:
-    """'1 rank', '2 ranks'; `noun` is the singular of a word that takes an s."""
+    """'1 rank', '2 ranks'; `noun` is a singular whose plural ends in s."""
     return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
@@ -61,7 +61,7 @@ def format_gib(num_bytes: float) -> str:
 def format_count(count: float) -> str:
     """124439808 -> '124.4M'."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
-        # What rounds up to the next letter has it: 999_999 is 1.0M, not 1000.0K.
+        # A value that rounds up to the next letter gets that letter: 999_999 is 1.0M, not 1000.0K.
         if abs(count) >= 0.99995 * size:
             return f"{count / size:.1f}{letter}"
     return f"{count:.3g}"

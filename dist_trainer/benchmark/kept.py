@@ -1,4 +1,4 @@
-"""Measurements kept on disk, so that a benchmark which was stopped goes on where it was."""
+"""Measurements kept on disk, so that a benchmark that was stopped can continue."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dist_trainer.config.resolve import ResolvedRun
 
 
 def measured(spec: Spec, resolved: ResolvedRun) -> Measurement:
-    """The measurement kept for `spec`, or a new one."""
+    """The kept measurement of `spec`, or else a new one."""
     return find(spec, resolved) or measure(spec, resolved)
 
 
 def measure(spec: Spec, resolved: ResolvedRun) -> Measurement:
-    """A new measurement, from now on kept."""
+    """Measures, and keeps the result."""
     measurement = measure_apart(spec)
     cache.keep(_path(spec, resolved), json.dumps(asdict(measurement)) + "\n")
     return measurement
@@ -34,7 +34,7 @@ def find(spec: Spec, resolved: ResolvedRun) -> Measurement | None:
 
 
 def _path(spec: Spec, resolved: ResolvedRun) -> Path:
-    """By what is measured, not by the names of its files, and by the code that is measured."""
+    """Named after the content that is measured, not the names of its files, and after the code that it depends on."""
     what = [
         resolved.run.model.model_dump(),
         resolved.deepspeed,

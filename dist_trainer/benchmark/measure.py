@@ -1,7 +1,7 @@
-"""What one rank of the real DeepSpeed engine allocates on the CPU, at any world size, in one process.
+"""What one rank of the real DeepSpeed engine allocates on the CPU, at any world size, in a single process.
 
-`python -m dist_trainer.benchmark.measure SPEC.json` measures in a process of its own, which is the clean way: an engine
-leaves state behind in DeepSpeed. The other ranks are torch's fake process group, whose collectives move no data.
+`python -m dist_trainer.benchmark.measure SPEC.json` measures in a process of its own, because an engine leaves state
+behind in DeepSpeed. torch's fake process group, whose collectives move no data, stands for the other ranks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from dist_trainer.units import counted
 
 @dataclass(frozen=True)
 class Spec:
-    """One rank to measure: what a command line would ask for, the rank, and tokens per sequence."""
+    """One rank to measure: the request as from a command line, the rank, world size, and sequence length in tokens."""
 
     request: Request
     rank: int
@@ -59,7 +59,7 @@ class Spec:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Bytes of the CPU allocator on one rank. `peaks_bytes`: phase -> peak. `first_step_live_bytes`: after one step."""
+    """Bytes in the CPU allocator on one rank. `peaks_bytes`: phase -> peak. `*_live_bytes`: held after that moment."""
 
     peaks_bytes: dict[str, int]
     peak_bytes: int
@@ -72,9 +72,9 @@ class Measurement:
 def measure(
     resolved: ResolvedRun, *, rank: int, world_size: int, sequence_length: int, num_steps: int = 2
 ) -> Measurement:
-    """Builds the engine and takes optimizer steps on random tokens. To be called once in a process.
+    """Builds the engine and takes `num_steps` optimizer steps on random tokens. Call it only once per process.
 
-    The tokens are made before anything is recorded, as a data loader's are by other threads and processes.
+    The tokens are made before recording begins, as a data loader makes them in other threads and processes.
     """
     measurement, _ = measure_with_events(
         resolved, rank=rank, world_size=world_size, sequence_length=sequence_length, num_steps=num_steps
@@ -119,7 +119,7 @@ def measure_with_events(
 
 @contextmanager
 def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
-    """Makes this process the given rank of a world whose other ranks do not exist."""
+    """Makes this process one rank of a world whose other ranks do not exist."""
     import deepspeed
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -145,8 +145,8 @@ def fake_process_group(rank: int, world_size: int) -> Iterator[None]:
 
 @contextmanager
 def values_do_not_matter() -> Iterator[None]:
-    """What the fake collectives were to bring is whatever was in memory: the loss may be anything, and DeepSpeed cannot
-    hold this rank's list of modules against rank 0's.
+    """Allows for fake collectives, which leave uninitialised memory in their outputs: the loss may be anything, and
+    DeepSpeed must not compare this rank's list of modules with rank 0's.
     """
     from deepspeed.runtime.zero import utils
 
@@ -169,7 +169,7 @@ def _random_batches(resolved: ResolvedRun, sequence_length: int, num_steps: int)
 
 
 def resolve_spec(spec: Spec) -> ResolvedRun:
-    """Against this machine's CPU, so that what is measured is what would run on it."""
+    """Resolved for this machine's CPU, so that what is measured is what would run on it."""
     with quiet_deepspeed():
         return resolve(spec.request, world_size=spec.world_size, device=process.device_facts())
 
@@ -177,10 +177,10 @@ def resolve_spec(spec: Spec) -> ResolvedRun:
 def measure_apart(spec: Spec) -> Measurement:
     """Measures in a process of its own, on one thread.
 
-    Raises RunError when that process was killed; what it raised itself is raised here.
+    Raises RunError if that process was killed, and otherwise whatever it raised.
     """
     process.measure_on_the_cpu()
-    # Each is forked from a server that has the imports done, and that has never measured anything.
+    # Each is forked from a server that has imported everything and never measured anything.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deepspeed", "dist_trainer.benchmark.measure"])
     try:
@@ -195,7 +195,7 @@ def measure_apart(spec: Spec) -> Measurement:
 
 
 def _measure_quietly(spec: Spec) -> Measurement:
-    """DeepSpeed prints; what a measurement says goes back to the parent, not to the terminal."""
+    """Silences the process: DeepSpeed prints, and the result goes to the parent, not to the terminal."""
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -204,7 +204,7 @@ def _measure_quietly(spec: Spec) -> Measurement:
 
 
 def _end_with_the_parent() -> None:
-    """A measurement that nobody waits for any more would go on for minutes, with all its memory."""
+    """Without this, a measurement whose parent has ended would hold its memory for minutes."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -212,9 +212,9 @@ def _end_with_the_parent() -> None:
 
 
 def measure_spec(spec: Spec) -> tuple[Measurement, list[MemoryEvent]]:
-    """Measures in this process, which is then good for nothing else."""
+    """Measures in this process, which should not be used for anything else afterwards."""
     torch.set_num_threads(1)
-    # The values may be anything, and denormal ones would take very long.
+    # The values are arbitrary, and arithmetic on denormal ones is very slow.
     torch.set_flush_denormal(True)
     process.measure_on_the_cpu()
     resolved = resolve_spec(spec)
@@ -229,7 +229,7 @@ def measure_spec(spec: Spec) -> tuple[Measurement, list[MemoryEvent]]:
 
 
 def main(argv: list[str]) -> None:
-    """SPEC.json (or - for standard input) [EVENTS.json]: prints a Measurement; writes every event where asked."""
+    """SPEC.json (or - for stdin) [EVENTS.json]: prints the Measurement; writes every event to EVENTS.json, if given."""
     text = sys.stdin.read() if argv[0] == "-" else Path(argv[0]).read_text(encoding="utf-8")
     measurement, events = measure_spec(Spec.from_json(json.loads(text)))
     if len(argv) > 1:

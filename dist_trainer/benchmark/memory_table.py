@@ -1,6 +1,6 @@
-"""The rows of docs/memory.md: each setting on so many GPUs, planned for a GPU, and measured on the CPU.
+"""The rows of docs/memory.md: each setting on some number of GPUs, planned for a GPU, and measured on the CPU.
 
-All rows take the same tokens per optimizer step, so that what is saved isn't saved by doing less.
+All rows process the same number of tokens per optimizer step, so that no row saves memory by doing less work.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ DS = ("memory_saver", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload
 NUM_GPUS = (1, 2, 4, 8)
 SEQUENCES_PER_STEP = 64
 SEQUENCE_LENGTH = 1024
-# The first micro batch finds no gradients and the last one ends in the update; those between add nothing new.
+# The first micro batch finds no gradients, the last one ends in the update. More in between would change no peak.
 MEASURED_ACCUMULATION = 2
-# What a process needs beyond torch's allocator: the interpreter, the libraries, the profiler's records.
+# What the measuring process needs besides torch's allocator: the interpreter, libraries, the profiler's records.
 PROCESS_BYTES = 1_500_000_000
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row's question. Its first rank is the one that is planned and measured."""
+    """What one row is about. Its rank 0 is planned and measured."""
 
     config: str
     ds: str
@@ -48,10 +48,10 @@ class Setting:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """One row's answer, in bytes; None where it was not asked for or cannot be had.
+    """The figures of one row, in bytes; None if a figure was not asked for or is not available.
 
-    `on_gpu` is planned for a GPU, `on_cpu` for what `measured` measured. On a CPU, host and device are one memory:
-    where something is offloaded, both figures hold what would wait on the host.
+    `on_gpu` is the plan for a GPU, `on_cpu` the plan for what `measured` measured. On a CPU, host and device share one
+    memory: with offloading both of these figures include what a GPU run would keep on the host.
     """
 
     setting: Setting
@@ -72,14 +72,14 @@ class MemoryRow:
 
     @property
     def error(self) -> float | None:
-        """The plan's excess over what was measured, as a fraction of it."""
+        """(planned - measured) / measured, on the CPU."""
         if self.measured is None:
             return None
         return self.on_cpu.allocated.num_bytes / self.measured.peak_bytes - 1
 
 
 def settings(configs: Sequence[str], ds: Sequence[str], num_gpus: Sequence[int]) -> list[Setting]:
-    """For each configuration its baseline on one GPU, then every file on every number of GPUs."""
+    """For each run file its baseline on one GPU, then every DeepSpeed file on every number of GPUs."""
     return [
         setting
         for config in configs
@@ -91,7 +91,7 @@ def settings(configs: Sequence[str], ds: Sequence[str], num_gpus: Sequence[int])
 
 
 def request_of(setting: Setting) -> Request:
-    """The setting at the table's tokens per step. Raises UserError where they cannot be divided so."""
+    """The setting with the table's tokens per step. Raises UserError if they cannot be divided among its ranks."""
     own = ("model.loss=full",) if setting.is_baseline else ()
     request = Request(config=setting.config, ds=setting.ds, settings=own)
     micro_batch = resolve(request, world_size=setting.num_gpus, device=ANY_DEVICE).micro_batch
@@ -108,8 +108,8 @@ def request_of(setting: Setting) -> Request:
 
 
 def measured_spec(setting: Setting) -> Spec:
-    """What is measured of a setting: without dropout (its masks, and attention under it, are other on a CPU), without
-    torch.compile, and no more micro batches than it takes to see the peak.
+    """What is measured of a setting: without dropout (whose masks and attention kernel differ on a CPU), without
+    torch.compile, and with only as many micro batches as it takes to reach the peak.
     """
     request = request_of(setting)
     accumulation = min(request.switches.accumulation or 1, MEASURED_ACCUMULATION)
@@ -119,7 +119,7 @@ def measured_spec(setting: Setting) -> Spec:
 
 
 def plan_row(setting: Setting) -> tuple[MemoryRow, Spec, ResolvedRun]:
-    """The row without its measurements, and what is to be measured for it."""
+    """The row without its measurements, and the spec and run to be measured for it."""
     on_gpu = resolve(request_of(setting), world_size=setting.num_gpus, device=ANY_DEVICE)
     spec = measured_spec(setting)
     on_cpu = resolve_spec(spec)
@@ -144,10 +144,10 @@ def _planned(resolved: ResolvedRun, world_size: int, device: PlannedDevice) -> R
 
 
 def make_rows(wanted: Sequence[Setting], *, measures: bool, gpus: int, say: Callable[[str], None]) -> list[MemoryRow]:
-    """Plans every row, measures one after the other, and trains on GPUs those that fit on the `gpus` there are.
-    Without `measures`, only what was measured before is in the rows.
+    """Plans every row, measures the rows one after the other, and trains those that fit on the machine's `gpus` GPUs.
+    Without `measures` the rows have only measurements kept from before.
 
-    A row that this machine's memory cannot hold is said and left unmeasured: the others are still worth having.
+    A row too large for this machine's memory is reported and not measured; the others go on.
     """
     rows = []
     for number, setting in enumerate(wanted, start=1):
@@ -176,7 +176,7 @@ def _measured(row: MemoryRow, spec: Spec, resolved: ResolvedRun, say: Callable[[
 
 
 def _trained(setting: Setting, say: Callable[[str], None]) -> DevicePeaks | None:
-    """None where the run failed, most likely because it does not fit."""
+    """None if the run failed, most likely for lack of memory."""
     try:
         return train_on_gpus(request_of(setting), setting.num_gpus, SEQUENCE_LENGTH)
     except RunError as error:
@@ -185,7 +185,7 @@ def _trained(setting: Setting, say: Callable[[str], None]) -> DevicePeaks | None
 
 
 def refuse_unless_available(need_bytes: int, setting: Setting) -> None:
-    """Swap counts: what is measured is what the allocator gave, wherever the pages lie."""
+    """Swap counts as available: the measured figure is what the allocator handed out, wherever the pages are."""
     available_bytes = psutil.virtual_memory().available + psutil.swap_memory().free
     if available_bytes < need_bytes:
         raise UserError(

@@ -1,4 +1,4 @@
-"""The rows of docs/memory.md as Markdown, and the place in the file that they go to."""
+"""The rows of docs/memory.md as Markdown, and their insertion into that file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class _Column:
-    """A heading, and a cell's text from a row and its configuration's baseline (None where it is not in the table)."""
+    """A heading, and the cell's text as a function of a row and its baseline (None if that is not in the table)."""
 
     heading: str
     cell: Callable[[MemoryRow, MemoryRow | None], str]
 
 
 def table_text(rows: Sequence[MemoryRow]) -> str:
-    """One table a configuration; bytes in GB, 10^9."""
+    """One table per run file; bytes are shown in GB (10^9)."""
     columns = _columns(with_gpus=any(row.device_peaks for row in rows))
     tables = []
     for config, of_config in groupby(rows, key=lambda row: row.setting.config):
@@ -45,13 +45,13 @@ def table_text(rows: Sequence[MemoryRow]) -> str:
 
 
 def write_table(text: str, path: Path) -> None:
-    """Puts the tables between the file's markers. Raises UserError where it has none."""
+    """Replaces what is between the file's markers. Raises UserError if it has none."""
     before, after = around_table(path)
     path.write_text(f"{before}{BEGIN}\n{text}{END}{after}", encoding="utf-8")
 
 
 def around_table(path: Path) -> tuple[str, str]:
-    """What stands before and after the table in the file. Raises UserError where it has no place for one."""
+    """The file's text before and after the table. Raises UserError if it has no markers for one."""
     whole = path.read_text(encoding="utf-8") if path.exists() else ""
     before, _, rest = whole.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -83,12 +83,14 @@ def _columns(*, with_gpus: bool) -> list[_Column]:
 
 
 def _is_mixed(row: MemoryRow) -> bool:
-    """Whether the measured figure holds what a GPU's host would hold."""
+    """Whether the measured figure includes what a GPU run would keep on the host."""
     return row.is_offloaded and row.measured is not None
 
 
 def _mark(row: MemoryRow) -> str:
-    """`*`: what is offloaded is in it. `†`: it is the whole model as it is built, on a GPU by the host."""
+    """`*`: the figure includes what is offloaded. `†`: the peak is the building of the model, which a GPU run does on
+    the host.
+    """
     if row.measured is None:
         return ""
     if row.is_offloaded:

@@ -1,4 +1,4 @@
-"""What NVML shows of a real, short training run on this machine's GPUs."""
+"""The memory that NVML shows of a short real training run on this machine's GPUs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NUM_STEPS = 3
 
 @dataclass(frozen=True)
 class DevicePeaks:
-    """The highest of all ranks. `used_bytes` is NVML's figure for the whole device; None where it gave none."""
+    """The highest figures of all ranks. `used_bytes`: NVML's, for the whole device; None if NVML gave none."""
 
     used_bytes: int | None
     allocated_bytes: int | None
@@ -29,7 +29,7 @@ class DevicePeaks:
 
 
 def train_on_gpus(request: Request, num_gpus: int, sequence_length: int) -> DevicePeaks:
-    """Launches the run on this host and reads its records. Raises RunError with the end of what it printed."""
+    """Launches the run on this host and reads its records. Raises RunError with the end of the run's output."""
     resolved = resolve(request, world_size=num_gpus, device=ANY_DEVICE)
     phase = next(phase.number for phase in resolved.phases if phase.sequence_length == sequence_length)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def _highest(figures: Iterable[int | None]) -> int | None:
 
 
 def num_gpus() -> int:
-    """GPUs that this process could train on."""
+    """The number of GPUs that this process could train on."""
     import torch
 
     return torch.cuda.device_count() if torch.cuda.is_available() else 0

@@ -1,4 +1,4 @@
-"""How far plans lie from what the real engine allocates: a matrix of settings, each measured on one rank."""
+"""The error of plans against what the real engine allocates: a matrix of settings, each measured on one rank."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ STAGES = (0, 1, 2, 3)
 WORLD_SIZES = (1, 2, 8, 64)
 BUCKETS = (5_000_000, 500_000_000)
 MAX_LIVE = (100_000, 1_000_000_000)
-# Without a stage, an offload or a grad_accum_dtype of its own.
+# The DeepSpeed file that the cases start from: it sets no ZeRO stage, no offload and no grad_accum_dtype.
 BASE = "bf16"
 
 
 @dataclass(frozen=True)
 class Model:
-    """A run file with overrides, and the tokens of a sequence and sequences of a micro batch to run it with."""
+    """A run file with overrides, and the sequence length and micro batch size to run it with."""
 
     name: str
     config: str
@@ -32,7 +32,7 @@ class Model:
     settings: tuple[str, ...] = ()
 
 
-# Large enough for states and activations to matter, small enough for seconds a case: 13.9M parameters.
+# Large enough for states and activations to matter, small enough for seconds per case: 13.9M parameters.
 MIDGET = Model(
     "6 layers x 384",
     "tiny",
@@ -46,7 +46,7 @@ SMALL = Model("small", "small", 1024, 1, ("model.dropout=0",))
 
 @dataclass(frozen=True)
 class Case:
-    """One setting on one rank. Buckets and `max_live` (for stage 3; None is what the file says) are in elements."""
+    """One setting on one rank. `bucket` and `max_live` (stage 3; None: as in the file) are in elements."""
 
     model: Model = MIDGET
     stage: int = 0
@@ -76,14 +76,14 @@ class Case:
 
 
 def _short(number: int) -> str:
-    """500000000 -> '5e8'."""
+    """A power of ten in short: 500000000 -> '5e8'."""
     return f"{number:.0e}".replace("e+0", "e")
 
 
 def zero_cases(
     stages: Sequence[int] = STAGES, world_sizes: Sequence[int] = WORLD_SIZES, buckets: Sequence[int] = BUCKETS
 ) -> Iterator[Case]:
-    """Every stage, world size, bucket, overlap, and the first and last rank; then small and large `max_live`."""
+    """Every stage, world size, bucket size, overlap on and off, first and last rank; then both values of `MAX_LIVE`."""
     for stage, world_size, bucket, overlap in itertools.product(stages, world_sizes, buckets, (False, True)):
         for rank in sorted({0, world_size - 1}):
             yield Case(stage=stage, world_size=world_size, rank=rank, bucket=bucket, overlap=overlap)
@@ -93,7 +93,7 @@ def zero_cases(
 
 
 def precision_cases(models: Sequence[Model] = (TINY, SMALL)) -> Iterator[Case]:
-    """One rank without ZeRO: each precision, with and without checkpointing and accumulation."""
+    """World size 1 without ZeRO: each precision, with and without checkpointing and accumulation."""
     precisions: tuple[Precision, ...] = ("fp32", "bf16")
     for model, precision, checkpointing, accumulation in itertools.product(models, precisions, (True, False), (1, 4)):
         yield Case(model=model, precision=precision, checkpointing=checkpointing, accumulation=accumulation)
@@ -101,7 +101,7 @@ def precision_cases(models: Sequence[Model] = (TINY, SMALL)) -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Row:
-    """A plan beside what was measured, in bytes."""
+    """A plan and its measurement, in bytes."""
 
     case: Case
     planned: RankPlan
@@ -109,12 +109,12 @@ class Row:
 
     @property
     def error(self) -> float:
-        """The plan's excess over what was measured, as a fraction of it."""
+        """(planned - measured) / measured, of the peak."""
         return self.planned.allocated.num_bytes / self.measured.peak_bytes - 1
 
     @property
     def phase_errors(self) -> dict[str, float]:
-        """The same for each phase."""
+        """The same for the peak of each phase."""
         return {
             phase.phase: phase.allocated_bytes / self.measured.peaks_bytes[phase.phase] - 1
             for phase in self.planned.phases
@@ -146,7 +146,7 @@ def spec_of(case: Case, *, ds: str = BASE, settings: Sequence[str] = ()) -> Spec
 
 
 def compare(case: Case, *, ds: str = BASE, settings: Sequence[str] = ()) -> Row:
-    """Plans and measures one case; the measurement takes seconds, where it isn't kept already."""
+    """Plans and measures one case. A measurement that is not kept from before takes seconds."""
     spec = spec_of(case, ds=ds, settings=settings)
     resolved = resolve_spec(spec)
     plan = make_plan(
@@ -160,7 +160,7 @@ def compare(case: Case, *, ds: str = BASE, settings: Sequence[str] = ()) -> Row:
 
 
 def run(wanted: Sequence[Case], *, ds: str, settings: Sequence[str], say: Callable[[str], None]) -> list[Row]:
-    """Compares the cases one after the other and says each row as it comes."""
+    """Compares the cases in order, and says each row as soon as it is there."""
     rows = []
     for number, case in enumerate(wanted, start=1):
         row = compare(case, ds=ds, settings=settings)

@@ -1,1 +1,1 @@
-"""What is saved, is it whole, and what has changed since? Nothing here knows how weights and states are written."""
+"""What a checkpoint is, whether it is whole, and what has changed since. How weights are written is not known here."""

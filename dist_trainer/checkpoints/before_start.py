@@ -1,4 +1,4 @@
-"""What is checked before anything is made or built: both files, and the checkpoint to resume from."""
+"""What is checked before anything is started: both files, and the checkpoint to resume from."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dist_trainer.config.resolve import ResolvedRun, resolve
 def check_before_start(
     request: Request, *, world_size: int, resume: str, run_dir: Path | None, with_files: bool = True
 ) -> tuple[Resume, ResolvedRun]:
-    """What `resume` comes to in the run's folder, and the run on a device that can do everything.
+    """The checkpoint that `resume` selects in the run's folder, and the run resolved for a device that supports all.
 
-    Raises UserError for a mistake in either file, or in what overrides them, and for a checkpoint that is not whole or
-    not of such a run. `with_files` is that of `find`.
+    Raises UserError for a mistake in either file or its overrides, and for a checkpoint that is damaged or belongs to
+    another kind of run. `with_files` as in `find`.
     """
     resumed = find(resume, run_dir, with_files=with_files)
     resolved = resolve(request, world_size=world_size, device=ANY_DEVICE, done=resumed.phases)

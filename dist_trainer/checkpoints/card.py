@@ -1,6 +1,6 @@
-"""checkpoint.json: where a run was, what made the checkpoint, and which files it has.
+"""checkpoint.json, the card: where the run was, what made the checkpoint, and which files it has.
 
-It is written last, so a checkpoint without one was never finished; its digest tells whether it is as it was written.
+The card is written last, so a checkpoint without one is incomplete. Its digest shows whether the card was changed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_BYTES = 64 * MIB
 
 @dataclass(frozen=True)
 class DataFacts:
-    """A phase's train tokens. `fingerprint` tells them from others; `tokenizer` is a digest, None where unknown."""
+    """The train tokens of a phase. `fingerprint` identifies them; `tokenizer` is a digest, None if unknown."""
 
     path: str
     num_tokens: int
@@ -38,7 +38,7 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Made:
-    """What makes a checkpoint: the run file and the DeepSpeed JSON as they were in force, the data of each phase."""
+    """What made a checkpoint: the run file and the DeepSpeed JSON as they were in force, and each phase's data."""
 
     world_size: int
     run: dict[str, Any]
@@ -48,7 +48,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Card:
-    """`files` are the sizes in bytes of all other files, by their paths in the checkpoint's folder."""
+    """`files`: path within the checkpoint's folder -> size in bytes, for every file but the card."""
 
     position: Position
     made_by: Made
@@ -56,7 +56,7 @@ class Card:
 
 
 class DamageError(Exception):
-    """A checkpoint is not as it was written: `problem` says in a few words what is wrong with `file`."""
+    """A checkpoint is damaged: `problem` says in a few words what is wrong with `file`."""
 
     def __init__(self, file: Path, problem: str) -> None:
         super().__init__(f"{file} {problem}")
@@ -65,7 +65,7 @@ class DamageError(Exception):
 
 
 def write(folder: Path, position: Position, made_by: Made) -> None:
-    """Describes the checkpoint whose other files lie in `folder`, all of them written."""
+    """Writes the card of the checkpoint in `folder`, whose other files have to be complete."""
     files = {str(file.relative_to(folder)): file.stat().st_size for file in sorted(folder.rglob("*")) if file.is_file()}
     files.pop(CARD_FILE, None)
     content = all_as_utf8(dataclasses.asdict(Card(position, made_by, files)))
@@ -74,12 +74,12 @@ def write(folder: Path, position: Position, made_by: Made) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Makes `folder` what a checkpoint that is being written is."""
+    """Removes the card, which makes `folder` an incomplete checkpoint; done before its files are written anew."""
     (folder / CARD_FILE).unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Card:
-    """Raises DamageError where there is no card, or not as it was written."""
+    """Raises DamageError if there is no card, or if it was changed or cut short."""
     file = folder / CARD_FILE
     try:
         values = from_json(read_inside(file, folder, max_bytes=_MAX_BYTES))
@@ -97,7 +97,7 @@ def read(folder: Path) -> Card:
 
 
 def check_files(folder: Path, card: Card) -> None:
-    """Raises DamageError for the first file that is not there in the size in which it was written."""
+    """Raises DamageError for the first file that is missing or has another size than the card says."""
     for name, size_bytes in card.files.items():
         file = folder / name
         found = _stat_inside(file, folder).st_size
@@ -106,7 +106,7 @@ def check_files(folder: Path, card: Card) -> None:
 
 
 def read_inside(file: Path, folder: Path, *, max_bytes: int) -> bytes:
-    """The bytes of a regular file that lies in `folder`, also by way of links. Raises DamageError for anything else."""
+    """The content of a regular file that, links resolved, lies in `folder`. Raises DamageError for anything else."""
     if _stat_inside(file, folder).st_size > max_bytes:
         raise DamageError(file, "is too large")
     try:
@@ -117,7 +117,7 @@ def read_inside(file: Path, folder: Path, *, max_bytes: int) -> bytes:
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Writes `file` so that a reader sees the old text or the new one, whole."""
+    """Writes `file` atomically: a reader sees the old text or the new one."""
     aside = file.with_name(f".{file.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
     aside.replace(file)

@@ -1,7 +1,7 @@
-"""What differs between the run that made a checkpoint and the one that resumes it: refused, or applied and told.
+"""What differs between the run that made a checkpoint and the run that resumes from it: refused, or applied and told.
 
-What stands in the two files now is what the resumed run does; the checkpoint has weights, moments and a position only.
-Refused is what its states cannot be loaded into, or mean something else in.
+A resumed run follows the two files as they are now; from the checkpoint come only weights, moments and the position.
+Refused are differences with which the checkpoint's states could not be loaded, or would mean something else.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dist_trainer.redact import redacted_config
 from dist_trainer.units import counted
 
 _SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
-# DeepSpeed's default: it divides stage 3's states into pieces of this size.
+# DeepSpeed's default. Stage 3 divides its states into pieces of this size.
 _SUB_GROUP_SIZE = 1_000_000_000
-# What of both files bears on no number of the training, and data's paths: the data itself is compared.
+# Keys that do not change the numbers of the training; and the paths of data, because the data itself is compared.
 _NEVER_TOLD = (
     *("name", "deepspeed", "targets", "checkpoints", "evaluation", "memory", "data"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger"),
@@ -32,17 +32,17 @@ _NOT_SET = "not set"
 
 
 def made_by(resolved: ResolvedRun, *, world_size: int, data: Mapping[str, DataFacts]) -> Made:
-    """What makes the checkpoints of this run. `data` is by the phases' names; none where it is not opened yet."""
-    # It will be compared with what was read from a file, which is UTF-8 whatever the names in it are.
+    """The description of this run for its checkpoints. `data`: by phase name; empty while it is not opened yet."""
+    # Converted, because it will be compared with text from a file, which is UTF-8 whatever bytes the names have.
     run = all_as_utf8(resolved.run.model_dump(mode="json"))
     deepspeed = redacted_config(all_as_utf8(resolved.deepspeed))
     return Made(world_size=world_size, run=run, deepspeed=deepspeed, data=dict(data))
 
 
 def refuse_another_kind(found: Found, now: Made, *, is_device_known: bool = True) -> None:
-    """Raises UserError for the first thing that has to be the same and is not.
+    """Raises UserError for the first thing that must be the same and is not.
 
-    Where the device is not known yet, neither is what depends on it.
+    `is_device_known` False: settings that depend on the device are not compared yet.
     """
     before = found.card.made_by
     for key, read in _must_agree().items():
@@ -58,7 +58,7 @@ def refuse_another_kind(found: Found, now: Made, *, is_device_known: bool = True
 
 
 def differences(found: Found, now: Made) -> list[str]:
-    """A line for each thing that this run does in another way, and does from here on."""
+    """One line for each thing that the resumed run does differently from here on."""
     before = found.card.made_by
     lines = []
     for old, new in ((before.run, now.run), (before.deepspeed, now.deepspeed)):
@@ -94,7 +94,7 @@ def _must_agree() -> dict[str, Callable[[Made], Any]]:
         "zero_optimization.stage": lambda made: zero_stage(made.deepspeed),
         "precision": lambda made: precision(made.deepspeed),
         "optimizer.type": lambda made: str(block(made.deepspeed, "optimizer").get("type")).lower(),
-        # DeepSpeed's Adam and torch's, on the GPU and on the CPU, keep their step counts in different places.
+        # DeepSpeed's Adam and torch's keep their step counts in different places, and so do those for CPU and GPU.
         "optimizer.params.torch_adam": lambda made: bool(
             block(block(made.deepspeed, "optimizer"), "params").get("torch_adam")
         ),
@@ -126,7 +126,7 @@ def _another_kind(found: Found, where: str, key: str, is_now: object, was: str) 
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """The values by their dotted keys; phases by their names."""
+    """The values by dotted keys, with phases under their names."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if path == "" and name == "phases":

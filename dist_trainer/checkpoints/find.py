@@ -29,19 +29,19 @@ class Found:
 
 @dataclass(frozen=True)
 class Resume:
-    """What `--resume` comes to: a checkpoint, or None to start anew; `notices` are lines for a person."""
+    """What `--resume` selects: a checkpoint, or None to start from the beginning; `notices` are lines for people."""
 
     found: Found | None = None
     notices: tuple[str, ...] = ()
 
     @property
     def phases(self) -> Mapping[str, Progress]:
-        """What is done of each phase."""
+        """How much of each phase is done."""
         return self.found.card.position.phases if self.found else {}
 
 
 def name_of(step: int) -> str:
-    """The name of the folder, beside others, of the checkpoint after this step."""
+    """The folder name of the checkpoint after this step."""
     return f"step-{step}"
 
 
@@ -50,11 +50,11 @@ def write_latest(checkpoints_dir: Path, step: int) -> None:
 
 
 def find(resume: str, run_dir: Path | None, *, with_files: bool = True) -> Resume:
-    """The checkpoint that `--resume auto|never|PATH` means.
+    """The checkpoint that `--resume auto|never|PATH` selects.
 
-    `auto` is the newest of this run's folder, if it has any. PATH is a run's folder, its checkpoints folder, or one
-    step-N folder. `with_files` looks at every file of the checkpoint, which one rank does for all. Raises UserError
-    when there is none at PATH, and when the one that is meant is not whole, with one that is.
+    `auto`: the newest in this run's folder, if there is any. PATH: a run's folder, its checkpoints folder, or one
+    step-N folder. `with_files`: check every file of the checkpoint, which one rank does for all. Raises UserError if
+    there is none at PATH, or if the selected one is damaged; the error names one that is whole, if any.
     """
     if resume == "never" or (resume == "auto" and run_dir is None):
         return Resume()
@@ -83,7 +83,7 @@ def find(resume: str, run_dir: Path | None, *, with_files: bool = True) -> Resum
 
 
 def _newest(folder: Path, *, with_files: bool) -> Resume:
-    """The one that `latest` names. Where a first save was cut off there is none, and nothing was lost."""
+    """The one that `latest` names. If the very first save was cut off there is none, and nothing is lost."""
     latest = folder / LATEST_FILE
     if not os.path.lexists(latest):
         begun = list(_saves(folder))
@@ -117,7 +117,7 @@ def _whole(folder: Path, *, with_files: bool = True) -> Found:
 
 
 def _saves(folder: Path) -> Iterator[Path]:
-    """The step-N folders, newest first."""
+    """The step-N folders, the newest first."""
     if folder.is_dir():
         yield from sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step, reverse=True)
 
@@ -140,12 +140,12 @@ def _newest_whole(folder: Path, *, above: int = -1, but: Path | None = None) -> 
 
 
 def cannot_be_loaded(folder: Path, problem: str) -> UserError:
-    """The error for a checkpoint that has all its files, and whose content is not what it should be."""
+    """The error for a checkpoint whose files are all there but whose content cannot be loaded."""
     return _explain(DamageError(folder, problem))
 
 
 def _explain(damage: DamageError) -> UserError:
-    # The file is `latest`, or one of a checkpoint's, or that folder: what lies beside may be whole.
+    # `damage.file` is `latest`, a checkpoint's folder or a file in one: other checkpoints beside it may be whole.
     damaged = next((path for path in (damage.file, *damage.file.parents) if _NAME.fullmatch(path.name)), damage.file)
     whole = _newest_whole(damaged.parent, but=damaged)
     return UserError(

@@ -1,4 +1,4 @@
-"""How far a run has come: what a resumed run starts from, whatever its batch, its phases and its data are then."""
+"""How far a run has come: what a resumed run starts from, even if its batch, phases or data are different then."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Position:
-    """`step` counts optimizer steps in all, `phases` those and the tokens of each phase, by its name.
+    """`step`: optimizer steps so far. `phases`: phase name -> its steps and tokens so far.
 
-    `places` says how far each dataset was read, by `order_name`. Both count tokens rather than steps, so that they hold
-    for another global batch.
+    `places`: `order_name` -> how far that data was read. Phases and places count tokens, so that they hold for another
+    global batch too.
     """
 
     step: int = 0
@@ -29,12 +29,12 @@ class Position:
         return self.phases.get(phase, Progress())
 
     def after_step(self, phase: str, *, num_tokens: int, order: str, place: DataPlace) -> Position:
-        """One step on: it read `num_tokens`, and the data of that order up to `place`."""
+        """The position one step later, which took `num_tokens` and read the data of `order` up to `place`."""
         before = self.progress(phase)
         now = Progress(before.steps + 1, before.tokens + num_tokens)
         return Position(self.step + 1, {**self.phases, phase: now}, {**self.places, order: place})
 
 
 def order_name(tokens: TokenFile, order: Order) -> str:
-    """The same for the same tokens wherever they lie, and for all sequence lengths that share one order of them."""
+    """A name that is equal for the same tokens at any path, and for all sequence lengths that share one order."""
     return f"{tokens.fingerprint}/{order.block_tokens}"

@@ -1,4 +1,4 @@
-"""Folders that appear all at once."""
+"""Folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dist_trainer.errors import UserError
 
 @contextmanager
 def atomic_folder(output: Path, *, hint: str | None = None) -> Iterator[Path]:
-    """Yields an empty folder beside `output`, and renames it to `output` when the block ends well.
+    """Yields an empty folder beside `output`, and renames it to `output` if the block ends without an error.
 
-    Raises UserError when `output` exists and isn't an empty folder, before the block or after it (another process
-    may have been first), or when the disk refuses, with `hint` as what to do. Nothing is left behind after an error.
+    Raises UserError if `output` exists and is not an empty folder, before the block or after it (another process may
+    have been faster), and if the disk refuses, with `hint` as what to do. After an error nothing is left behind.
     """
     _check_vacant(output)
     partial = output.with_name(f".{output.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
@@ -35,13 +35,13 @@ def atomic_folder(output: Path, *, hint: str | None = None) -> Iterator[Path]:
 
 
 def remove_abandoned(output: Path) -> None:
-    """Removes what a killed writer of `output` left. Only for one who knows that nobody is writing it now."""
+    """Removes what killed writers of `output` left. Call it only when certain that nobody is writing `output` now."""
     for partial in output.parent.glob(f".{output.name}.partial-*"):
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def _as_it_began(error: OSError) -> OSError:
-    """The error that knows what was needed: where a file on a full disk is then closed, that fails again."""
+    """The original error, which knows how much was to be written: closing a file on a full disk raises a second one."""
     first, cause = error, error.__context__
     while cause is not None:
         if isinstance(cause, WriteError):

@@ -1,4 +1,4 @@
-"""The corpus that is always there: the source of the running Python's standard library, prepared once a machine."""
+"""The built-in corpus 'stdlib': the source of the running Python's standard library, prepared once per machine."""
 
 from __future__ import annotations
 
@@ -26,17 +26,18 @@ from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR, RunError
 STANDARD_LIBRARY = "stdlib"
 
 _LEFT_OUT_FOLDERS = frozenset({"site-packages", "dist-packages", "test", "tests", "idlelib", "__pycache__"})
-# It holds the paths of the machine which built this Python: other machines' corpora would differ.
+# This module holds paths of the machine that built this Python, so the corpus would differ between machines.
 _LEFT_OUT_PREFIX = "_sysconfigdata"
 _OTHER_CACHE = "set XDG_CACHE_HOME to a folder that has room and may be written, or name a prepared dataset"
 _NO_LOCKS_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 def standard_library_dataset(vocab_size: int, *, folder: Path | None = None, progress: bool = False) -> Path:
-    """The prepared folder of the corpus 'stdlib'; the first call prepares it, which takes seconds.
+    """The prepared folder of the corpus 'stdlib', in `folder` or by default in the cache; the first call prepares it,
+    which takes seconds.
 
-    It lies in `folder`, else in the cache. Any number of processes may call this at once: one prepares and the others
-    wait. The vocabulary has at most `vocab_size` tokens. Raises UserError.
+    Any number of processes may call this at once: one prepares, the others wait. The vocabulary has at most
+    `vocab_size` tokens. Raises UserError.
     """
     name = f"{STANDARD_LIBRARY}-{platform.python_version()}-{vocab_size}-{FORMAT_VERSION}"
     prepared = (folder or cache_dir(os.environ)).resolve() / name
@@ -46,9 +47,9 @@ def standard_library_dataset(vocab_size: int, *, folder: Path | None = None, pro
 
 
 def standard_library_sources() -> list[SourceFile]:
-    """The library's modules in sorted order, without tests, and without what isn't UTF-8.
+    """The library's modules in sorted order, without tests and without files that are not UTF-8.
 
-    Raises UserError when this Python has no source files, as one packed into a zip file.
+    Raises UserError if this Python has no source files, as when it is packed into a zip file.
     """
     root = Path(sysconfig.get_path("stdlib"))
     sources = []
@@ -66,7 +67,7 @@ def standard_library_sources() -> list[SourceFile]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The child of `standard_library_dataset`: a UserError goes to stdout as JSON, progress to stderr."""
+    """The child process of `standard_library_dataset`: prints a UserError as JSON to stdout, progress to stderr."""
     parser = argparse.ArgumentParser(prog="dist_trainer.data.corpus")
     parser.add_argument("folder", type=Path)
     parser.add_argument("vocab_size", type=int)
@@ -93,8 +94,8 @@ def _is_prepared(folder: Path) -> bool:
 
 
 def _prepare_in_child(folder: Path, vocab_size: int, progress: bool) -> None:
-    # In a child because a rank that has used the tokenizer's threads would warn in every loader worker it forks, and
-    # would carry the preparation's memory in its own figures.
+    # In a child process: after the tokenizer has used threads, each fork of a loader worker would print a warning, and
+    # the memory of the preparation would count in the rank's own figures.
     command = [sys.executable, "-m", "dist_trainer.data.corpus", str(folder), str(vocab_size)]
     command += ["--progress"] if progress else []
     package_parent = Path(__file__).resolve().parents[2]
@@ -116,8 +117,8 @@ def _prepare_in_child(folder: Path, vocab_size: int, progress: bool) -> None:
 
 
 def _exit_with_parent() -> None:
-    # The parent holds the other end of stdin and never writes: end of file says that it is gone. Not sys.stdin: its
-    # lock, held by a daemon thread, would break the interpreter's exit.
+    # The parent holds the other end of stdin and never writes, so end of file means that it has ended. Not sys.stdin:
+    # a daemon thread that holds its lock breaks the interpreter's exit.
     os.read(0, 1)
     os._exit(1)
 
@@ -140,14 +141,14 @@ def _prepare_once(folder: Path, vocab_size: int, progress: bool) -> None:
                 hint_if_unwritable=_OTHER_CACHE,
             )
         except UserError:
-            # Where there are no locks another process may have been first: its work is as good.
+            # Without locks another process may have been faster; its result is the same.
             if not _is_prepared(folder):
                 raise
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Holds the folder's lock; yields False where the file system has no locks."""
+    """Holds the folder's lock; yields False if the file system has no locks."""
     lock = folder.with_name(f"{folder.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""dataset.json: what a prepared dataset's folder holds."""
+"""dataset.json: the description of a prepared dataset's folder."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tokens_file(split: str) -> str:
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """One token file. A text is what stands between two end-of-text tokens."""
+    """One token file. A text is what lies between two end-of-text tokens."""
 
     num_tokens: Count
     num_texts: Count
@@ -31,7 +31,7 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """The inputs with one suffix."""
+    """All inputs with one suffix."""
 
     suffix: str
     num_files: Count
@@ -40,9 +40,9 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """`max_token` is the largest token in either split; `unigram_entropy_nats` is that of the train tokens.
+    """`max_token`: the largest token id in either split. `unigram_entropy_nats`: of the train tokens.
 
-    The unigram entropy is the loss of a model which knows the tokens' frequencies and nothing else.
+    The unigram entropy is the loss of a model that knows the tokens' frequencies and nothing else.
     """
 
     format_version: int
@@ -66,7 +66,7 @@ def write_info(folder: Path, info: DatasetInfo) -> None:
 
 
 def read_info(folder: Path) -> DatasetInfo:
-    """Raises UserError when the folder's dataset.json is unreadable, damaged, or of another format version."""
+    """Raises UserError if the folder's dataset.json cannot be read, is damaged, or has another format version."""
     path = folder / INFO_FILE
     try:
         info = typed_json.read(path, DatasetInfo)

@@ -1,7 +1,7 @@
-"""Micro batches of tokens for one rank, in exact order, read ahead by worker processes.
+"""Micro batches of tokens for one rank, in exact order, prefetched by worker processes.
 
-What workers hand over goes through pipes, as the file's own two or four bytes a token, and becomes tensors in the rank:
-torch would pass a worker's tensors on in /dev/shm, at eight bytes a token, of which a container may have only 64 MB.
+Workers send raw tokens (two or four bytes each) through pipes, and the rank makes tensors of them. torch would pass the
+workers' tensors through /dev/shm at eight bytes a token, and a container may have only 64 MB there.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _SHARED_MEMORY = Path("/dev/shm")
 _KEY = "data.num_workers"
 _LOOK_EVERY_S = 5
 _TELL_AFTER_S = 30
-# Longer than a file server takes to start again.
+# Longer than a file server needs to restart.
 _STUCK_AFTER_S = 300
 _KILL_WAIT_S = 1.0
 
 
 class Batch(NamedTuple):
-    """int64 [micro_batch, sequence_length] each; a target is the token after its input."""
+    """Two int64 tensors [micro_batch, sequence_length]; each target is the token that follows its input."""
 
     inputs: torch.Tensor
     targets: torch.Tensor
@@ -57,8 +57,8 @@ def build_loader(
 ) -> BatchLoader:
     """The micro batches of `rank` for the plan's first `num_steps` steps.
 
-    The data's epochs follow one another without a seam. `prefetch_factor` is how many micro batches each worker reads
-    ahead; with no workers nothing is. Close the loader, or use it as a context manager.
+    Epochs follow each other without a gap. Each worker prefetches `prefetch_factor` micro batches; without workers
+    nothing is prefetched. Close the loader, or use it as a context manager.
     """
     loader: DataLoader[_Rows | _Failure] = DataLoader(
         _MicroBatches(tokens, plan, rank),
@@ -70,9 +70,9 @@ def build_loader(
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
         worker_init_fn=_leave_interrupts_to_the_rank,
-        # Without one of its own, the loader draws its workers' seeds from the generator that the model uses.
+        # Without a generator of its own the loader would draw its workers' seeds from the one that the model uses.
         generator=torch.Generator(),
-        # The workers only read a file: they never touch the device, nor what other threads of the rank hold.
+        # Fork is safe: the workers only read a file, and touch neither the device nor locks of the rank's threads.
         multiprocessing_context="fork" if num_workers else None,
         timeout=_LOOK_EVERY_S if num_workers else 0,
     )
@@ -80,10 +80,11 @@ def build_loader(
 
 
 class BatchLoader:
-    """Each iteration starts over from the first step, in the same workers. Raises UserError where a batch fails.
+    """Each iteration starts again from the first step, with the same workers. Raises UserError if a batch cannot be
+    read.
 
-    As a context manager it also says what has become of a worker that is dead: torch raises that wherever the rank
-    just is. RunError then, and where workers give nothing any more; UserError where they cannot be started.
+    Used as a context manager it also explains a dead worker, which torch raises (from SIGCHLD) wherever the rank
+    happens to be: RunError then, and when the workers deliver nothing any more; UserError if workers cannot be started.
     """
 
     def __init__(self, loader: DataLoader[_Rows | _Failure], source: str) -> None:
@@ -116,7 +117,7 @@ class BatchLoader:
             except RuntimeError as error:
                 if "timed out" not in str(error):
                     raise
-            # Only what was waited for here counts: a run that SLURM suspends for an hour is not stuck.
+            # Counts only the time spent waiting here: a run that SLURM suspends for an hour is not stuck.
             waited_s += _LOOK_EVERY_S
             if waited_s >= _STUCK_AFTER_S or self._dead_workers():
                 raise self._stuck(waited_s)
@@ -139,19 +140,19 @@ class BatchLoader:
         return [worker for worker in self._workers() if worker.exitcode is not None]
 
     def close(self) -> None:
-        """Ends the workers and waits for them; again is no error."""
+        """Ends the workers and waits for them. May be called more than once."""
         batches, self._batches, self._loader = self._batches, None, None
-        # DataLoader has no public close. It does this when its iterator is collected, and a traceback that is still
-        # held would put that off.
+        # DataLoader has no public close. Its iterator shuts the workers down when it is collected, but a traceback that
+        # is still referenced would delay that.
         if hasattr(batches, "_shutdown_workers"):
             batches._shutdown_workers()
 
     def _kill(self) -> None:
-        """Ends workers of which one is dead or stuck: torch would wait for it, and what is stopped hears no SIGTERM."""
+        """Kills all workers if one is dead or stuck: torch would wait for it, and a stopped process ignores SIGTERM."""
         workers, batches = self._workers(), self._batches
         if not workers:
             return
-        # Its handler of SIGCHLD would raise for each of them.
+        # torch's SIGCHLD handler would raise for each of them.
         signal_handling._remove_worker_pids(id(batches))  # type: ignore[attr-defined]
         batches._shutdown, batches._worker_pids_set = True, False
         for worker in workers:
@@ -182,14 +183,14 @@ class BatchLoader:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way out of a worker: raised there, torch would turn it into the text of a traceback."""
+    """An error on its way out of a worker. Raised there, torch would turn it into the text of a traceback."""
 
     error: UserError
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """[micro_batch, sequence_length + 1] tokens as the file has them. Not a tensor, which torch puts into /dev/shm."""
+    """[micro_batch, sequence_length + 1] tokens in the file's dtype. As a tensor they would travel through /dev/shm."""
 
     tokens: npt.NDArray[Any]
 
@@ -198,7 +199,7 @@ class _Rows:
         return Batch(block[:, :-1].contiguous(), block[:, 1:].contiguous())
 
     def pin_memory(self) -> Batch:
-        """What torch's pinning thread asks for."""
+        """torch's pinning thread calls this by its name."""
         return Batch(*(tensor.pin_memory() for tensor in self.batch()))
 
 
@@ -233,7 +234,7 @@ def _leave_interrupts_to_the_rank(worker: int) -> None:
 
 
 def _check_that_workers_can_start(num_workers: int) -> None:
-    """Makes what they share with the rank, and gives it back: half made, torch's own would say more than the cause."""
+    """Makes the semaphores that torch's workers will need, and frees them: torch's own failure would hide the cause."""
     if not num_workers:
         return
     context = multiprocessing.get_context("fork")
@@ -258,7 +259,7 @@ def _shared_memory() -> str:
 
 
 def _end(status: int) -> str:
-    """Of a process, as `multiprocessing` says it: 1 -> 'status 1', -9 -> 'SIGKILL'."""
+    """A process's exit code as `multiprocessing` gives it: 1 -> 'status 1', -9 -> 'SIGKILL'."""
     return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
 

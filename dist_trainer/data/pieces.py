@@ -1,4 +1,4 @@
-"""The text of the sources, in pieces small enough to hold many at once."""
+"""The text of the sources, in pieces small enough to hold many in memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ NUM_KEYS = 2**16
 
 @dataclass(frozen=True)
 class Piece:
-    """A stretch of one document: the whole of it, when it's short.
+    """A part of one document, or the whole of a short one.
 
-    `document` and `index` number the documents, and the pieces in one, from 0. `key` is drawn evenly from
-    [0, NUM_KEYS) by a hash of the piece's place: the same inputs give the same keys.
+    `document` numbers the documents, `index` the pieces within one, both from 0. `key` is a hash of the piece's place,
+    uniform on [0, NUM_KEYS): the same inputs give the same keys.
     """
 
     text: str
@@ -34,10 +34,10 @@ class Piece:
 
 
 def read_pieces(sources: Iterable[SourceFile], piece_bytes: int) -> Iterator[Piece]:
-    """Yields every document that isn't empty, in pieces of at most `piece_bytes` (at least 4) cut at line ends.
+    """Yields every document that is not empty, in pieces of at most `piece_bytes` (at least 4) cut at line ends.
 
-    A .jsonl file holds one document a line, any other file is one document. Raises UserError where a file cannot
-    be read, isn't UTF-8 (names the byte offset), or has a bad line (names the line).
+    A .jsonl file holds one document per line, any other file is one document. Raises UserError if a file cannot be
+    read, is not UTF-8 (with the byte offset), or has a bad line (with its number).
     """
     document = 0
     for ordinal, source in enumerate(sources):
@@ -59,7 +59,7 @@ def _key(*place: object) -> int:
 
 
 def _documents(source: SourceFile, piece_bytes: int) -> Iterable[Iterator[tuple[str, int]]]:
-    """For each document its stretches: text, and the bytes of the file which it accounts for."""
+    """For each document its parts: the text, and how many bytes of the file it accounts for."""
     return _json_lines(source, piece_bytes) if source.path.suffix.lower() == ".jsonl" else [_text(source, piece_bytes)]
 
 
@@ -90,7 +90,7 @@ def _decode(data: bytes, path: Path, offset: int) -> str:
 
 
 def _encoding(data: bytes) -> str:
-    """What a text's first bytes say of it."""
+    """The encoding that the text's byte-order mark or first bytes suggest."""
     marks = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32", codecs.BOM_UTF16_LE: "UTF-16"}
     marks |= {codecs.BOM_UTF16_BE: "UTF-16"}
     return next((name for mark, name in marks.items() if data.startswith(mark)), "ENCODING")
@@ -137,7 +137,7 @@ def _stretches(data: bytes, num_line_bytes: int, piece_bytes: int) -> Iterator[t
 
 
 def _cut(data: bytes) -> int:
-    """Where to end a piece: after the last line end, else before the last space, else between two characters."""
+    """Where to cut: after the last line end, else before the last space, else between two characters."""
     cut = data.rfind(b"\n") + 1 or max(data.rfind(b" "), 0)
     if cut:
         return cut

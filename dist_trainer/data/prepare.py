@@ -1,4 +1,4 @@
-"""Text into a folder of token files. Memory is bounded by the size of a batch of text, not by that of the input."""
+"""Turns text into a folder of token files. Memory is bounded by a batch of text, not by the size of the input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _BATCH_BYTES = 4 * MIB
 _MIN_PIECE_BYTES = 2**10
 _MAX_PIECE_BYTES = 2**16
-# The trainer holds each distinct word it has seen: a sample of a large input bounds that.
+# The BPE trainer holds every distinct word in memory: of a larger input it sees a sample of this size.
 _MAX_TRAINER_BYTES = 2 * GIB
 _HELD_OUT_SHARE = 0.01
 _MIN_HELD_OUT_BYTES = 2**15
@@ -53,12 +53,13 @@ def prepare(
     """Writes train.bin, val.bin, tokenizer.json and dataset.json into the folder `output`; the same inputs give the
     same bytes.
 
-    Inputs are .txt, .md, .py (a document a file) and .jsonl (a document a line, in "text") files, or folders of
-    them; `tell` gets what is left out of them, before they are read. With `tokenizer` (a tokenizer.json),
-    `vocab_size` is the most that it may have; without, a byte-level BPE of `vocab_size` tokens is trained. An
-    end-of-text token stands after each text, and a literal `<|endoftext|>` in the input is that token. About 1% is
-    held out for validation, chosen by a hash of each document's place; a document longer than 64 KiB (than 1/256 of
-    a small input) is held out by stretches. Raises UserError.
+    Inputs are .txt, .md and .py files (one document each), .jsonl files (one document per line, in "text"), and folders
+    of such files. `tell` is called with what is left out, before anything is read. With `tokenizer` (a tokenizer.json)
+    `vocab_size` is the most that it may have; without, a byte-level BPE of `vocab_size` tokens is trained.
+
+    An end-of-text token follows each text; a literal `<|endoftext|>` in the input becomes that token. About 1% is held
+    out for validation, selected by a hash of each document's place; of a document longer than 64 KiB (or 1/256 of a
+    small input) parts are held out. Raises UserError.
     """
     if tokenizer is None and vocab_size is None:
         raise UserError(
@@ -81,7 +82,7 @@ def prepare_sources(
     progress: bool,
     hint_if_unwritable: str | None = None,
 ) -> DatasetInfo:
-    """`prepare` for files found already."""
+    """`prepare`, for files that were already found."""
     total_bytes = sum(source.num_bytes for source in sources)
     piece_bytes = min(max(total_bytes // 256, _MIN_PIECE_BYTES), _MAX_PIECE_BYTES)
     with atomic_folder(output, hint=hint_if_unwritable) as folder:
@@ -142,7 +143,7 @@ def prepare_sources(
 
 
 class _Survey:
-    """What one reading of the whole input tells: its documents, and how much of it lies under each key."""
+    """The result of one pass over the whole input: the number of documents, and the amount of text under each key."""
 
     def __init__(self) -> None:
         self.num_documents = 0
@@ -156,7 +157,7 @@ class _Survey:
             yield piece
 
     def first_train_key(self) -> int:
-        """Pieces with smaller keys are held out, until there is enough. Raises UserError when nothing would be left."""
+        """Pieces with smaller keys are held out. Raises UserError if that would leave nothing to train on."""
         up_to_key = np.cumsum(self._bytes_by_key)
         total = int(up_to_key[-1])
         wanted = max(total * _HELD_OUT_SHARE, min(_MIN_HELD_OUT_BYTES, total * _MAX_HELD_OUT_SHARE), 1)
@@ -171,7 +172,7 @@ class _Survey:
 
 
 class _TokenWriter:
-    """Appends tokens to a file, with an end-of-text token wherever what comes next doesn't follow on."""
+    """Appends tokens to a file, with an end-of-text token between pieces that are not consecutive in one document."""
 
     def __init__(self, stream: IO[bytes], dtype: np.dtype[Any], num_ids: int, end_of_text: int) -> None:
         self._stream = stream
@@ -211,7 +212,7 @@ class _TokenWriter:
 
 
 def _trainer_sample(pieces: Iterable[Piece], total_bytes: int) -> Iterator[str]:
-    """The pieces with the largest keys, so many as the trainer may see: those held out have the smallest."""
+    """The pieces with the largest keys, as much as the trainer may see; held-out pieces have the smallest keys."""
     first_key = NUM_KEYS - NUM_KEYS * _MAX_TRAINER_BYTES // max(total_bytes, _MAX_TRAINER_BYTES)
     return (piece.text for piece in pieces if piece.key >= first_key)
 

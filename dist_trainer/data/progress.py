@@ -1,4 +1,4 @@
-"""A progress bar by bytes, on stderr."""
+"""A progress bar on stderr that counts bytes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Advance(Protocol):
 def byte_progress(
     description: str, total_bytes: int, *, enabled: bool, afterwards: str | None = None
 ) -> Iterator[Advance]:
-    """Yields a function to call with the bytes done since the last call. `afterwards` is what goes on when all is done,
-    nobody knows how long.
+    """Yields a function to call with the bytes done since its last call. `afterwards` names the step that follows, of
+    which nobody knows how long it takes.
     """
     if not enabled:
         yield lambda num_bytes: None
@@ -28,7 +28,7 @@ def byte_progress(
 
     class Bytes(DownloadColumn):
         def render(self, task: Task) -> Text:
-            # What is no matter of bytes has a bar that moves, and no number.
+            # A task of unknown length has a moving bar and no figures.
             return Text("") if task.total is None else super().render(task)
 
     columns = (TextColumn("{task.description}"), BarColumn(), Bytes(), TimeRemainingColumn())

@@ -1,9 +1,9 @@
-"""Which windows of the data each rank reads at each step: arithmetic on the position, with nothing to remember.
+"""Which windows of the data each rank reads at each step: a pure function of the position, without any state.
 
-A dataset is read in one order, sample after sample, epoch after epoch; a step takes as many samples as its global batch
-has, and how those are split into ranks, micro batches and accumulation changes nothing. Whoever reads on (a resumed
-run, the next phase) needs to know only how far the data was read: a `DataPlace`, in tokens, so that it holds for
-another batch and for another sequence length too.
+A dataset is read in one order, sample after sample and epoch after epoch. A step takes as many samples as its global
+batch has; how they are split into ranks, micro batches and accumulation does not change the order. To read on, a
+resumed run or the next phase needs only a `DataPlace`: how far the data was read, in tokens, and so independent of the
+batch and the sequence length.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from dist_trainer.units import counted
 
 _NUM_ROUNDS = 6
 _MASK = 2**64 - 1
-# Short windows are mixed over this many contexts: enough to keep neighbours in the text out of one batch.
+# Windows shorter than the context are mixed over up to this many blocks: it keeps neighbours in the text out of one
+# batch.
 _MAX_CHUNK_BLOCKS = 64
 
 
 def num_windows(num_tokens: int, sequence_length: int, *, where: str | None = None) -> int:
-    """Window w covers the tokens w * T to w * T + T, both included. Raises UserError when there is none."""
+    """Window w covers tokens w * T to w * T + T, both included. Raises UserError if the data has no whole window."""
     count = (num_tokens - 1) // sequence_length
     if count < 1:
         raise UserError(
@@ -36,10 +37,10 @@ def num_windows(num_tokens: int, sequence_length: int, *, where: str | None = No
 
 
 def permuted_index(position: int, size: int, key: int) -> int:
-    """Where `position` goes in the permutation of [0, size) that `key` (64 bits) names.
+    """The image of `position` under the permutation of [0, size) that `key` (64 bits) selects.
 
-    A balanced Feistel network permutes the smallest [0, 4^n) that holds `size`; a result beyond `size` goes through
-    again (cycle walking), which takes fewer than four turns on average.
+    A balanced Feistel network permutes the smallest [0, 4^n) that contains [0, size); a result outside [0, size) goes
+    through it again (cycle walking), which takes fewer than four passes on average.
     """
     assert 0 <= position < size
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
@@ -55,7 +56,7 @@ def permuted_index(position: int, size: int, key: int) -> int:
 
 @dataclass(frozen=True)
 class DataPlace:
-    """How far a dataset has been read: whole epochs, and tokens of the one begun, in windows of `sequence_length`."""
+    """How far a dataset was read: whole epochs, and tokens of the current one, in windows of `sequence_length`."""
 
     epoch: int
     tokens: int
@@ -64,13 +65,13 @@ class DataPlace:
 
 @dataclass(frozen=True)
 class Order:
-    """The windows of a dataset in the order in which they are read; every epoch is a new permutation.
+    """The order in which a dataset's windows are read; every epoch is a new permutation.
 
-    Blocks of `context_length` tokens are permuted. A block holds one window, or, where the sequence length divides the
-    context's, several, which are mixed with those of a chunk of blocks around it in the order. So whatever their
-    sequence lengths, the first samples of an epoch are those of its first blocks, and phases of different lengths can
-    read one after the other without reading a text twice. A sequence length that does not divide the context's has
-    an order of its own.
+    Blocks of `context_length` tokens are permuted. If the sequence length divides the context length, a block holds
+    several windows, which are mixed with those of neighbouring blocks in the order (a chunk); else it holds one window.
+    So for every such sequence length the first samples of an epoch come from the same first blocks, and phases with
+    different sequence lengths can read on after each other without reading a text twice. A sequence length that does
+    not divide the context length has an order of its own.
     """
 
     num_tokens: int
@@ -84,18 +85,18 @@ class Order:
 
     @property
     def block_windows(self) -> int:
-        """1 too where the data is shorter than a block."""
+        """Windows per block; 1 also if the data is shorter than a block."""
         shares = self.context_length % self.sequence_length == 0 and self.num_tokens > self.context_length
         return self.context_length // self.sequence_length if shares else 1
 
     @property
     def block_tokens(self) -> int:
-        """Orders of the same data with equal ones are the same order, in windows of other lengths."""
+        """Orders of the same data with equal block tokens are one order, in windows of different lengths."""
         return self.block_windows * self.sequence_length
 
     @property
     def num_blocks(self) -> int:
-        """The whole ones. Windows behind the last whole block are the last of every epoch."""
+        """The number of whole blocks. Windows after the last whole block come last in every epoch."""
         return self.num_windows // self.block_windows
 
     @property
@@ -103,7 +104,7 @@ class Order:
         return max(1, min(_MAX_CHUNK_BLOCKS, self.num_blocks // _MAX_CHUNK_BLOCKS))
 
     def window(self, sample: int) -> int:
-        """The window that is read as the sample of this number, counted from the first epoch's start."""
+        """The window to read as sample number `sample`, counted from the start of the first epoch."""
         epoch, index = divmod(sample, self.num_windows)
         if index >= self.num_blocks * self.block_windows:
             return index
@@ -118,14 +119,15 @@ class Order:
         return permuted_index(block, self.num_blocks, key) * self.block_windows + inside
 
     def place(self, sample: int) -> DataPlace:
-        """How far the data is read when this sample is the next."""
+        """How far the data has been read when `sample` is the next one."""
         epoch, index = divmod(sample, self.num_windows)
         return DataPlace(epoch, index * self.sequence_length, self.sequence_length)
 
     def sample_at(self, place: DataPlace) -> int:
-        """The first sample that was not read at this place of the same order.
+        """The first sample not yet read at `place`, which belongs to the same order.
 
-        After windows of another length the chunk that was begun is left out for this epoch: at most a 64th of it.
+        If the place was reached in windows of another length, the rest of the current chunk is skipped in this epoch:
+        at most 1/64 of it.
         """
         epoch_start = place.epoch * self.num_windows
         if place.sequence_length == self.sequence_length:
@@ -137,9 +139,9 @@ class Order:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Steps from `first_sample` of an order on, each of a global batch over all ranks.
+    """Steps from `first_sample` of an order on, each of one global batch over all ranks.
 
-    `micro_batch` samples make a micro batch, `accumulation` of those a step on each of `world_size` ranks.
+    `micro_batch` samples make a micro batch; `accumulation` micro batches on each of `world_size` ranks make a step.
     """
 
     order: Order
@@ -153,7 +155,7 @@ class BatchPlan:
         return self.micro_batch * self.accumulation * self.world_size
 
     def samples(self, step: int, micro_step: int, rank: int) -> range:
-        """The samples of one micro batch; `step` counts from 0 at `first_sample`."""
+        """The sample numbers of one micro batch. `step` counts from 0 at `first_sample`."""
         assert 0 <= micro_step < self.accumulation
         assert 0 <= rank < self.world_size
         before = step * self.global_batch + (micro_step * self.world_size + rank) * self.micro_batch
@@ -169,7 +171,7 @@ def _key(*numbers: int) -> int:
 
 
 def _mix(value: int, key: int, number: int) -> int:
-    """SplitMix64 (Steele, Lea, Flood 2014) of the value under a key for each round."""
+    """SplitMix64's mixing function (Steele, Lea, Flood 2014) of the value, keyed by `key` and the round's number."""
     mixed = (value ^ key) + (number + 1) * 0x9E3779B97F4A7C15 & _MASK
     mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _MASK
     mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _MASK

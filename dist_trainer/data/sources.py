@@ -1,4 +1,4 @@
-"""Which files there are to read, and what of the inputs is left out."""
+"""Which files to read, and which of the inputs are left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SUFFIXES = (".jsonl", ".md", ".py", ".txt")
 
 _PACKED = frozenset({".bz2", ".gz", ".lz4", ".tar", ".tgz", ".xz", ".zip", ".zst"})
 _NUM_ENDINGS = 5
-# What a person is told of what was found.
+# Why entries were left out, in the notices for people.
 _HIDDEN = "left out, for they are hidden"
 _OTHER = f"left out, for they end with none of {', '.join(SUFFIXES)}"
 _NO_FILE = "left out, for they are pipes, sockets or devices"
@@ -27,7 +27,7 @@ _EMPTY = "without text, for they are empty"
 
 @dataclass(frozen=True)
 class SourceFile:
-    """`name` tells it from the other inputs whatever folder they are in: it decides what is held out."""
+    """`name` identifies the file among the inputs, whatever folder they are in; the held-out part depends on it."""
 
     path: Path
     name: str
@@ -36,7 +36,7 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Found:
-    """The files to read, each once; and what a person has to know of what was left out."""
+    """The files to read, each once, and notices for people about what was left out."""
 
     sources: tuple[SourceFile, ...]
     notices: tuple[str, ...]
@@ -47,10 +47,9 @@ def source_file(path: Path, name: str) -> SourceFile:
 
 
 def find_sources(inputs: Sequence[Path]) -> Found:
-    """Files as given, and folders walked in sorted order, through links too, without hidden entries.
+    """Files as given; folders are walked in sorted order, following links, without hidden entries.
 
-    Raises UserError when an input is missing or of another kind, when a folder cannot be read, or when there is no file
-    at all.
+    Raises UserError if an input is missing or neither file nor folder, a folder cannot be read, or no file is found.
     """
     search = _Search()
     for path in inputs:
@@ -66,7 +65,7 @@ def find_sources(inputs: Sequence[Path]) -> Found:
 
 
 class _Search:
-    """Goes through the inputs; knows what it has seen by its inode, whatever it is called."""
+    """Goes through the inputs. Files and folders are told apart by inode, so that each is read once under any name."""
 
     def __init__(self) -> None:
         self.sources: list[SourceFile] = []

@@ -1,4 +1,4 @@
-"""Token files on disk, read where they are asked for: prepared here, by nanoGPT, or by llm.c."""
+"""Token files on disk, read on demand: as prepared here, by nanoGPT, or by llm.c."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ _FINGERPRINT_TOKENS = 1024
 
 @dataclass(frozen=True)
 class TokenFile:
-    """One split. `token_limit` is the model's vocabulary: a token must be smaller.
+    """The tokens of one split. `token_limit` is the model's vocabulary size, which every token must be below.
 
-    `vocab_size` and `info` are the dataset's own, None where the file doesn't say. Pickles as its description: a
-    process that gets one opens the file itself.
+    `vocab_size` and `info` describe the dataset, None if the file does not say. Pickling keeps only the description:
+    the process that unpickles it opens the file itself.
 
-    The file is read, not mapped: a map of a file that has become shorter, or that its server no longer knows, kills
-    the process with SIGBUS, where a read says what is wrong. It is the faster of the two as well.
+    The file is read, not memory-mapped: if a mapped file is cut short or its server forgets it, an access ends the
+    process by SIGBUS, where a read reports an error. Reading is faster, too.
     """
 
     path: Path
@@ -49,7 +49,7 @@ class TokenFile:
     info: DatasetInfo | None
 
     def read(self, start: int, count: int) -> npt.NDArray[Any]:
-        """`count` tokens from `start` on, read-only. Raises RunError where the file no longer has them."""
+        """Tokens [start, start + count), read-only. Raises RunError if the file no longer has them."""
         assert 0 <= start <= start + count <= self.num_tokens
         dtype, descriptor = np.dtype(self.dtype).newbyteorder("<"), self._descriptor
         first_byte, num_bytes = self.offset_bytes + start * dtype.itemsize, count * dtype.itemsize
@@ -94,12 +94,12 @@ class TokenFile:
 
     @property
     def unigram_entropy_nats(self) -> float | None:
-        """The loss of a model that knows nothing but the train tokens' frequencies, where the dataset says it."""
+        """The loss of a model that knows only the frequencies of the train tokens; None if the dataset does not say."""
         return self.info.unigram_entropy_nats if self.info else None
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells these tokens from others wherever they lie: a digest of their number and of samples of them."""
+        """Identifies the tokens independently of the path: a digest of their number and of samples of them."""
         digest = hashlib.blake2b(str(self.num_tokens).encode(), digest_size=16)
         last = max(0, self.num_tokens - _FINGERPRINT_TOKENS)
         for number in range(_NUM_SAMPLED_BLOCKS):
@@ -109,7 +109,7 @@ class TokenFile:
         return digest.hexdigest()
 
     def check(self, tokens: npt.NDArray[Any], start: int) -> None:
-        """Raises UserError when one of `tokens`, which stand at `start` in the file, is beyond the model."""
+        """Raises UserError if one of `tokens`, read at position `start`, is not below the model's vocabulary size."""
         if tokens.size and int(tokens.max()) >= self.token_limit:
             index = int(np.argmax(tokens >= self.token_limit))
             raise UserError(
@@ -121,17 +121,18 @@ class TokenFile:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A descriptor means nothing in another process.
+        # A file descriptor means nothing in another process.
         return {name: value for name, value in self.__dict__.items() if name != "_descriptor"}
 
 
 def open_tokens(path: Path, split: str, vocab_size: int) -> TokenFile:
-    """Opens the 'train' or 'val' tokens at `path` for a model of `vocab_size` tokens.
+    """Opens the 'train' or 'val' tokens at `path` for a model with a vocabulary of `vocab_size`.
 
-    `path` is a prepared folder; a folder with train.bin and val.bin, or llm.c's NAME_train.bin and NAME_val.bin; or
-    such a train file, whose val file lies beside it. Without dataset.json or llm.c's header, tokens are uint16.
-    Raises UserError when the file is missing, empty, cut short, or has tokens that the model doesn't know: of a
-    file above 256 MiB without dataset.json only samples are read for that, and `TokenFile.check` is for the rest.
+    `path` is a prepared folder; a folder with train.bin and val.bin, or with llm.c's NAME_train.bin and NAME_val.bin;
+    or such a train file, with its val file beside it. Without dataset.json or llm.c's header, tokens are uint16.
+
+    Raises UserError if the file is missing, empty or cut short, or has tokens outside the vocabulary. Of a file above
+    256 MiB without dataset.json only samples are checked for that; `TokenFile.check` checks the rest as it is read.
     """
     assert split in SPLITS
     try:
@@ -145,7 +146,7 @@ def open_tokens(path: Path, split: str, vocab_size: int) -> TokenFile:
 
 
 def has_split(path: Path, split: str) -> bool:
-    """Whether `open_tokens` would find a file for this split; not whether the file is sound."""
+    """Whether `open_tokens` would find a file for this split. Says nothing about whether the file is valid."""
     if (path / INFO_FILE).exists():
         return (path / tokens_file(split)).exists()
     try:
@@ -186,7 +187,7 @@ def _open_prepared(folder: Path, split: str, vocab_size: int) -> TokenFile:
             hint=f"set the model's vocab_size to {info.vocab_size}, or prepare the data with a smaller vocabulary",
         )
     tokens = TokenFile(path, info.dtype, 0, num_tokens, vocab_size, info)
-    # What cannot be read is said now; and what is forked from here reads this file, also when another has its name.
+    # Reading once opens the file: errors show now, and forked workers read this very file, even if it is replaced.
     tokens.read(0, 1)
     return tokens
 

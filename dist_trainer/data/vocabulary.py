@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
 END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257
-# The largest published ones have a quarter of a million; what counts them has an entry for each.
+# The largest published vocabularies have a quarter of a million tokens; counting needs an array entry for each id.
 _MOST_TOKEN_IDS = 2**24
 
-# What the published tokenizers of the GPT-2, Llama 3, Llama 2, Qwen, and T5 families call it.
+# The names of the end-of-text token in tokenizers of the GPT-2, Llama 3, Llama 2, Qwen and T5 families.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>", "<eos>")
 
 
 def train_vocabulary(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens (fewer when the text has no more pairs that occur twice).
+    """A byte-level BPE of at most `vocab_size` tokens (fewer if no further pair occurs twice in the text).
 
-    Raises UserError when `vocab_size` has no room for the 256 bytes and the end-of-text token.
+    Raises UserError if `vocab_size` is too small for the 256 bytes and the end-of-text token.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -52,7 +52,7 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_vocabulary(path: Path) -> Tokenizer:
-    """Raises UserError when the file isn't a tokenizer.json of the `tokenizers` library."""
+    """Raises UserError if the file is not a tokenizer.json of the `tokenizers` library."""
     from tokenizers import Tokenizer
 
     try:
@@ -62,7 +62,7 @@ def load_vocabulary(path: Path) -> Tokenizer:
     except OSError as error:
         raise UserError("the tokenizer cannot be read", where=str(path), found=error.strerror) from error
     except BaseException as error:
-        # What its Rust panics with is no Exception.
+        # A panic in the library's Rust code arrives as a BaseException that is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(
@@ -85,7 +85,7 @@ def load_vocabulary(path: Path) -> Tokenizer:
 
 @contextmanager
 def _without_stderr() -> Iterator[None]:
-    """Rust tells a panic there, with its own stack, before Python hears of it."""
+    """Rust writes a panic's message and stack to stderr before Python sees the exception."""
     sys.stderr.flush()
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -99,22 +99,22 @@ def _without_stderr() -> Iterator[None]:
 
 
 def encode(tokenizer: Tokenizer, texts: Sequence[str], where: str) -> list[Sequence[int]]:
-    """The tokens of each text. Raises UserError for a text that the tokenizer has no tokens for."""
+    """The token ids of each text. Raises UserError if the tokenizer cannot encode a text."""
     try:
         encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
     except Exception as error:
-        # All that the library raises is of this kind.
+        # The library raises plain Exception for everything.
         raise UserError("the tokenizer has no tokens for a text", where=where, found=str(error)) from error
     return [encoding.ids for encoding in encodings]
 
 
 def num_token_ids(tokenizer: Tokenizer) -> int:
-    """One more than the largest token: a published tokenizer may leave gaps."""
+    """One more than the largest id. Published tokenizers may have gaps, so their number of tokens can be smaller."""
     return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
 
 def end_of_text_id(tokenizer: Tokenizer, where: str) -> int:
-    """Raises UserError when the tokenizer has no token that ends a text."""
+    """Raises UserError if the tokenizer has no end-of-text token."""
     for name in _END_OF_TEXT_NAMES:
         token: int | None = tokenizer.token_to_id(name)
         if token is not None:

@@ -1,4 +1,4 @@
-"""How many processes read data for a rank, where nobody says it."""
+"""The default number of data loader workers of a rank."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ _MAX_WORKERS = 4
 
 
 def default_num_workers(cores: int, local_world_size: int) -> int:
-    """Loader workers for each rank on a host with `cores`: none unless a rank has a core to spare."""
+    """Workers for each rank on a host with `cores` CPU cores: none unless each rank has a core to spare."""
     return min(_MAX_WORKERS, max(0, cores // local_world_size - 1))

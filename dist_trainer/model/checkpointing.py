@@ -1,7 +1,7 @@
-"""Activation checkpointing: keep a segment's input, compute the segment again in the backward pass.
+"""Activation checkpointing: keep only the input of each segment, recompute the segment in the backward pass.
 
-The settings are those of DeepSpeed's `activation_checkpointing` block. The recomputation is torch's own
-(non-reentrant `torch.utils.checkpoint`), which works under torch.compile and every ZeRO stage.
+The settings are those of DeepSpeed's `activation_checkpointing` block. The recomputation is torch's non-reentrant
+`torch.utils.checkpoint`, which works under torch.compile and with every ZeRO stage.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class Checkpointing:
-    """`num_checkpoints`: how many segments the blocks are cut into (None: one a block).
+    """`num_checkpoints`: into how many segments the blocks are divided (None: one per block).
 
-    `cpu`: segment inputs wait in host memory. `synchronize`: wait for the device at each boundary.
+    `cpu`: keep the segments' inputs in host memory. `synchronize`: wait for the device before each segment.
     """
 
     num_checkpoints: int | None = None
@@ -28,7 +28,7 @@ class Checkpointing:
     synchronize: bool = False
 
     def segments(self, blocks: Sequence[nn.Module]) -> list[Sequence[nn.Module]]:
-        """Cuts the blocks into runs of nearly equal length, in order."""
+        """The blocks in order, divided into segments of nearly equal length."""
         count = min(self.num_checkpoints or len(blocks), len(blocks))
         bounds = [len(blocks) * part // count for part in range(count + 1)]
         return [blocks[start:end] for start, end in pairwise(bounds)]

@@ -1,7 +1,8 @@
-"""GPT-2's transformer, built of torch's own parts. Parameter names and shapes are those of GPT-2 as published.
+"""GPT-2's transformer, built from torch's modules.
 
 Radford et al., "Language Models are Unsupervised Multitask Learners", 2019: pre-norm blocks, a final norm, learned
-positions, GELU (tanh form), input and output embeddings tied.
+positions, GELU (tanh form), input and output embeddings tied. The parameters are those of the published GPT-2, with
+projections as [out, in], as torch's Linear has them.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class GPT(nn.Module):
                 nn.init.normal_(module.weight, std=INIT_STD)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
-        # Each block adds two residual branches; GPT-2 keeps the sum's variance by scaling their last projections.
+        # Each block adds two residual branches. GPT-2 scales the last projection of each to keep the sum's variance.
         residual_std = INIT_STD / math.sqrt(2 * self.config.num_layers)
         for block in self._blocks():
             nn.init.normal_(block.attention.projection.weight, std=residual_std)
@@ -118,10 +119,11 @@ class GPT(nn.Module):
         return self.loss_function(hidden, self.token_embedding.weight, targets)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Matrices decay with the optimizer's own weight decay; biases and norms, the last group, do not decay.
+        """The optimizer's parameter groups: matrices have its weight decay; biases and norms, the last group, have
+        none.
 
-        The matrices come in several groups, each of at least an eighth of the model: ZeRO's step works on one group at
-        a time, and its temporaries are as large as the largest.
+        The matrices form several groups, each of at least an eighth of the model, because ZeRO's step works on one
+        group at a time and its temporaries are as large as the largest group.
         """
         parameters = list(self.parameters())
         enough = sum(parameter.numel() for parameter in parameters) / GROUPS_OF_MATRICES

@@ -1,4 +1,4 @@
-"""From hidden states to the mean cross-entropy, with and without the [tokens, vocab] logits in fp32."""
+"""The mean cross-entropy from hidden states, with all fp32 logits [tokens, vocab] at once or a chunk at a time."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ def full_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def chunked_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The same loss, holding one chunk of fp32 logits at a time: less memory, more time.
+    """The same loss and shapes, holding one chunk of fp32 logits at a time: less memory, more time.
 
-    In fp32, torch's `linear_cross_entropy` (from 2.13; chunked only when given options) never holds all logits.
-    In 16-bit it would return the loss in 16-bit and form its gradients before the loss scale is applied, so there
-    DeepSpeed's `chunked_cross_entropy` is used: it keeps the 16-bit logits and upcasts a block of rows at a time.
+    In fp32 this is torch's `linear_cross_entropy` (since 2.13; it is chunked only if given options), which never holds
+    all logits. In 16-bit that would return the loss in 16-bit and compute its gradients before the loss scale is
+    applied, so DeepSpeed's `chunked_cross_entropy` is used, which keeps the 16-bit logits and upcasts a block of rows
+    at a time.
     """
     flat_hidden, flat_targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
     if hidden.dtype == torch.float32 and hasattr(nn, "LinearCrossEntropyOptions"):

@@ -1,10 +1,10 @@
-"""The transformer's size, by arithmetic: torch is not needed to count."""
+"""The size of the transformer, by arithmetic and without torch."""
 
 from __future__ import annotations
 
 from dist_trainer.config.run import ModelConfig
 
-# A chunked loss holds fp32 logits of so many elements at a time, where no Triton kernel does without them: 16 MiB.
+# Elements of fp32 logits that a chunked loss holds at a time (16 MiB), unless a Triton kernel avoids holding any.
 CHUNK_ELEMENTS = 2**22
 
 
