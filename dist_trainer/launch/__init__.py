@@ -1,1 +1,1 @@
-"""How do N processes start there? Plans are values; running one is the thin edge. Never torch, deepspeed, train."""
+"""How N processes are started. Plans are values; only `run.py` acts. Imports neither torch, deepspeed nor train."""

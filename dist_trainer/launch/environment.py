@@ -1,4 +1,4 @@
-"""The variables that every launch needs and people forget. See each function for what the user may set."""
+"""Variables that a launch needs and people forget. Each function says what the user can override."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from dist_trainer.errors import UserError
 from dist_trainer.launch.plan import LaunchRequest
 
-# What a rank on another host needs to find the same programs and libraries, where it is set here.
+# Passed on if set here: a rank on another host needs them to find the same programs and libraries.
 SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
-# For what the guards of a real start bring, and the plain command of a dry run cannot say.
+# The beginning of a hint where guards could do what the plain command of --dry-run cannot express.
 UNSAYABLE = "leave --dry-run out, for `launch` itself can start these; as a plain command, "
-# Of this process's environment what ranks on other hosts get too.
+# Variables of this process's environment with these prefixes also go to ranks on other hosts.
 _PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "DS_", "UCX_", "MLFLOW_")
-# DeepSpeed writes them with their values into the command line of pdsh and ssh, where everybody can read them.
+# DeepSpeed writes these variables with their values into the command line of pdsh and ssh, which everybody can read.
 _SHOWN_BY_PDSH = ("MLFLOW", "UCX", "MV2")
 
 
 def common_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
-    """OMP_NUM_THREADS, a fair share of the cores; with no GPU DS_ACCELERATOR; and what the user named.
+    """OMP_NUM_THREADS, an equal share of the cores; DS_ACCELERATOR if there is no GPU; and what the user named.
 
-    What the host that starts the ranks has says nothing of other hosts: what follows from it is for ranks here alone.
+    The first two follow from this host's hardware, so they are left out for ranks on other hosts.
     """
     facts = request.facts
     threads, accelerator = None, None
@@ -33,7 +33,7 @@ def common_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
 def kept_env(
     request: LaunchRequest, num_threads: int | None, accelerator: str | None = None
 ) -> tuple[tuple[str, str], ...]:
-    """OMP_NUM_THREADS and DS_ACCELERATOR as the user has set them here, else as given; and what the user named."""
+    """OMP_NUM_THREADS and DS_ACCELERATOR if set in this environment, else as given; and what the user named."""
     environ = request.facts.environ
     threads = environ.get("OMP_NUM_THREADS") or (str(num_threads) if num_threads else None)
     pairs = (("OMP_NUM_THREADS", threads), ("DS_ACCELERATOR", environ.get("DS_ACCELERATOR") or accelerator))
@@ -41,7 +41,9 @@ def kept_env(
 
 
 def mpi_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
-    """What the ranks of an mpirun need beyond its own variables: threads, where they meet, this host's chosen GPUs."""
+    """What the ranks of an mpirun need besides its own variables: threads, the rendezvous, and chosen GPUs of this
+    host.
+    """
     return (
         *common_env(request),
         ("MASTER_ADDR", "127.0.0.1" if request.is_local else request.topology.hosts[0].name),
@@ -51,7 +53,7 @@ def mpi_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
 
 
 def visible_gpus_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
-    """CUDA_VISIBLE_DEVICES for a launcher on this host that cannot itself leave slots out; often nothing."""
+    """CUDA_VISIBLE_DEVICES, for a launcher on this host that cannot leave slots out itself; empty if not needed."""
     (host,) = request.topology.hosts
     if request.facts.num_gpus == 0 or host.has_first_slots:
         return ()
@@ -77,9 +79,9 @@ def gpus_of_slots(request: LaunchRequest) -> list[str]:
 
 
 def refuse_stray_rank(environ: Mapping[str, str], *, whose: str, again: str) -> None:
-    """Raises UserError where RANK or WORLD_SIZE would reach every rank, which would take them at their word.
+    """Raises UserError if RANK or WORLD_SIZE is set: every rank would inherit it and take it for its own.
 
-    `whose` ranks those are, and what to do `again`, are for the message.
+    `whose` ranks they are, and what to do to start `again`, are words for the message.
     """
     for name in ("RANK", "WORLD_SIZE"):
         if environ.get(name):
@@ -93,7 +95,7 @@ def refuse_stray_rank(environ: Mapping[str, str], *, whose: str, again: str) -> 
 
 
 def refuse_left_out_slots(request: LaunchRequest) -> None:
-    """Raises UserError for a host of which mpirun would take other slots than were chosen."""
+    """Raises UserError for a host on which mpirun would use other slots than those that were chosen."""
     for host in request.topology.hosts:
         if not host.has_first_slots:
             raise UserError(
@@ -104,7 +106,7 @@ def refuse_left_out_slots(request: LaunchRequest) -> None:
 
 
 def refuse_users(request: LaunchRequest, *, whose: str = "mpirun", why: str = "takes no user before a host") -> None:
-    """Raises UserError for a host for which the hostfile names a user."""
+    """Raises UserError for a host that the hostfile has a user for."""
     for host in request.topology.hosts:
         if host.user:
             raise UserError(
@@ -117,7 +119,7 @@ def refuse_users(request: LaunchRequest, *, whose: str = "mpirun", why: str = "t
 
 
 def named_env(words: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """--env NAME (its value here) or NAME=VALUE. Raises UserError for a name that is none, or is not set here."""
+    """From --env NAME (its value here) or NAME=VALUE. Raises UserError for an invalid name, or one that is not set."""
     pairs: dict[str, str] = {}
     for word in words:
         name, equals, value = word.partition("=")
@@ -132,12 +134,12 @@ def named_env(words: Sequence[str], environ: Mapping[str, str]) -> tuple[tuple[s
 
 
 def without_what_pdsh_shows(environ: Mapping[str, str]) -> dict[str, str]:
-    """For DeepSpeed's runner over hosts: what ranks need of it their guards bring."""
+    """For DeepSpeed's runner over several hosts: without variables that pdsh would show; ranks get them from guards."""
     return {name: value for name, value in environ.items() if not name.startswith(_SHOWN_BY_PDSH)}
 
 
 def forwarded_env(request: LaunchRequest) -> dict[str, str]:
-    """What ranks on other hosts get of this process's environment, beside what `--env` names."""
+    """The part of this process's environment that goes to ranks on other hosts, besides what `--env` names."""
     environ = request.facts.environ
     return {
         name: value

@@ -1,4 +1,4 @@
-"""RUN_DIR/resolved/launch.json: what was started, for people and for a report; without what is secret in it."""
+"""RUN_DIR/resolved/launch.json: what was started, for people and for the report, without secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_trainer.redact import redacted_argv, redacted_env
 
 
 def write_launch_record(launcher: str, request: LaunchRequest, job: Job, run_dir: Path, *, start_time_s: float) -> None:
-    """Enough to start the same ranks again, but for the values of --env and of what looks like a key or a password."""
+    """Enough to start the same ranks again, except for values of --env and of what looks like a key or a password."""
     record = {
         "launcher": launcher,
         "argv": redacted_argv(job.argv),

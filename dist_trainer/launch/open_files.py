@@ -1,4 +1,4 @@
-"""How many files this process may have open: each connection is one or more."""
+"""The limit of open files of this process: every connection takes one or more."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dist_trainer.errors import UserError
 
 
 def allow_open_files(needed: int, refusal: Callable[[int], UserError]) -> int:
-    """Raises the limit to `needed` where it is lower, and returns what it was.
+    """Raises the soft limit to `needed` if it is lower; returns the soft limit before.
 
-    Raises refusal(the hard limit) where the system does not allow so many.
+    Raises refusal(hard limit) if the hard limit is below `needed`.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or needed <= soft:

@@ -1,4 +1,4 @@
-"""What a launch came to: said at the terminal once, and written into the run's events where no rank has written it."""
+"""What a launch came to: printed once, and written into the run's events if no rank has written it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dist_trainer.streams import SHOW_CURSOR
 
 
 class RunRecord:
-    """The events of one start of a run, from before its ranks begin: to be made then."""
+    """The events of one start of a run. To be made before the ranks start, because it notes where events.jsonl ends."""
 
     def __init__(self, run_dir: Path) -> None:
         from dist_trainer.endings import Start
@@ -25,7 +25,7 @@ class RunRecord:
         self._start = Start.now(run_dir)
 
     def last_step(self) -> int | None:
-        """The newest step; None where this start has none yet."""
+        """The newest step of this start; None if there is none yet."""
         from dist_trainer.endings import last_step
 
         has_begun = any(event.kind == "phase" for event in self._start.events())
@@ -39,7 +39,7 @@ class RunRecord:
             self._start.write(end_event(INTERRUPTED, message, None, **facts))
 
     def failed(self, trouble: Trouble) -> None:
-        """Writes the cause, unless it stands there already in the rank's own words."""
+        """Writes the cause, unless the rank itself has already written it."""
         from dist_trainer.endings import ERROR, cause_among, end_event
 
         said = cause_among(list(self._start.events()))
@@ -51,12 +51,12 @@ class RunRecord:
 
 
 def is_at_its_end(trouble: Trouble) -> bool:
-    """Whether it is none: the run came to its end, and rank 0 has shown that --strict is not met."""
+    """Whether this is no failure: the run was completed, and rank 0 exits so because --strict is not met."""
     return trouble.rank == 0 and trouble.status == EXIT_TARGET_MISSED and trouble.cause is None
 
 
 def in_words(trouble: Trouble) -> list[str]:
-    """What happened, and the last lines of a rank that said nothing itself."""
+    """What happened; for a rank that gave no cause, with the last lines of its output."""
     return [f"{trouble.message}; said last:", *trouble.lines] if trouble.lines else [trouble.message]
 
 
@@ -82,12 +82,12 @@ def say_interrupted(number: signal.Signals, record: RunRecord | None, *, is_loca
 
 
 def restore_terminal(*, is_local: bool) -> None:
-    """Gives back the cursor that the progress bar of a rank here had hidden, and begins a new line."""
+    """Shows the cursor that the progress bar of a rank on this host had hidden, and begins a new line."""
     if is_local and os.isatty(1):
         sys.stdout.write(SHOW_CURSOR)
         sys.stdout.flush()
 
 
 def say(text: str) -> None:
-    # What a rank of another host says must not steer this terminal.
+    # Control characters in another host's text must not reach this terminal.
     print(printable(f"dist_trainer: {text}"), file=sys.stderr, flush=True)

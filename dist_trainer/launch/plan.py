@@ -1,4 +1,4 @@
-"""A launch as a value: what is asked for, and the command that does it."""
+"""A launch as plain values: what is asked for, and the command that does it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Literal
 
 from dist_trainer.cluster.topology import Topology
 
-# What `launch` has a launcher start in place of the ranks.
+# The module that `launch` has the launcher start in place of the ranks.
 GUARD_MODULE = "dist_trainer.launch.guards.rank_guard"
 
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What a plan has to know of the host that starts it. `num_cores` are those this process may use. `mpirun`: whose
-    it is, "openmpi" or "hydra" (MPICH, Intel MPI).
+    """What a plan needs to know of the host that starts the launcher. `num_cores`: those this process may use.
+    `mpirun`: "openmpi", or "hydra" (MPICH, Intel MPI).
     """
 
     hostname: str
@@ -30,7 +30,7 @@ class HostFacts:
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where torchrun's agents meet that were started by hand on `num_hosts` hosts. `endpoint` is HOST:PORT."""
+    """The rendezvous of torchrun's agents that are started by hand on `num_hosts` hosts. `endpoint` is HOST:PORT."""
 
     num_hosts: int
     host: str
@@ -44,12 +44,12 @@ class Rendezvous:
 
 @dataclass(frozen=True)
 class LaunchRequest:
-    """What is to run and where. `arguments` reach every rank of `module` literally.
+    """What to run, and where. `arguments` reach every rank of `module` literally.
 
-    `hostfile` is the path as the user wrote it, None when there is none; `is_hostfile_marked`: it begins with a
-    byte-order mark. `is_filtered` says that the topology holds fewer slots than the hostfile. `env` are the variables
-    that the user named for every rank. `is_guarded`: the ranks' guards bring what a launcher would get wrong, so that
-    nothing need be refused. With `rendezvous` the topology is this host's part of the run.
+    `hostfile`: the path as the user wrote it, None without one; `is_hostfile_marked`: it begins with a byte-order mark.
+    `is_filtered`: the topology has fewer slots than the hostfile. `env`: variables that the user set for every rank.
+    `is_guarded`: guards make up for what the launcher would do wrong, so that nothing has to be refused. With
+    `rendezvous` the topology is only this host's part of the run.
     """
 
     arguments: tuple[str, ...]
@@ -70,13 +70,13 @@ class LaunchRequest:
 
     @property
     def num_ranks(self) -> int:
-        """All ranks of the run; `topology` has this host's alone where others are started by hand."""
+        """All ranks of the run, also those that are started by hand on other hosts and so are not in `topology`."""
         return self.topology.num_ranks * (self.rendezvous.num_hosts if self.rendezvous else 1)
 
 
 @dataclass(frozen=True)
 class LaunchPlan:
-    """The command, in groups that belong on one line for a reader, and the variables added to the environment."""
+    """The command, in groups of words that belong on one line, and the variables to add to the environment."""
 
     launcher: str
     command: tuple[tuple[str, ...], ...]
@@ -88,7 +88,7 @@ class LaunchPlan:
         return tuple(word for group in self.command for word in group)
 
     def shell(self) -> str:
-        """The command as text that a POSIX shell runs when it is pasted; the same plan gives the same text."""
+        """The command as text to paste into a POSIX shell; the same plan gives the same text."""
         groups = [shlex.join(group) for group in self.command]
         if self.env:
             groups.insert(0, "env " + " ".join(f"{name}={shlex.quote(value)}" for name, value in self.env))
@@ -96,7 +96,7 @@ class LaunchPlan:
 
 
 def argument_groups(arguments: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """The arguments, cut before every switch: ('train', '--ds', 'zero2') -> ('train',), ('--ds', 'zero2')."""
+    """The arguments split before every switch: ('train', '--ds', 'zero2') -> ('train',), ('--ds', 'zero2')."""
     group: list[str] = []
     for argument in arguments:
         if argument.startswith("-") and group:

@@ -14,7 +14,7 @@ from dist_trainer.cluster.process_table import look_up, started_ticks
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-# What launchers run on a host to start its ranks; cut off from the others they would stay.
+# What launchers start on each host to start its ranks. When cut off from the others they would keep running.
 _DAEMONS = ("orted", "hydra_pmi_proxy")
 _MODULES = ("deepspeed.launcher.launch", "dist_trainer.launch.launchers.elastic")
 _SWEEP_AFTER_S = 3.0
@@ -22,21 +22,21 @@ _SWEEP_POLL_S = 0.1
 
 
 def adopt_orphans(wanted: bool) -> None:
-    """Whether a process whose parent ends becomes a child of this one, instead of the init process's."""
+    """Makes this process (or not) the new parent of descendants whose parent ends, in place of init (a subreaper)."""
     _prctl(_PR_SET_CHILD_SUBREAPER, int(wanted))
 
 
 def end_with_parent(parent_pid: int, number: signal.Signals = signal.SIGTERM) -> None:
-    """Has the kernel send this process the signal when its parent ends; at once when that has happened already."""
+    """Has the kernel send this process the signal when its parent ends; sends it at once if it already has."""
     _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent_pid:
         os.kill(os.getpid(), number)
 
 
 def show_as(words: Sequence[str]) -> None:
-    """Has ps, top and nvidia-smi show these words for this process, as far as there is room in its own."""
+    """Makes ps, top and nvidia-smi show these words as this process's command line, as far as there is room."""
     fields = Path("/proc/self/stat").read_bytes().rpartition(b")")[2].split()
-    # proc(5): arg_start and arg_end are its fields 48 and 49; the first one behind the name is 3.
+    # proc(5): arg_start and arg_end are fields 48 and 49; the first field after the name is number 3.
     start, end = int(fields[45]), int(fields[46])
     text = "\0".join(words).encode(errors="surrogateescape")[: end - start - 1]
     if start:
@@ -44,7 +44,7 @@ def show_as(words: Sequence[str]) -> None:
 
 
 def launchers_above(pid: int) -> list[tuple[int, int]]:
-    """The parts of launchers among the ancestors of `pid`, as (process id, start in clock ticks)."""
+    """Launchers' helper processes among the ancestors of `pid`, as (process id, start in clock ticks since boot)."""
     found = []
     while pid > 1:
         try:
@@ -61,11 +61,11 @@ def launchers_above(pid: int) -> list[tuple[int, int]]:
 
 
 def sweep_later(processes: list[tuple[int, int]]) -> None:
-    """Leaves a process behind that ends these, unless they end by themselves within _SWEEP_AFTER_S."""
+    """Leaves a process behind that ends these processes, unless they end by themselves within _SWEEP_AFTER_S."""
     if not processes or os.fork() > 0:
         return
     os.setsid()
-    # Whoever reads what this process prints, such as ssh, must not wait for it.
+    # Whoever reads this process's output, such as ssh, must not wait for the process left behind.
     os.closerange(0, os.sysconf("SC_OPEN_MAX"))
     for number in (signal.SIGTERM, signal.SIGKILL):
         deadline_s = time.monotonic() + _SWEEP_AFTER_S

@@ -1,6 +1,7 @@
-"""A pipe to whoever reads what `launch` prints, that never breaks: mpirun ends its ranks when nobody reads any more.
+"""A pipe between the launcher and the reader of `launch`'s output that never breaks, because mpirun ends its ranks when
+their output has no reader any more.
 
-A terminal and a file do not end so, and the launcher has them directly.
+Terminals and files cannot lose their reader, so the launcher gets those directly.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from typing import IO
 from dist_trainer.streams import write_all
 
 _BLOCK_BYTES = 1 << 16
-# What the launcher left behind may hold the pipe open.
+# Processes that the launcher left behind may hold the pipe open for longer.
 _DRAIN_LIMIT_S = 2.0
 
 
 @contextmanager
 def relayed(descriptor: int) -> Iterator[IO[bytes] | None]:
-    """What to write to in place of the descriptor; None where that needs nothing. All has been passed on at the end."""
+    """A file to write to in place of the descriptor; None if that is safe itself. On exit everything was passed on."""
     if not _may_break(descriptor):
         yield None
         return
     read_fd, write_fd = os.pipe()
-    # The signals are the main thread's to wait for: the new thread inherits this mask.
+    # The main thread waits for signals: the new thread inherits a mask that blocks them all.
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     thread = threading.Thread(target=_pass_on, args=(read_fd, descriptor), name="relay", daemon=True)
     try:
@@ -50,7 +51,7 @@ def _may_break(descriptor: int) -> bool:
 
 
 def _pass_on(read_fd: int, descriptor: int) -> None:
-    """To the end of the pipe, also when nobody takes it any more."""
+    """Reads the pipe to its end, even after its reader is gone."""
     while data := os.read(read_fd, _BLOCK_BYTES):
         write_all(descriptor, data)
     os.close(read_fd)

@@ -1,4 +1,4 @@
-"""The thin edge of a launch: from a plan to an exit status."""
+"""Executes a launch: from a plan to an exit status."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class TimeLimits:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run that may start: its folder, which is there, and all of `train`'s arguments."""
+    """A run that may start: its folder, which exists, and the complete arguments of `train`."""
 
     run_dir: Path
     arguments: tuple[str, ...]
@@ -69,9 +69,9 @@ def run_request(
 ) -> int:
     """Starts the guards, prepares the run, lets the guards start the ranks, and returns the ranks' status.
 
-    What takes `prepare` time takes none of the user's where all ranks are here: it is done while the launcher comes up,
-    and when it raises nothing is left. On other hosts nothing is started before it is done; where `secret` goes by a
-    file it has brought that.
+    If all ranks are on this host, `prepare` runs while the launcher starts, so that its time costs the user nothing; if
+    it raises, nothing is left running. With other hosts nothing is started before it has returned; a `secret` in a file
+    has then been brought to them.
     """
     membership = membership_for(launcher, request)
     with _taken_back(secret, membership, request):
@@ -80,7 +80,7 @@ def run_request(
 
 @contextmanager
 def _taken_back(secret: RunSecret, membership: Membership, request: LaunchRequest) -> Iterator[None]:
-    """A secret's file goes with the guards of its host; from hosts to which some never came it is taken here."""
+    """Guards remove the secret's file of their host; on hosts to which some guard never came, this removes it."""
     try:
         yield
     finally:
@@ -112,14 +112,14 @@ def _run(
     launcher_log = None if prepared is None else prepared.run_dir / "logs" / "launcher.log"
 
     def hand_out() -> None:
-        """Records what is started in RUN_DIR/resolved/launch.json, and lets the guards start it."""
+        """Prepares the run, records in RUN_DIR/resolved/launch.json what is started, and lets the guards start it."""
         nonlocal refusal, record
         try:
             ready = prepared or prepare()
         except (UserError, KeyboardInterrupt) as error:
             if launcher != "srun":
                 raise
-            # A killed srun leaves its step to SLURM, which is not quick; guards that have nothing to do end it at once.
+            # A killed srun leaves its step for SLURM to end, which takes time; guards without a job end it at once.
             refusal = error
             coordinator.stop(0.0)
             return
@@ -127,7 +127,7 @@ def _run(
         job = job_for(launcher, asked, plan, ready.run_dir, is_port_fixed=is_port_fixed)
         write_launch_record(launcher, asked, job, ready.run_dir, start_time_s=time.time())
         record = RunRecord(ready.run_dir)
-        # What was printed so far must stand before what the ranks print.
+        # Our output so far has to appear before that of the ranks.
         sys.stdout.flush()
         coordinator.hand_out(job)
 
@@ -138,7 +138,8 @@ def _run(
             membership,
             start_limit_s=limits.start_s,
             say=say,
-            # The host of the endpoint, where this is; else the order of hosts is the launcher's and the hostfile's.
+            # With a rendezvous, rank 0 is on the endpoint's host, this one; else the launcher or hostfile gives the
+            # order.
             first_host=request.facts.hostname if request.rendezvous else None,
         ) as coordinator,
         _outputs(launcher_log) as (output, errors),
@@ -152,7 +153,7 @@ def _run(
             errors=errors,
             meanwhile=hand_out,
         )
-        # Ctrl-C again, when nothing is left that it could stop, must not keep the end from being said.
+        # Another Ctrl-C now has nothing left to stop; it must not keep us from reporting the end.
         with suppress(KeyboardInterrupt):
             coordinator.stop(FAILURE_GRACE_S)
             coordinator.close(FAILURE_GRACE_S + _CLOSING_S)
@@ -162,7 +163,7 @@ def _run(
 
 
 def allow_connections(num_ranks: int) -> None:
-    """Lets this process have a connection a rank open. Raises UserError where the system does not let it."""
+    """Raises the limit of open files to one connection per rank. Raises UserError if the system does not allow it."""
     needed = num_ranks + _OTHER_OPEN_FILES
 
     def refusal(hard: int) -> UserError:
@@ -178,7 +179,7 @@ def allow_connections(num_ranks: int) -> None:
 
 
 def _listen_beside(meeting: Rendezvous) -> socket.socket:
-    """At the port after the rendezvous's own, which is how the other hosts know it."""
+    """Listens on the port after the rendezvous's, where guards on the other hosts will look for it."""
     try:
         return socket.create_server(("", meeting.port + 1), backlog=_BACKLOG)
     except OSError as error:
@@ -191,7 +192,7 @@ def _listen_beside(meeting: Rendezvous) -> socket.socket:
 
 
 def secret_for(launcher: str, request: LaunchRequest) -> RunSecret:
-    """How the run's secret comes to the guards follows from what starts them. Raises UserError."""
+    """The run's secret, in a variable or a file depending on what starts the guards. Raises UserError."""
     if request.rendezvous is not None:
         if is_secret_id(request.rendezvous.job_id):
             say("--rdzv-id is this run's secret, and other users of this host can read it: ps shows it to them")
@@ -207,7 +208,7 @@ def _launcher_env(request: LaunchRequest, plan: LaunchPlan, secret: RunSecret) -
 
 
 def run_beside(request: LaunchRequest, secret: RunSecret, *, grace_s: float = GRACE_S) -> int:
-    """Runs this host's ranks of a run whose rendezvous is on another host, where their guards get their job."""
+    """Runs this host's ranks of a run whose rendezvous is on another host; their guards get their job from there."""
     meeting = request.rendezvous
     assert meeting is not None
     plan = build_plan("torchrun", guarded(request, f"{meeting.host}:{meeting.port + 1}", secret))
@@ -219,8 +220,8 @@ def run_beside(request: LaunchRequest, secret: RunSecret, *, grace_s: float = GR
 
 @contextmanager
 def _outputs(log: Path | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | None]]:
-    """Where the launcher prints to, and its errors; None is where this process does. Over hosts its own words are for a
-    file: what ranks say comes by way of their guards.
+    """Files for the launcher's output and errors; None: this process's own. Over several hosts they go to `log`,
+    because the ranks' output comes through their guards.
     """
     if log is None:
         with relayed(1) as output, relayed(2) as errors:
@@ -234,7 +235,7 @@ def _outputs(log: Path | None) -> Iterator[tuple[IO[bytes] | None, IO[bytes] | N
 
 
 def _listen(launcher: str, request: LaunchRequest) -> tuple[socket.socket, str]:
-    """A socket for the guards, and this host's address as they see it. Raises UserError where there is no way."""
+    """A socket for the guards, and this host's address as they see it. Raises UserError if they could not reach it."""
     if request.is_local:
         return socket.create_server(("127.0.0.1", 0), backlog=_BACKLOG), "127.0.0.1"
     if request.rendezvous is not None:
@@ -243,7 +244,7 @@ def _listen(launcher: str, request: LaunchRequest) -> tuple[socket.socket, str]:
     other = next(name for name in names if not is_own_name(name, request.facts.hostname))
     address = address_towards(other)
     if address is None and launcher == "srun":
-        # A node's name need not be a host's: SLURM itself tells the tasks where srun runs.
+        # A SLURM node's name need not resolve; but SLURM tells its tasks the address of the host on which srun runs.
         address = FROM_SRUN
     if address is None:
         raise UserError(
@@ -264,7 +265,7 @@ def _status(
     *,
     is_local: bool,
 ) -> int:
-    """The status of the ranks, not the launcher's. Says and records why it is not 0."""
+    """The exit status of the ranks, not of the launcher. If it is not 0, says and records why."""
     membership = coordinator.membership
     if membership.all_ended_well:
         return EXIT_OK

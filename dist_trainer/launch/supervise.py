@@ -1,4 +1,4 @@
-"""Runs one launcher to its end: signals reach all its processes, its status is told truly, nothing is left."""
+"""Runs one launcher to its end: passes signals to all its processes, returns its status, leaves nothing running."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import adopt_orphans, end_with_parent
 
 GRACE_S = 20.0
-# After a failure ranks that wait in a collective have nothing to save.
+# After a failure the other ranks wait in a collective and have nothing to save.
 FAILURE_GRACE_S = 5.0
 _STRAGGLER_GRACE_S = 3.0
 _POLL_S = 0.05
 _LONG_S = 3600.0
 _LOOK_S = 0.2
-# What a launcher needs to end by itself after its last rank.
+# The time that a launcher needs to end by itself after its last rank.
 _LAUNCHER_GRACE_S = 4.0
 _TERM_GRACE_S = 2.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -31,14 +31,16 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(frozen=True)
 class Ending:
-    """How a command ended: its exit status, 128 + N when signal N ended it, and the signal that made us stop it."""
+    """How a command ended. `status`: its exit status, or 128 + N if signal N ended it. `stopped_by`: the signal to this
+    process that made us stop the command.
+    """
 
     status: int
     stopped_by: signal.Signals | None
 
 
 class Guards(Protocol):
-    """What watches the ranks on all hosts, and can end them. See `coordinator.Coordinator`."""
+    """What watches the ranks on all hosts and can end them: `coordinator.Coordinator`."""
 
     @property
     def trouble(self) -> object | None: ...
@@ -59,20 +61,20 @@ def supervise(
     errors: IO[bytes] | None = None,
     meanwhile: Callable[[], None] | None = None,
 ) -> Ending:
-    """Runs the command with exactly this environment, to its end and that of all it started.
+    """Runs the command with exactly this environment until it and everything that it started have ended.
 
-    SIGINT, SIGTERM and SIGHUP to this process reach the command's whole process group as SIGTERM; what is not
-    gone `grace_s` later, or at a second signal, is killed. A command so stopped gives 128 + the signal, unless it
-    ends with 0. What the command leaves running is ended, and then status 0 becomes 1. For the main thread only.
+    SIGINT, SIGTERM and SIGHUP to this process are sent to the command's whole process group as SIGTERM; what still runs
+    `grace_s` later, or at a second signal, is killed. A command stopped so returns 128 + the signal, unless it ends
+    with 0. Processes that the command leaves running are ended, and turn status 0 into 1. For the main thread only.
 
-    Where `guards` are connected they end the ranks instead, and the command is left to end by itself within the same
-    time; so it is, within FAILURE_GRACE_S and a little more, once they know of trouble. What the command prints goes
-    to `output` and `errors`, else to this process's own streams. `meanwhile` is called as soon as the command is on its
-    way, with the signals as they were; when it raises, the command is killed.
+    If `guards` are connected, they end the ranks instead, and the command gets the same time to end by itself; it also
+    gets some time (FAILURE_GRACE_S and a little more) once the guards know of trouble. The command's output goes to
+    `output` and `errors`, by default to this process's own streams. `meanwhile` is called as soon as the command is
+    started, with the original signal mask; if it raises, the command is killed.
     """
     stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     not_ours = {process.pid for process in list_descendants(os.getpid())}
-    # Blocked and waited for instead of handled, so that nothing here is interrupted half-way.
+    # Signals are blocked and waited for instead of handled, so that none interrupts this function half-way.
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals | {signal.SIGCHLD})
     adopt_orphans(True)
     try:
@@ -88,7 +90,7 @@ def supervise(
             _kill_the_rest(launcher, not_ours)
     finally:
         adopt_orphans(False)
-        # A stop signal that came again meanwhile has had its effect.
+        # A stop signal that is still pending has had its effect: it must not end this process once it is unblocked.
         while signal.sigtimedwait(stop_signals, 0) is not None:
             pass
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
@@ -142,7 +144,7 @@ def _wait(
     grace_s: float,
     guards: Guards | None,
 ) -> signal.Signals | None:
-    """Until the launcher has ended, or until it and all its processes had their time after a signal: that signal."""
+    """Waits for the launcher's end. Returns the stop signal, if one came; it and its processes have had their time."""
     awaited = stop_signals | {signal.SIGCHLD}
     while launcher.poll() is None:
         received = signal.sigtimedwait(awaited, _LONG_S if guards is None else _LOOK_S)
@@ -165,7 +167,7 @@ def _wait(
 def _give_time(
     launcher: subprocess.Popen[bytes], stop_signals: set[signal.Signals], not_ours: Collection[int], limit_s: float
 ) -> bool:
-    """Waits for the end of everything, at most so long, and not beyond a stop signal: whether all has ended."""
+    """Waits until everything has ended, for at most `limit_s` and until a stop signal. True if all has ended."""
     deadline_s = time.monotonic() + limit_s
     while _remaining(launcher, not_ours):
         if time.monotonic() >= deadline_s or signal.sigtimedwait(stop_signals, _POLL_S) is not None:
@@ -179,7 +181,7 @@ def _signal_group(launcher: subprocess.Popen[bytes], number: signal.Signals) -> 
 
 
 def _end_stragglers(launcher: subprocess.Popen[bytes], not_ours: Collection[int]) -> bool:
-    """Gives what the launcher left behind time to end by itself, and says whether all of it did; else SIGTERM."""
+    """Waits for what the launcher left behind, then sends it SIGTERM. True if all of it had ended by itself."""
     if _wait_until(lambda: not _remaining(launcher, not_ours), _STRAGGLER_GRACE_S):
         return True
     for pid in _remaining(launcher, not_ours):
@@ -196,7 +198,7 @@ def _kill_the_rest(launcher: subprocess.Popen[bytes], not_ours: Collection[int])
 
 
 def _remaining(launcher: subprocess.Popen[bytes], not_ours: Collection[int]) -> list[int]:
-    """The processes of this launch, itself among them, that have not ended. Clears away adopted ones that have."""
+    """The processes of this launch, the launcher included, that have not ended. Reaps adopted ones that have."""
     launcher.poll()
     running = []
     for process in list_descendants(os.getpid()):

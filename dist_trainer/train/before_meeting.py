@@ -1,4 +1,4 @@
-"""What a rank finds out before it meets the others: files, checkpoint, device, plan, data, and mistakes in them."""
+"""What a rank finds out before it joins the others: files, checkpoint, device, plan and data, and mistakes in them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run as this rank is to train it. `data` is that of each phase; `planned` is rank 0's alone."""
+    """A run as this rank is to train it. `data`: by phase. `planned`: None on every rank but 0."""
 
     resolved: ResolvedRun
     resume: Resume
@@ -45,7 +45,7 @@ class Prepared:
 def prepare(job: RankJob) -> Prepared:
     """Brings in torch, after all that is to be known or set before it. Raises UserError for the user's mistakes."""
     is_first = job.rank.rank == 0
-    # The mistakes in files and checkpoint, before torch is imported; the real device is asked afterwards.
+    # Reports mistakes in the files and the checkpoint before torch is imported; the real device is asked afterwards.
     resume, asked = check_before_start(
         job.request,
         world_size=job.rank.world_size,
@@ -84,7 +84,7 @@ def read_baseline(job: RankJob, asked: ResolvedRun) -> Baseline | None:
 
 
 def choose_cuda_allocator(memory: MemoryConfig) -> None:
-    """Sets torch's CUDA allocator, which reads the environment as torch comes in, unless the user did."""
+    """Selects torch's CUDA allocator by a variable that torch reads on import, unless the user has set it."""
     names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
     if not memory.expandable_segments or any(name in os.environ for name in names):
         return
@@ -93,17 +93,17 @@ def choose_cuda_allocator(memory: MemoryConfig) -> None:
 
 
 def let_threads_sleep() -> None:
-    """OpenMP's threads, which read the environment as torch comes in, sleep while they wait for each other, unless the
-    user chose how they wait: threads that spin wait in vain for one whose core another process has.
+    """Makes OpenMP's threads sleep while they wait for each other, by a variable that is read when torch is imported,
+    unless the user has chosen. On a busy host spinning threads would wait for a thread whose core another process has.
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
-    """Opens the token files of every phase to train; prepares the default corpus first if it is not there yet.
+    """Opens the token files of every phase to train; prepares the default corpus first if needed.
 
-    Raises UserError for data that is too short for a phase, before the phases in front of it have trained.
+    Raises UserError if the data is too short for some phase, even a later one, before any phase has trained.
     """
     from dist_trainer.data.corpus import STANDARD_LIBRARY, standard_library_dataset
     from dist_trainer.data.sampler import num_windows
@@ -128,7 +128,7 @@ def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
 
 
 def describe_run(resolved: ResolvedRun, rank: RankInfo, data: list[PhaseData]) -> Made:
-    """What makes this run's checkpoints."""
+    """The description of this run for its checkpoints."""
     facts = {
         phase.name: DataFacts(
             path=as_utf8(str(files.train.path)),

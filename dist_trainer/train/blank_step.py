@@ -1,9 +1,9 @@
-"""Keeps DeepSpeed from training before the first batch.
+"""Keeps DeepSpeed from taking an optimizer step before the first batch.
 
-At stage 0 in 16-bit (fp16/fused_optimizer.py, unfused_optimizer.py) DeepSpeed allocates the optimizer's states by a
-step with zero gradients while it builds the engine. That step counts, and it decays the weights: AdamW's masters lose a
-whole step's decay at the full rate, Adam's bias is corrected as if one step more had been taken, momenta begin
-elsewhere. Its other stages allocate in the first step, as torch's optimizers do by themselves.
+At stage 0 in 16-bit (fp16/fused_optimizer.py, unfused_optimizer.py) DeepSpeed allocates the optimizer's states by
+taking a step with zero gradients while it builds the engine. That step counts and decays the weights: AdamW's master
+weights lose a whole step's decay at the full rate, Adam's bias correction is one step ahead, and momenta are off. The
+other stages allocate the states in the first real step, as torch's optimizers do.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def without_blank_step() -> Iterator[None]:
-    """An engine built in here has taken no step, whatever its optimizer; its states appear in the first."""
+    """An engine built in this block has taken no step, whatever its optimizer; its first step allocates the states."""
     from deepspeed.runtime.fp16.fused_optimizer import FP16_Optimizer
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 

@@ -1,4 +1,4 @@
-"""The form of a checkpoint: the engine's own files and each rank's random states, beside the card about them."""
+"""The files of a checkpoint: the engine's own, each rank's random states, and the card that describes them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from dist_trainer.train.hyperparameters import Hyperparameters
 
 
 def save(engine: Any, checkpoints_dir: Path, position: Position, made_by: Made) -> Path:
-    """Writes checkpoints/step-N on all ranks; once all of it is written rank 0 describes it, and `latest` names it."""
+    """Writes checkpoints/step-N. Collective. When all files are written, rank 0 writes the card, then `latest`."""
     folder = checkpoints_dir / find.name_of(position.step)
     if dist.get_rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         card.remove(folder)
-    # Nobody writes into a checkpoint that still says it is whole.
+    # No rank may write into a folder whose old card still says that it is complete.
     dist.barrier()
     torch.save(_random_state(), folder / _random_file())
     engine.save_checkpoint(str(checkpoints_dir), tag=folder.name, save_latest=False)
@@ -33,10 +33,10 @@ def save(engine: Any, checkpoints_dir: Path, position: Position, made_by: Made) 
 
 
 def load(engine: Any, found: Found, *, with_random_state: bool) -> Position:
-    """Restores weights, the optimizer's moments, the loss scale reached, and with it random states from a checkpoint.
+    """Restores weights, the optimizer's moments, the reached loss scale and, if asked, random states. Collective.
 
-    Rates and all other settings stay those the engine was built with, and the schedule is where it would be if it had
-    been this one from the first step. Raises UserError for files that cannot be loaded.
+    Rates and all other settings stay those that the engine was built with; the schedule is advanced to where it would
+    be if it had been in force from the first step. Raises UserError for files that cannot be loaded.
     """
     asked = Hyperparameters.of(engine.optimizer)
     random_file = found.folder / _random_file()
@@ -50,7 +50,7 @@ def load(engine: Any, found: Found, *, with_random_state: bool) -> Position:
     except Exception as error:
         if not _may_come_of_a_file(error):
             raise
-        # Whatever DeepSpeed trips over: pickles, archives, states that are not there.
+        # DeepSpeed may fail in many ways here: unpickling, archives, missing states.
         text = str(error).strip().partition("\n")[0] or type(error).__name__
         raise find.cannot_be_loaded(found.folder, f"cannot be loaded ({text})") from error
     asked.put_back(engine.optimizer)
@@ -64,7 +64,7 @@ def load(engine: Any, found: Found, *, with_random_state: bool) -> Position:
 
 
 def _may_come_of_a_file(error: Exception) -> bool:
-    """Not where the device is full, or another rank is gone: gloo has no exception of its own."""
+    """False if the device is out of memory or another rank is gone, for which gloo has no exception type of its own."""
     return not isinstance(error, torch.OutOfMemoryError | dist.DistError) and "gloo" not in str(error)
 
 

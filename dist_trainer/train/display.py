@@ -1,4 +1,4 @@
-"""What a person sees while it trains: rank 0's lines, and a progress bar where there is a terminal."""
+"""What a person sees during training: rank 0's lines, and a progress bar at a terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Display:
         if speaks and at_terminal:
             self._progress = Progress(
                 TextColumn("{task.description}"),
-                # In a narrow terminal the bar gives way, and no figure is cut.
+                # Fixed: in a narrow terminal the bar is cut, and no figure.
                 BarColumn(bar_width=20),
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
                 TextColumn("{task.fields[figures]}"),
@@ -41,12 +41,12 @@ class Display:
             )
 
     def note(self, text: str) -> None:
-        """One line of the run; at a terminal one that is too long for it goes on below its own beginning."""
+        """Prints one line of the run; if too long for the terminal, it is wrapped with a hanging indent."""
         width = self._console.width if self._console.is_terminal else None
         self._console.print(wrapped(text, width), markup=False)
 
     def phase(self, phase: Phase, *, last_step: int) -> None:
-        """A phase begins; `last_step`, counted in it, is where this run will stop."""
+        """Begins a phase. `last_step`, counted within the phase, is where this run will stop."""
         self._phase = phase
         self._last_step = last_step
         self._last_line_s = 0.0
@@ -59,7 +59,7 @@ class Display:
             self._task = self._progress.add_task(f"phase {phase.number}", total=last_step, figures="")
 
     def step(self, record: StepRecord, memory_bytes: int | None, steps_done: int) -> None:
-        """`steps_done` counts within the phase; `memory_bytes` is None where it was not read for this step."""
+        """`steps_done`: counted within the phase. `memory_bytes`: None if it was not read for this step."""
         assert self._phase is not None
         figures = (
             f"loss {record.loss:.4f}  lr {record.learning_rate:.2e}  {format_count(record.tokens_per_s)} tokens/s"
@@ -79,10 +79,10 @@ class Display:
 
 
 def wrapped(text: str, width: int | None) -> str:
-    """`text` in lines of at most `width` columns, broken between words, the later ones below the text behind the label.
+    """`text` in lines of at most `width` columns, broken between words, with a hanging indent behind the label.
 
-    "plan       12.3 GB a GPU" has its label and blanks up to column 11. A word that is longer than a line, such as a
-    path, stays whole. Where `width` is None, or leaves the text less than half of the line, it is as it was.
+    "plan       12.3 GB a GPU" has a label and blanks in the first 11 columns. A word longer than a line, such as a
+    path, is not broken. The text is returned unchanged if `width` is None or leaves it less than half of the line.
     """
     label = re.match(r"(?:\S+ {2,}|\s+)?", text)
     indent = label.end() if label else 0

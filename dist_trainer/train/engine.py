@@ -1,4 +1,4 @@
-"""From a resolved run to a DeepSpeed engine around the model."""
+"""Builds the DeepSpeed engine around the model from a resolved run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dist_trainer.train.schedule import scheduler_of
 
 
 def checkpointing_of(deepspeed_config: dict[str, Any]) -> Checkpointing | None:
-    """The `activation_checkpointing` block as settings of the model; a block that is there means on."""
+    """The `activation_checkpointing` block as settings of the model; the block's presence turns it on."""
     block = deepspeed_config.get("activation_checkpointing")
     if block is None:
         return None
@@ -51,7 +51,7 @@ def _refuse_one_leaf(engine: Any, resolved: ResolvedRun) -> None:
 
 
 def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
-    """Builds the model with the run's seed and wraps it; the same weights on every rank and at every ZeRO stage.
+    """Builds the model with the run's seed and wraps it; weights are the same on every rank and at every ZeRO stage.
 
         hint="lower the threshold until blocks become leaves, or remove it" if name == names[0] else "name blocks",
     UserError where the JSON makes the whole model one leaf module of ZeRO-3.

@@ -1,9 +1,9 @@
-"""How a rank ends badly: one cause is said, all end within seconds, and no rank waits for another's work.
+"""How a rank fails: one cause is reported, all ranks end within seconds, and none waits for another's work.
 
-A rank that `launch` has started tells its guard, and `launch`, which hears of all, says one cause. Ranks that another
-launcher has started agree by records/events.jsonl: the first error line since the start is the cause, and the rank that
-writes it speaks, while the others wait for it to have spoken. A rank whose trouble may be no more than the echo of
-another's (a lost connection) lets the others go first.
+A rank that `launch` started tells its guard; `launch`, which hears from all ranks, reports one cause. Ranks that
+another launcher started agree through records/events.jsonl: the first error event since the start is the cause, and the
+rank that writes it reports it, while the others wait for that. A rank whose error may be only the echo of another's (a
+lost connection) lets the others go first.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ ECHO_GRACE_S = 1.0
 SAME_MISTAKE_GRACE_S = 5.0
 
 _is_failing = threading.Event()
-# Set where a rank that gives others the time to speak first has none left.
+# Set when a rank that is giving others time to report first has to end at once.
 _hurry = threading.Event()
 
 
 @dataclass(frozen=True)
 class Speaker:
-    """A rank of a run that is under way, and where it speaks: `stderr_fd` is the terminal's, also where standard error
-    is a file by then.
+    """A rank in the run, and where it reports. `stderr_fd`: the original stderr, such as the terminal, also after
+    sys.stderr was redirected to a file.
     """
 
     rank: int
@@ -68,15 +68,15 @@ def say(text: str, *, stream_fd: int = 2) -> None:
 def fail_before_meeting(
     error: BaseException, *, rank: int, debug: bool, run_dir: Path | None = None, stderr_fd: int = 2
 ) -> NoReturn:
-    """Ends a rank that has not joined the others yet, or cannot reach the run's folder.
+    """Ends a rank that has not joined the others yet, or that cannot reach the run's folder.
 
-    What stopped it most likely stopped every rank (a mistake in a file, a missing data set). Where there is no guard
-    rank 0 speaks, and its end makes the launcher end the others; a rank still alive after a grace was alone in its
-    trouble, and speaks. `run_dir` is the folder that the command line names.
+    What stopped it has probably stopped every rank (a mistake in a file, a missing data set). Without guards rank 0
+    reports, and its end makes the launcher end the others; a rank that is still alive after a grace period was the only
+    one to fail, and reports too. `run_dir`: the folder named on the command line.
     """
     if not tell_guard(Cause(_with_traceback(error, debug=debug), may_be_echo=False), os.environ):
         if rank > 0 and _hurry.wait(SAME_MISTAKE_GRACE_S):
-            # The launcher ends this rank because another has ended, and has spoken.
+            # The launcher ends this rank because another one has ended, and has reported the cause.
             os._exit(exit_status(error))
         say(_line(error, rank, debug=debug), stream_fd=stderr_fd)
         _record(error, rank, None if run_dir is None else Start.now(run_dir))
@@ -84,7 +84,7 @@ def fail_before_meeting(
 
 
 def fail_in_the_run(error: BaseException, speaker: Speaker) -> NoReturn:
-    """Ends a rank of a run that is under way, without any collective."""
+    """Ends a rank after it has joined the others, without any collective."""
     _is_failing.set()
     logging.getLogger(LOGGER_NAME).error("".join(traceback.format_exception(error)))
     may_be_echo = not isinstance(error, UserError)
@@ -95,12 +95,12 @@ def fail_in_the_run(error: BaseException, speaker: Speaker) -> NoReturn:
         with speaker.start.speaking():
             if not told and not speaker.start.has_end():
                 if is_terminal(speaker.stderr_fd):
-                    # Rank 0's progress bar may stand there.
+                    # The cursor may be within the line of rank 0's progress bar.
                     write_all(speaker.stderr_fd, b"\n")
                 say(_line(error, speaker.rank, debug=speaker.debug), stream_fd=speaker.stderr_fd)
             _record(error, speaker.rank, speaker.start)
     except OSError:
-        # The folder is gone, and with it the way to agree.
+        # The run's folder is gone, so the ranks cannot agree through events.jsonl.
         if not told:
             fail_before_meeting(error, rank=speaker.rank, debug=speaker.debug, stderr_fd=speaker.stderr_fd)
     sys.stdout.flush()
@@ -109,8 +109,8 @@ def fail_in_the_run(error: BaseException, speaker: Speaker) -> NoReturn:
 
 
 def end_by_signal(number: signal.Signals, speaker: Speaker) -> None:
-    """Ends a rank that was told to end from outside, by another thread than the one that trains, which may stand in a
-    collective. Where the rank is failing already, it only has no more time to give to others.
+    """Ends a rank that a signal told to end. Called on another thread than the training's, which may be stuck in a
+    collective. If the rank is failing already, this only ends its waiting for others.
     """
     _hurry.set()
     if _is_failing.is_set():
@@ -148,5 +148,5 @@ def _record(error: BaseException, rank: int, start: Start | None) -> None:
         facts = slurm_facts(os.environ)
         start.write(end_event(ERROR, describe(error), rank, type=type(error).__name__, **facts))
     except OSError:
-        # It was said, or the guard knows: a disk that is full or gone must not keep the rank from ending.
+        # The cause was reported, or the guard knows it: a full or missing disk must not keep the rank from ending.
         logging.getLogger(LOGGER_NAME).warning("the end cannot be recorded", exc_info=True)

@@ -1,4 +1,4 @@
-"""Memory hygiene: the garbage collector out of the imports and the step, the allocator's cache emptied when asked."""
+"""Memory hygiene: keeps the garbage collector out of imports and steps; empties the allocator's cache if asked to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dist_trainer.config.run import MemoryConfig
 
 
 def end_imports() -> None:
-    """The collector is on again, and never looks at the half a million objects of the modules, which all stay."""
-    # Every optimizer's constructor brings it.
+    """Turns the collector on again, but never over the half a million objects of the imported modules (gc.freeze)."""
+    # Imported now, because the constructor of every optimizer imports it.
     import torch._dynamo  # noqa: F401
 
     gc.freeze()
@@ -20,7 +20,7 @@ def end_imports() -> None:
 
 
 def settle(engine: Any) -> None:
-    """Before the first step: what start-up left behind is collected, what stays is never looked at again."""
+    """Before the first step: collects what start-up left behind, and exempts what remains from later collections."""
     gc.collect()
     empty_cache()
     if engine.config.get("disable_python_gc"):
@@ -28,7 +28,7 @@ def settle(engine: Any) -> None:
 
 
 def after_step(engine: Any, config: MemoryConfig, step: int) -> None:
-    """Collects at the run file's interval if the JSON's `disable_python_gc` keeps the collector out of the steps."""
+    """Collects at the run file's interval, if the JSON's `disable_python_gc` has turned automatic collection off."""
     if engine.config.get("disable_python_gc") and _due(config.gc_every_steps, step):
         engine.collect_python_gc()
     if _due(config.empty_cache_every_steps, step):

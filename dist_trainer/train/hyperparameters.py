@@ -1,4 +1,4 @@
-"""What the JSON says of an engine's optimizer, kept over the loading of a checkpoint, which would bring its own."""
+"""Keeps the JSON's optimizer settings when a checkpoint is loaded, which would restore its own."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-# What a group has beside settings: the weights, and the count of steps that DeepSpeed's FusedAdam keeps there.
+# The keys of a parameter group that are no settings: its weights, and the step count that DeepSpeed's FusedAdam keeps.
 _STATE_OF_A_GROUP = ("params", "step")
 _STATE_OF_A_LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-# ZeRO's optimizers have the first, those without ZeRO the second.
+# The attribute's name in ZeRO's optimizers, and in those without ZeRO.
 _LOSS_SCALES = ("loss_scaler", "loss_scale_config")
 
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Those of each group, the gradients' clipping, and how the loss is scaled."""
+    """The settings of each parameter group, the clipping norm, and the loss scaling."""
 
     groups: list[dict[str, Any]]
     clip_grad: float | None
@@ -23,7 +23,7 @@ class Hyperparameters:
 
     @classmethod
     def of(cls, optimizer: Any) -> Hyperparameters:
-        """Those of an optimizer as it was built."""
+        """The settings of an optimizer as it was built."""
         groups = [
             {name: copy.deepcopy(value) for name, value in group.items() if name not in _STATE_OF_A_GROUP}
             for group in optimizer.param_groups
@@ -32,7 +32,7 @@ class Hyperparameters:
         return cls(groups, getattr(optimizer, "clip_grad", None), scales)
 
     def put_back(self, optimizer: Any) -> None:
-        """Sets them in the optimizer again. A dynamic loss scale keeps the scale that was reached."""
+        """Sets them in the optimizer again. A dynamic loss scale keeps the value that it had reached."""
         for group, settings in zip(optimizer.param_groups, self.groups, strict=True):
             group.update(settings)
         if self.clip_grad is not None:

@@ -1,4 +1,4 @@
-"""What one rank was told by its command line."""
+"""What the command line told one rank."""
 
 from __future__ import annotations
 

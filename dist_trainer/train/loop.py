@@ -1,4 +1,4 @@
-"""The training loop: phases in order, steps in each, records after every step."""
+"""The training loop: the phases in order, their steps, and records after every step."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ from dist_trainer.train.step import StepResult, evaluate, train_step
 
 @dataclass(frozen=True)
 class PhaseData:
-    """The token files of one phase; `validation` is None where there is none, or nobody asks for it."""
+    """The token files of one phase; `validation` is None if there is none or the run file does not evaluate."""
 
     train: TokenFile
     validation: TokenFile | None
 
 
 class Recorder:
-    """Records what happens: memory of every rank by way of its monitor, steps and events of rank 0 alone."""
+    """Records memory on every rank, through its monitor; steps and events on rank 0 only."""
 
     def __init__(self, records_dir: Path, rank: int, probe: MemoryProbe) -> None:
         self.rank = rank
@@ -53,36 +53,36 @@ class Recorder:
         self._events = RecordWriter(records_dir / EVENTS_FILE) if rank == 0 else None
 
     def start(self, message: str, **facts: Any) -> None:
-        """The event that begins a run, with what tells a reader whether it goes on."""
+        """The event that begins a run, with the facts by which a reader can tell whether the run still goes on."""
         if self._events is not None:
             life = show_life(self._records_dir / EVENTS_FILE)
             self.event("start", message, **facts, **life, monotonic_s=time.monotonic())
 
     def phase(self, phase: Phase, *, step: int) -> None:
-        """The event that begins a phase, of which memory is from now on."""
+        """The event that begins a phase; memory samples bear this phase from now on."""
         self.probe.monitor.begin_phase(phase.name)
         self.event("phase", f"phase {phase.number}: {phase.name}", step=step, monotonic_s=time.monotonic())
 
     def step(self, record: StepRecord) -> None:
-        """Raises RunError where the run's folder is not where it was."""
+        """Raises RunError if the run's folder was moved or deleted."""
         if self._steps is not None:
             self._steps.write(record)
             self._check_place(self._steps)
 
     def memory(self, step: int, *, allocator_peaks_bytes: dict[str, int] | None = None) -> int:
-        """Records this rank's memory; returns the bytes in use, on the device or else in the process."""
+        """Records this rank's memory; returns the bytes in use on the device, or on a CPU in the process."""
         reading = replace(self.probe.read(step), allocator_peaks_bytes=allocator_peaks_bytes)
         self.probe.monitor.write(reading)
         return reading.rss_bytes if reading.device_used_bytes is None else reading.device_used_bytes
 
     def event(self, kind: str, message: str, **facts: Any) -> None:
-        """Raises RunError where the run's folder is not where it was."""
+        """Raises RunError if the run's folder was moved or deleted."""
         if self._events is not None:
             self._events.write(Event(kind, message, self.rank, time.time(), facts))
             self._check_place(self._events)
 
     def _check_place(self, writer: RecordWriter) -> None:
-        """Records and checkpoints that nobody finds are worth no training."""
+        """Stops the run if its folder was moved or deleted: nobody would find its records and checkpoints."""
         if writer.is_in_place():
             return
         error = RunError(
@@ -91,14 +91,14 @@ class Recorder:
             hint="start the run again; where the folder was moved, name its new place with --run-dir",
         )
         if self._events is not None:
-            # Into the folder that was moved; into one that was deleted it does no harm.
+            # The open file is in the moved folder, where it is of use; in a deleted one it does no harm.
             self._events.write(end_event(ERROR, str(error), self.rank, type=type(error).__name__))
         raise error
 
 
 @dataclass
 class Run:
-    """All that the loop needs of one rank; `position` and when it was last saved are the parts that change."""
+    """Everything that the loop needs on one rank. `position`, `saved_step` and `last_checkpoint_s` change."""
 
     resolved: ResolvedRun
     rank: RankInfo
@@ -117,12 +117,12 @@ class Run:
 
     @property
     def steps_left(self) -> float:
-        """Optimizer steps until `max_steps`."""
+        """Optimizer steps left until `max_steps`; infinite without one."""
         return math.inf if self.max_steps is None else max(0, self.max_steps - self.position.step)
 
 
 def train_phases(run: Run) -> None:
-    """Trains every selected phase from where the run is to its end, or to `max_steps`."""
+    """Trains every selected phase from the run's position to its end, or to `max_steps`."""
     hygiene.settle(run.engine)
     if all(_steps_left(run, phase) <= 0 for phase in run.resolved.phases):
         run.display.note(nothing_left(run.position, run.resolved.phases, run.max_steps))
@@ -145,7 +145,7 @@ def _steps_left(run: Run, phase: Phase) -> float:
 
 
 def nothing_left(position: Position, phases: Sequence[Phase], max_steps: int | None) -> str:
-    """What a person is told whose run has all the steps that were asked for."""
+    """The line for a run that already has all the steps that were asked for."""
     step = position.step
     if all(position.progress(phase.name).steps >= phase.steps for phase in phases):
         which = "that is the end of its phase" if len(phases) == 1 else "that is the end of its phases"
@@ -209,7 +209,7 @@ def _record_step(run: Run, phase: Phase, step: int, result: StepResult) -> None:
 
 
 def _write_to_deepspeed_monitors(engine: Any, record: StepRecord) -> None:
-    """TensorBoard, CSV and the like, as the JSON switches them on; DeepSpeed itself writes no loss there."""
+    """Writes to TensorBoard, CSV and so on, as the JSON enables them; DeepSpeed does not write the loss there."""
     if engine.monitor.enabled and engine.global_rank == 0:
         events = [("Train/loss", record.loss, record.step), ("Train/tokens_per_s", record.tokens_per_s, record.step)]
         if record.grad_norm is not None:
@@ -254,7 +254,7 @@ def _loader(
 
 
 def _checkpoint_is_due(run: Run) -> bool:
-    """By steps, or by rank 0's clock, which decides for all ranks."""
+    """By the number of steps or by time; rank 0's clock decides for all ranks. Collective."""
     config = run.resolved.run.checkpoints
     if config.every_steps and run.position.step % config.every_steps == 0:
         return True

@@ -1,8 +1,8 @@
-"""fp16's loss scale, applied once and taken out once: DeepSpeed 0.19.8 does not always.
+"""fp16's loss scale, multiplied in once and divided out once, which DeepSpeed 0.19.8 does not always do.
 
-At stage 0 the engine's backward leaves the scale out, and the optimizer's step divides by it all the same: gradients
-would come out 65,536 times too small, and never be clipped. At every stage the step in which the scale grows is divided
-by the grown scale: that update would be halved.
+At stage 0 the engine's backward does not apply the scale, but the optimizer's step divides by it: gradients would be
+65,536 times too small, and would never be clipped. At every stage, the step in which the scale grows is divided by the
+grown scale: that update would be halved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 def loss_scale(engine: Any) -> float | None:
-    """The scale of the next backward; None where there is none."""
+    """The scale of the next backward pass; None without loss scaling."""
     if not engine.fp16_enabled():
         return None
     return float(engine.optimizer.loss_scale)
@@ -23,8 +23,8 @@ def loss_scale(engine: Any) -> float | None:
 def scale_once(engine: Any, loss: Tensor) -> None:
     """To be called before each `engine.backward(loss)`.
 
-    Says what gradient the loss itself is to have, and does not multiply, so that it stays right with a DeepSpeed whose
-    backward scales.
+    It sets the gradient of the loss instead of multiplying the loss, so the result stays correct with a DeepSpeed whose
+    backward does apply the scale.
     """
     scale = loss_scale(engine)
     if scale is None or engine.zero_optimization():
@@ -34,10 +34,10 @@ def scale_once(engine: Any, loss: Tensor) -> None:
 
 
 def grow_between_steps(engine: Any) -> None:
-    """Lets the scale grow when the step is done; to be called once, when the engine is built.
+    """Makes the scale grow only after the step is done; to be called once, when the engine is built.
 
-    Where the gradients overflow the step ends with the scale, and nothing is divided any more. Also takes the scale out
-    of the norm that is reported where DeepSpeed forgets that (fp16/unfused_optimizer.py).
+    If gradients overflow, the step ends with the change of scale, and no division follows. Also divides the scale out
+    of the reported norm where DeepSpeed forgets that (fp16/unfused_optimizer.py).
     """
     if not engine.fp16_enabled():
         return

@@ -1,6 +1,6 @@
-"""Where the ranks meet before they are a process group, and what is said while some of them have not come.
+"""The ranks' rendezvous before the process group exists, and what is said while some ranks are missing.
 
-Each rank leaves a key in the store. Rank 0 looks who is missing; a rank that does not even find rank 0 says that.
+Each rank sets a key in the store. Rank 0 looks for missing keys; a rank that cannot even connect to rank 0 says that.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from dist_trainer.errors import UserError
 from dist_trainer.units import counted
 
 TIME_LIMIT_S = 1800.0
-# Rank 0 may still be planning when the others are ready: they wait for longer before they say a word.
+# Ranks above 0 wait longer before they report that rank 0 is missing, because it may still be planning.
 _MISSING_AFTER_S = 5.0
 _FIRST_MISSING_AFTER_S = 15.0
-# `launch` says itself which hosts it waits for.
+# Under `launch`, which itself reports the hosts that it waits for.
 _LAUNCHED_AFTER_S = 60.0
 _AGAIN_AFTER_S = 120.0
 _SHORTEST_WAIT_S = 0.01
@@ -44,10 +44,10 @@ _TOLD_BY = {
 
 
 def meet(rank: RankInfo, *, is_launched: bool) -> Any:
-    """The store of all ranks, when every rank has come to it; a rank above 0 goes on when rank 0 has.
+    """The store, once every rank has connected to it; a rank above 0 returns as soon as rank 0 has.
 
-    Who has not come is said after some seconds, and then every two minutes: by rank 0, or, where that is who is missed,
-    by one rank a host. Raises UserError when TIME_LIMIT_S is over, and torch's errors of stores and networks.
+    Missing ranks are reported after some seconds, then every two minutes: by rank 0, or, if rank 0 is missing, by one
+    rank on each host. Raises UserError after TIME_LIMIT_S, and torch's errors of stores and networks.
     """
     has_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     patience = _Patience(rank, _LAUNCHED_AFTER_S if is_launched else None)
@@ -69,7 +69,7 @@ def meet(rank: RankInfo, *, is_launched: bool) -> Any:
 
 
 def await_first_rank(rank: RankInfo, patience: _Patience) -> None:
-    """Returns as soon as rank 0 listens, where torch would look again only half a second later, and say nothing."""
+    """Returns as soon as rank 0 listens. torch would retry only every half second, and report nothing."""
     assert rank.master_port is not None
     while True:
         try:
@@ -82,14 +82,14 @@ def await_first_rank(rank: RankInfo, patience: _Patience) -> None:
 
 @dataclass
 class _Patience:
-    """Waits between two looks: an eighth of all that has passed, so that thousands of ranks do not ask too often."""
+    """Pauses between retries: an eighth of the time passed so far, so that thousands of ranks do not ask too often."""
 
     rank: RankInfo
     after_s: float | None = None
     trouble: str | None = None
     began_s: float = field(default_factory=time.monotonic)
     next_word_s: float = field(init=False)
-    # Its name, which the kernel gives to one process of a host until that ends.
+    # An abstract socket bound to a fixed name, which the kernel gives to one process per host: that rank reports.
     turn: socket.socket | None = None
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ class _Patience:
         time.sleep(min(_LONGEST_WAIT_S, max(_SHORTEST_WAIT_S, waited_s / 8)))
 
     def _speaks(self) -> bool:
-        """Rank 0, and of the others one on each host."""
+        """Whether this rank reports: rank 0 does, and of the others one on each host."""
         if self.rank.rank == 0 or self.turn is not None:
             return True
         turn = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -134,7 +134,7 @@ class _Patience:
 
 
 def _own_store(rank: RankInfo) -> Any:
-    """Rank 0's, as torch makes it, but for its waiting in silence until all have come."""
+    """Rank 0's own store, made as torch makes it, but without waiting silently until all ranks have connected."""
     assert rank.master_port is not None
     return dist.TCPStore(  # type: ignore[attr-defined]
         rank.master_addr,
@@ -148,7 +148,7 @@ def _own_store(rank: RankInfo) -> Any:
 
 
 def _agent_store() -> Any:
-    """Somebody else's: rank 0's, or that of torchrun's agent."""
+    """A store that another process serves: rank 0, or torchrun's agent."""
     return next(dist.rendezvous("env://", timeout=timedelta(seconds=TIME_LIMIT_S)))[0]  # type: ignore[attr-defined]
 
 

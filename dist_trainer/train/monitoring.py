@@ -1,4 +1,4 @@
-"""Which monitor watches a rank: its own, or in a large run its host's."""
+"""Which monitor watches a rank: its own, or in a large run that of its host."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from dist_trainer.train import process
 
 
 def open_monitor(rank: RankInfo, resolved: ResolvedRun, started: Start, device: DeviceFacts) -> RankMonitor:
-    """What watches this rank's GPU from before the model is built to the end: this rank, or in a large run its host's
-    first.
+    """The monitor of this rank's GPU, from before the model is built to the end. In a large run local rank 0 monitors
+    all ranks of its host. Collective in that case.
     """
     records_dir, interval_s = started.run_dir / "records", resolved.run.memory.sample_every_s
     start_id = started.events_size
@@ -31,9 +31,9 @@ def open_monitor(rank: RankInfo, resolved: ResolvedRun, started: Start, device: 
 
 
 def stop_monitor(monitor: RankMonitor, rank: RankInfo) -> None:
-    """When this rank is done; returns once every rank's samples are there. All ranks call it."""
+    """To be called by all ranks when they are done; returns once every rank's samples are written."""
     if rank.world_size > host.MAX_NUM_RANKS_ALONE:
-        # The monitors of whole hosts wait for the last that their ranks have to say.
+        # The monitor of a host has to wait for the last figures of the host's ranks.
         dist.barrier()
     monitor.stop()
     dist.barrier()

@@ -1,7 +1,7 @@
 """Keeps torch's inductor out of runs that do not compile.
 
-DeepSpeed imports its Muon for every optimizer, to see whether it is that, and Muon's functions are compiled by
-decorators: that alone brings inductor into each rank, for more than a second and 46 MB of host memory.
+DeepSpeed imports its Muon for every optimizer, to compare types, and decorators compile Muon's functions on import:
+that loads inductor in every rank, for more than a second and 46 MB of host memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MODULE = "deepspeed.runtime.zero.muon.original_muon"
 
 
 def import_uncompiled_unless_used(config: Mapping[str, Any]) -> None:
-    """To be called before the engine of this DeepSpeed configuration is built."""
+    """To be called before an engine with this DeepSpeed configuration is built."""
     if str(block(config, "optimizer").get("type")).lower() == "muon":
         return
 

@@ -1,6 +1,6 @@
-"""DeepSpeed's ops that are compiled at their first use, and the lock files that a killed build leaves behind.
+"""DeepSpeed's ops that are compiled at first use, and the lock files that killed builds leave behind.
 
-torch makes `lock` in the op's folder, keeps it open while it builds or loads, and waits for another's without end.
+torch makes a file `lock` in the op's folder, keeps it open while it builds or loads, and waits forever for another's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LONGEST_BUILD_S = 1800.0
 
 
 def build_folder(environ: Mapping[str, str]) -> Path:
-    """Where torch builds extensions: TORCH_EXTENSIONS_DIR, or a folder in the user's cache."""
+    """The folder in which torch builds extensions: TORCH_EXTENSIONS_DIR, or one in the user's cache."""
     told = environ.get("TORCH_EXTENSIONS_DIR")
     if told:
         return Path(told)
@@ -33,7 +33,7 @@ def locks(folder: Path) -> list[Path]:
 
 
 def open_files() -> set[str]:
-    """The regular files that processes of this host hold open, of those processes that may be looked into."""
+    """The regular files that processes of this host hold open, as far as this user may look."""
     found = set()
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
@@ -44,8 +44,8 @@ def open_files() -> set[str]:
 def delete_abandoned_locks(folder: Path) -> None:
     """Deletes the locks of killed builds: those that no process of this host holds open.
 
-    Where other hosts or containers may build too, only those older than LONGEST_BUILD_S, by the clock of the file
-    system that dated them. Before any rank of this host builds: one that already waits would take the op for built.
+    If other hosts or containers may build there too, only locks older than LONGEST_BUILD_S, by the clock of the file
+    system. Call it before any rank of this host builds: one that already waits would take the op to be built.
     """
     found = locks(folder)
     if not found:
@@ -60,7 +60,7 @@ def delete_abandoned_locks(folder: Path) -> None:
 
 
 def _now_there_s(folder: Path) -> float:
-    """The time by which the file system that the folder lies on dates its files: on a shared one, its server's."""
+    """The current time by the clock of the folder's file system: on a shared one, the server's."""
     with tempfile.TemporaryFile(dir=folder) as probe:
         probe.write(b"\n")
         probe.flush()

@@ -1,4 +1,4 @@
-"""What rank 0 says and records of a run before its first step."""
+"""What rank 0 prints and records before the first step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from dist_trainer.units import counted, format_count
 
 
 def open_run(prepared: Prepared, rank: RankInfo, run_dir: Path, *, recorder: Recorder, display: Display) -> None:
-    """Both files as they are meant and the plan into the run's folder, the first lines, the event that begins a run."""
+    """Writes both resolved files and the plan into the run's folder, prints the first lines, records the start."""
     resolved, device = prepared.resolved, prepared.device
     _write_resolved(resolved, run_dir)
     for line in opening_lines(resolved, rank, run_dir, device, prepared.num_threads):

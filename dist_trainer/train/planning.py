@@ -1,4 +1,4 @@
-"""Rank 0's plan of the run: made before the ranks meet, said and kept once there is a folder for it."""
+"""Rank 0's plan of the run: made before the ranks rendezvous, printed and written once the run has a folder."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from dist_trainer.train import process
 def plan_first(
     request: Request, resolved: ResolvedRun, rank: RankInfo, facts: DeviceFacts, *, force: bool
 ) -> Preflight:
-    """Plans for this rank's device. Raises UserError where the run would not fit it, unless `force`."""
-    # The ranks are started: no more of them can be had for this run.
+    """Plans for this rank's device. Raises UserError if the run would not fit it, unless `force`."""
+    # The ranks are already started, so the advice must not ask for more ranks per host.
     setup = Setup(request, rank.world_size, rank.local_world_size, max_ranks_a_host=rank.local_world_size)
     host = HostMemory(psutil.virtual_memory().total, rank.local_world_size)
     case = Case(setup, facts, _device(rank, facts), host)
@@ -34,7 +34,7 @@ def plan_first(
 
 
 def keep(made: Preflight, run_dir: Path) -> list[str]:
-    """Writes the plan into the run's folder; returns what is to be said of it, nothing where `launch` said it."""
+    """Writes the plan into the run's folder; returns the lines to print, none if `launch` has printed the same plan."""
     if made.plan is None:
         return [f"notice     {notice}" for notice in made.notices]
     is_said = is_launched(run_dir) and _figures(_kept(run_dir)) == _figures(made.plan)
@@ -45,7 +45,7 @@ def keep(made: Preflight, run_dir: Path) -> list[str]:
 
 
 def is_launched(run_dir: Path | None) -> bool:
-    """Whether `launch` started the ranks: it names a folder, and says there what it has started."""
+    """Whether `launch` started the ranks: the folder that it names then has its launch.json."""
     return run_dir is not None and (run_dir / "resolved" / "launch.json").exists()
 
 
@@ -64,5 +64,5 @@ def _kept(run_dir: Path) -> Plan | None:
 
 
 def _figures(plan: Plan | None) -> Plan | None:
-    """The plan without the device's name and size, which NVML and torch tell differently."""
+    """The plan without the device's name and size, which NVML and torch report differently."""
     return replace(plan, device_name=None, device_bytes=None) if plan is not None else None

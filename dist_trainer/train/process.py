@@ -1,4 +1,4 @@
-"""One rank's process: its environment, threads, device and process group, from the first line to the last."""
+"""The process of one rank: its environment, threads, device and process group, from the first line to the last."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ def set_threads(rank: RankInfo) -> int:
 
 
 def quiet_profiler() -> None:
-    """torch's profiler prints when it starts and stops, unless told otherwise before its first use."""
+    """Silences torch's profiler, which prints at start and stop unless this is set before its first use."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
 def measure_on_the_cpu() -> None:
-    """Before DeepSpeed is imported: also on a host with GPUs, this process trains on the CPU, and is profiled there."""
+    """To be called before DeepSpeed is imported: trains and profiles on the CPU, even on a host with GPUs."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     quiet_profiler()
 
 
 def export_rank(rank: RankInfo) -> None:
-    """Tells torch and DeepSpeed, which read the environment, which rank this is. The one place that writes it."""
+    """Sets the rank's variables for torch and DeepSpeed. No other code writes them."""
     os.environ.update(
         RANK=str(rank.rank),
         WORLD_SIZE=str(rank.world_size),
@@ -54,7 +54,7 @@ def export_rank(rank: RankInfo) -> None:
 
 
 def device_facts(*, asks_async_io: bool = False) -> DeviceFacts:
-    """What this rank's accelerator can do, as DeepSpeed sees it; whether NVMe is to be had, only where it is asked."""
+    """What this rank's accelerator supports, by DeepSpeed's account. NVMe is checked only with `asks_async_io`."""
     import shutil
 
     from deepspeed.accelerator import get_accelerator
@@ -72,9 +72,9 @@ def device_facts(*, asks_async_io: bool = False) -> DeviceFacts:
 
 
 def device_index(rank: RankInfo, device: DeviceFacts) -> int:
-    """The device of this rank among those it can see; SLURM's --gpus-per-task shows a task its own GPU alone.
+    """This rank's device among those that it sees; with SLURM's --gpus-per-task each task sees only its own GPU.
 
-    A CPU has no number of its own: there it is the local rank, also on a host whose GPUs are not to be used.
+    CPUs have no index: for them it is the local rank, also on a host whose GPUs are not to be used.
     """
     if device.kind == "cpu":
         return rank.local_rank
@@ -94,21 +94,21 @@ def device_index(rank: RankInfo, device: DeviceFacts) -> int:
 
 
 def join_process_group(rank: RankInfo, device: DeviceFacts, *, is_launched: bool = False) -> None:
-    """Joins all ranks in torch's process group, which DeepSpeed then takes over.
+    """Joins all ranks in torch's process group, which DeepSpeed then takes over. Collective.
 
-    `is_launched`: `launch` started the ranks, and says itself for which hosts it waits.
-    Raises UserError when the meeting place (MASTER_ADDR, MASTER_PORT) cannot be used.
+    `is_launched`: `launch` started the ranks, and itself reports the hosts that it waits for. Raises UserError if the
+    rendezvous (MASTER_ADDR, MASTER_PORT) cannot be used.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 
     _check_meeting_place(rank)
     export_rank(rank)
-    # Not the first rank, which plans while the others wait.
+    # One rank of each host does it; not the first, because rank 0 plans while the others wait.
     if rank.local_rank == rank.local_world_size - 1:
         op_builds.delete_abandoned_locks(op_builds.build_folder(os.environ))
     if device.kind == "cpu":
-        # An op for inference alone, which DeepSpeed would compile for half a minute at the first start.
+        # An op for inference only, which DeepSpeed would compile at the first start, for half a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     else:
         torch.cuda.set_device(device_index(rank, device))
@@ -134,7 +134,7 @@ def join_process_group(rank: RankInfo, device: DeviceFacts, *, is_launched: bool
 
 
 def _check_meeting_place(rank: RankInfo) -> None:
-    """A name that cannot be resolved would keep torch trying for half an hour."""
+    """Resolves MASTER_ADDR, because with an unknown name torch would retry for half an hour."""
     if rank.world_size == 1:
         return
     try:
@@ -150,7 +150,7 @@ def _check_meeting_place(rank: RankInfo) -> None:
 
 
 def agree_on(value: _Value | None) -> _Value:
-    """Rank 0's value, on every rank."""
+    """Rank 0's value, on every rank. Collective."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     assert box[0] is not None
@@ -158,7 +158,7 @@ def agree_on(value: _Value | None) -> _Value:
 
 
 def open_logs(run_dir: Path, rank: RankInfo) -> None:
-    """Sends log lines, warnings, and on ranks above 0 everything printed, to the rank's own file."""
+    """Sends log lines, warnings, and on ranks above 0 all printed output, to the rank's own log file."""
     handler = open_rank_log(run_dir, rank.rank)
     for name in ("DeepSpeed", "py.warnings", "torch"):
         logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""The learning rate's schedule: made as the JSON says it, and brought to where a resumed run stands."""
+"""The learning rate schedule: built from the JSON, and advanced to the step of a resumed run."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from dist_trainer.train import warmup
 
 
 def scheduler_of(deepspeed_config: dict[str, Any], *, source: str) -> Callable[[Any], Any] | None:
-    """A maker of the scheduler that the JSON names, given the optimizer; None where it names none.
+    """A function that makes the JSON's scheduler for a given optimizer; None if the JSON names none.
 
-    DeepSpeed hands torch's schedulers its own wrapped optimizer, which they refuse; so all are made here. The maker
-    raises UserError for parameters that the scheduler refuses.
+    DeepSpeed would pass its wrapped optimizer to torch's schedulers, which refuse it, so all are made here. The
+    function raises UserError for parameters that the scheduler refuses.
     """
     block = deepspeed_config.get("scheduler")
     if block is None:
@@ -41,13 +41,13 @@ def scheduler_of(deepspeed_config: dict[str, Any], *, source: str) -> Callable[[
 
 
 def advance(scheduler: Any, num_steps: int) -> None:
-    """Brings a new scheduler, and its optimizer's rates, to where they stand after so many steps of the run.
+    """Advances a new scheduler, and with it the optimizer's rates, by `num_steps` steps.
 
-    It walks there: torch's schedulers make each rate from the last, so that the state of one can only be loaded whole,
-    with the parameters of the run that saved it.
+    It steps one by one, because torch's schedulers compute each rate from the previous one, and loading a scheduler's
+    state would restore the parameters of the run that saved it as well.
     """
     with warnings.catch_warnings():
-        # torch expects a step of the optimizer before each; those were taken before the checkpoint.
+        # torch warns unless the optimizer has stepped before each step; those steps were before the checkpoint.
         warnings.simplefilter("ignore")
         for _ in range(num_steps):
             scheduler.step()

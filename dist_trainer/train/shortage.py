@@ -1,4 +1,4 @@
-"""What a run is short of, memory or disk, said in plain words wherever it was noticed."""
+"""Lack of memory or disk space, turned into plain words wherever it is noticed."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dist_trainer import disk
 from dist_trainer.errors import RunError
 from dist_trainer.units import format_bytes, parse_bytes
 
-# "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
+# The text of the error: "DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes."
 _CPU = re.compile(r"DefaultCPUAllocator: .*?you tried to allocate (\d+) bytes", re.DOTALL)
-# "CUDA out of memory. Tried to allocate 2.00 GiB."
+# The text of the error: "CUDA out of memory. Tried to allocate 2.00 GiB."
 _CUDA = re.compile(r"Tried to allocate (\d+(?:\.\d+)? [KMGT]?i?B)\b")
-# numpy's "Unable to allocate 7.45 GiB for an array", or "909. TiB".
+# The text of numpy's error: "Unable to allocate 7.45 GiB for an array", or "909. TiB".
 _NUMPY = re.compile(r"Unable to allocate (\d+(?:\.\d*)? [KMGT]?i?B)\b")
-# Of torch's writer of files, which swallows the OSError.
+# torch's file writer, whose errors hide the OSError.
 _FILE_WRITER = re.compile(r"inline_container\.cc|PytorchStreamWriter|iostream error")
 
 
 @contextmanager
 def said_plainly(run_dir: Path) -> Iterator[None]:
-    """Turns what memory or disk refuses in the block into an error that says what was asked for, and what to change."""
+    """Turns a lack of memory or disk space in the block into an error with the amount asked for, and what to change."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -42,7 +42,7 @@ def said_plainly(run_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def writing_tensors(folder: Path, num_bytes: int) -> Iterator[None]:
-    """`disk.writing` for torch's writer of files, whose error says neither file nor reason."""
+    """`disk.writing` for torch's file writer, whose errors name neither the file nor the reason."""
     try:
         with disk.writing(folder, num_bytes):
             yield
@@ -60,7 +60,7 @@ def writing_tensors(folder: Path, num_bytes: int) -> Iterator[None]:
 
 
 def out_of_memory(error: BaseException) -> RunError | None:
-    """The error as users are told it; None for what says nothing of memory."""
+    """The error in the form for users; None if it is not about memory."""
     text = str(error)
     is_gpu = isinstance(error, torch.OutOfMemoryError)
     is_host = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or "std::bad_alloc" in text

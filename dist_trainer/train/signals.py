@@ -1,4 +1,6 @@
-"""Signals that end a rank: heard in a thread, for the main one may stand in a collective for minutes."""
+"""Signals that end a rank, handled on a thread of their own, because the main thread may be in a collective for
+minutes.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,15 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def end_on_signals(end: Callable[[signal.Signals], None]) -> None:
-    """Has a thread call `end` as soon as SIGINT, SIGTERM or SIGHUP comes. To be called in the main thread.
+    """Makes a thread call `end` as soon as SIGINT, SIGTERM or SIGHUP comes. To be called in the main thread.
 
-    A signal that this process ignores (nohup) stays so, and a forked process, such as a loader's worker, has the
-    signals as they were.
+    Signals that this process ignores (nohup) stay ignored. A forked process, such as a loader's worker, gets the former
+    handlers back.
     """
     heard = {number: signal.getsignal(number) for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN}
     read_fd, write_fd = os.pipe()
     os.set_blocking(write_fd, False)
-    # Python's own handler writes the number there in the very signal, whatever the main thread is doing.
+    # Python's C-level handler writes the signal's number to this pipe at once, whatever the main thread is doing.
     signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
     for number in heard:
         signal.signal(number, lambda *_: None)

@@ -1,4 +1,4 @@
-"""One rank from its first line to its last, in order: prepare, meet the others, train, leave with a status."""
+"""One rank from its first line to its last, in order: prepare, join the others, train, leave with an exit status."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def start(job: RankJob) -> NoReturn:
     """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank."""
     rank = job.rank.rank
     outlive_readers()
-    # Finds nothing in the imports and takes a quarter of their time. Until `hygiene.end_imports`.
+    # During the imports the collector frees nothing and takes a quarter of the time. On again in `hygiene.end_imports`.
     gc.disable()
     try:
-        # The first to bring in torch, which reads what this sets.
+        # The first to import torch, after setting the variables that torch reads.
         prepared = prepare(job)
         from dist_trainer.train import planning, process
         from dist_trainer.train.shortage import said_plainly
@@ -46,14 +46,14 @@ def start(job: RankJob) -> NoReturn:
     speaker = Speaker(rank, started, stderr_fd=os.dup(2), debug=job.debug)
     try:
         if not has_guard(os.environ):
-            # Else the guard has heard it too, and `launch` says it.
+            # With a guard, the guard gets the signal as well, and `launch` reports it.
             end_on_signals(lambda number: end_by_signal(number, speaker))
         with said_plainly(run_dir):
             process.open_logs(run_dir, job.rank)
         from dist_trainer.train.monitoring import open_monitor
 
         with said_plainly(run_dir), open_monitor(job.rank, prepared.resolved, started, prepared.device) as monitor:
-            # Brings in DeepSpeed: what it logs then goes to the rank's log, and the memory it takes is seen.
+            # Imports DeepSpeed here, so that what it logs goes to the rank's log, and the memory it takes is sampled.
             from dist_trainer.train.training import train
 
             result = train(job, prepared, run_dir, monitor)
@@ -81,7 +81,8 @@ def _agreed_start(job: RankJob) -> tuple[Start, FolderLock | None]:
     """In the folder the user named, or one that rank 0 makes; the same on every rank. Rank 0 holds it from now on, and
     looks how many events are there before any rank goes on, which might write one.
 
-    Raises UserError where another run holds it.
+    Rank 0 locks the folder from now on, and notes the length of events.jsonl before any rank can write an event. Raises
+    UserError if another run holds the folder.
     """
     from dist_trainer.train import process
 

@@ -1,4 +1,4 @@
-"""One optimizer step: N micro batches forward and backward, one look at the loss, one update."""
+"""One optimizer step: N micro batches forward and backward, a check of the loss, one update."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MicroBatch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """`loss` is the mean over all ranks and micro batches; `learning_rate` is the one this step used."""
+    """`loss`: mean over all ranks and micro batches. `learning_rate`: the rate that this step used."""
 
     loss: float
     grad_norm: float | None
@@ -31,10 +31,10 @@ class StepResult:
 
 
 def train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> StepResult:
-    """Takes one optimizer step from the next micro batches (int64 [micro batch, tokens] inputs and targets).
+    """Takes one optimizer step on the next micro batches (int64 [micro_batch, sequence_length] inputs and targets).
 
-    Raises RunError on every rank, before the weights change, when the mean loss is not finite; and on a rank whose
-    device has no memory left, with what to try.
+    Raises RunError on every rank, before the weights change, if the mean loss is not finite; and on a rank whose device
+    is out of memory, with what to try.
     """
     try:
         return _train_step(engine, batches, step=step)
@@ -99,7 +99,7 @@ def _stop_unless_finite(mean_loss: float, *, step: int, learning_rate: float) ->
 
 
 def _unpartitioned_grad_norm(engine: Any) -> Tensor | None:
-    """The gradients' 2-norm in fp32 without ZeRO, which DeepSpeed does not keep; None where its optimizer does."""
+    """The fp32 gradients' 2-norm without ZeRO, where DeepSpeed keeps none; None if DeepSpeed's optimizer has one."""
     if engine.zero_optimization() or engine.fp16_enabled() or engine.bfloat16_enabled():
         return None
     gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
@@ -108,7 +108,7 @@ def _unpartitioned_grad_norm(engine: Any) -> Tensor | None:
 
 @torch.no_grad()
 def evaluate(engine: Any, batches: Iterator[MicroBatch]) -> float:
-    """The mean loss over the given micro batches and all ranks, with dropout off."""
+    """The mean loss over these micro batches and all ranks, with dropout off. Collective."""
     engine.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for inputs, targets in batches:

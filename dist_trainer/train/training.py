@@ -1,4 +1,4 @@
-"""One rank's training, from the engine to the summary."""
+"""One rank's training, from building the engine to the summary."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor)
         train_phases(run)
     finally:
         display.close()
-    # Before the summary, which reads what the monitors have written.
+    # Before the summary, because it reads what the monitors write.
     stop_monitor(monitor, job.rank)
     result = _sum_up(run, prepared.baseline) if is_first else None
     engine.destroy()
@@ -79,7 +79,7 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor)
 
 
 def _resume(engine: Any, prepared: Prepared, *, recorder: Recorder, display: Display) -> Position:
-    """Where the run stands: at its beginning, or where the checkpoint is that the engine is given here."""
+    """The run's position: the beginning, or that of the checkpoint, which this loads into the engine."""
     resume = prepared.resume
     for notice in resume.notices:
         display.note(f"notice     {notice}")
@@ -87,7 +87,7 @@ def _resume(engine: Any, prepared: Prepared, *, recorder: Recorder, display: Dis
     found = resume.found
     if found is None:
         return Position()
-    # Another seed asks for other noise, not for that of the checkpoint.
+    # With another seed the user wants other random numbers than those of the checkpoint.
     same_seed = found.card.made_by.run.get("seed") == prepared.resolved.run.seed
     position = checkpoint.load(engine, found, with_random_state=same_seed)
     changed = differences(found, prepared.made_by)

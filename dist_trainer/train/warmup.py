@@ -1,4 +1,4 @@
-"""The first update of a warm-up with cosine decay counts, as that of DeepSpeed's other warm-ups does."""
+"""Gives the first update of DeepSpeed's WarmupCosineLR a learning rate, as its other warm-up schedules do."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Any
 
 
 def begin(scheduler: Any) -> None:
-    """Gives a new WarmupCosineLR the lowest rate of its warm-up, `warmup_min_ratio` of the optimizer's.
+    """Sets the rate of a new WarmupCosineLR to the lowest of its warm-up: `warmup_min_ratio` x the optimizer's rate.
 
-    Before its first step DeepSpeed's says 0 whatever that ratio is, where its WarmupLR says the lowest rate. The
-    schedule itself stays where it is.
+    Before its first step DeepSpeed's WarmupCosineLR has rate 0 whatever that ratio is, where WarmupLR has its lowest
+    rate. The schedule's own step count is not changed.
     """
     if type(scheduler).__name__ == "WarmupCosineLR" and scheduler.last_batch_iteration < 0:
         before = scheduler.last_batch_iteration

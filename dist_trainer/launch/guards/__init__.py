@@ -1,1 +1,1 @@
-"""Both ends of a rank's guard: the thread that serves the guards, the guard itself, and what they say to each other."""
+"""Both ends of a rank's guard: the thread in `launch` that serves guards, the guard itself, and their protocol."""

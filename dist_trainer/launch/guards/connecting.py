@@ -1,4 +1,4 @@
-"""A guard's way to the launching process: there, proved on both sides, or given up."""
+"""How a guard connects to the launching process, with proofs from both sides, or gives up."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.launch.guards.proof import NO_PROOF, NONCE_BYTES, PROOF_BYTES, GuardProof, StrangerError
 from dist_trainer.launch.guards.protocol import SILENCE_S, Channel
 
-# The launching process listens before a guard is started: where nobody does, it has ended.
+# The launching process listens before any guard is started, so where nobody listens it has ended.
 REFUSED_LIMIT_S = 2.0
 NO_ANSWER_LIMIT_S = 30.0
 _ATTEMPT_S = 3.0
@@ -20,18 +20,18 @@ _LOOK_S = 0.5
 
 
 class EndedError(Exception):
-    """Nothing is left to connect for."""
+    """There is no reason to connect any more."""
 
 
 class _NoProofError(OSError):
-    """The connection was closed before the proof, as where very many come at once, or nothing came in time."""
+    """The connection was closed before the proof (as when very many come at once), or no proof came in time."""
 
 
 def connect(
     address: tuple[str, int], secret: bytes, *, told_to_end: Callable[[], bool]
 ) -> tuple[socket.socket, Channel]:
-    """Waits where it must, and looks every few seconds whether it is `told_to_end`; then, and where nobody listens,
-    raises EndedError. Raises UserError where there is no way, or who answers does not know the secret.
+    """Retries as long as it makes sense. Raises EndedError if nobody listens, or once `told_to_end` (checked every few
+    seconds) is true; UserError if there is no route, or if the other side does not know the secret.
     """
     started_s = time.monotonic()
     while True:
@@ -49,7 +49,7 @@ def connect(
 
 
 def _try_all(address: tuple[str, int], secret: bytes, told_to_end: Callable[[], bool]) -> tuple[socket.socket, Channel]:
-    """At each address that the name has: at one of them a stranger may listen. Raises the last one's error."""
+    """Tries each address of the name, because a stranger may listen on one of them. Raises the last one's error."""
     failed: OSError | StrangerError = OSError("it has no address")
     for family, kind, protocol, _, place in socket.getaddrinfo(*address, type=socket.SOCK_STREAM):
         connected = socket.socket(family, kind, protocol)

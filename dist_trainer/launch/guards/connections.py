@@ -1,7 +1,7 @@
-"""The launching process's sockets: who is let in, what is heard of them, and what is sent to them.
+"""The launching process's sockets: which connections are accepted, and what is received and sent on them.
 
-Anybody may connect, and nobody is believed before the proof (see `proof`): strangers have few places, a short time, and
-nothing that they send is looked into. Where nobody is awaited any more the door is closed.
+Anybody may connect, but nothing is trusted before the proof (see `proof`): connections without one are limited in
+number and time, and their bytes are not parsed. When no more guards are awaited, the listener is closed.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dist_trainer.launch.guards.proof import LaunchProof, StrangerError
 from dist_trainer.launch.guards.protocol import Channel, Message
 
 _BLOCK_BYTES = 1 << 16
-# Places for those that have not proved themselves, beside one for each guard that is still to come.
+# Connections without a proof that are allowed beyond one for each guard still to come.
 NUM_SPARE_PLACES = 128
-# Fewer than those, so that who was answered in one turn is still there in the next.
+# Less than that, so that a connection that was answered in one turn is not displaced before the next.
 _MAX_NUM_ACCEPTED = 64
-# What a guard needs is a round trip.
+# A guard needs only a round trip.
 PROOF_LIMIT_S = 10.0
 
 
@@ -41,10 +41,10 @@ class Connection:
 
 
 class Connections:
-    """All of them, served by one thread with `turn`; `send` and `send_all` may be called by another.
+    """All connections, served by one thread calling `turn`; `send` and `send_all` may be called from other threads.
 
-    `take` is called with each message of one that has proved itself, and says whether it is to be believed: else the
-    connection is closed. `gone` is called when one ends that was believed before.
+    `take` is called with each message of a connection that has proved itself; if it returns False for the first one,
+    the connection is closed. `gone` is called when a connection that had been accepted ends.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Connections:
         self._lock = threading.Lock()
         self._by_fd: dict[int, Connection] = {}
         self._to_flush: set[Connection] = set()
-        # Those without a place of their own, by when they came: who has greeted stays longer where places are short.
+        # Connections without a proof, oldest first. When places are short, those that have greeted are kept longer.
         self._silent: dict[Connection, None] = {}
         self._greeting: dict[Connection, None] = {}
         self._selector = selectors.DefaultSelector()
@@ -74,10 +74,10 @@ class Connections:
         return len(self._by_fd)
 
     def turn(self, wait_s: float) -> None:
-        """Waits until somebody says something, but no longer than that, and takes what is said."""
+        """Waits up to `wait_s` for something to arrive, and handles what has arrived."""
         ready = self._selector.select(wait_s)
         for key, _ in ready:
-            # One of them may have lost its place to another.
+            # It may have been closed in this very turn, to make room for another.
             if key.data is not None and key.data.socket.fileno() >= 0:
                 self._read(key.data)
         if any(key.data is None for key, _ in ready):
@@ -92,7 +92,7 @@ class Connections:
             self._add(self._by_fd.values(), message)
 
     def flush(self) -> None:
-        """What is to be sent goes, as far as it can at once."""
+        """Sends what is queued, as far as that goes without blocking."""
         with self._lock:
             connections, self._to_flush = self._to_flush, set()
         for connection in connections:
@@ -113,7 +113,9 @@ class Connections:
                     self._to_flush.add(connection)
 
     def send_strangers_away(self) -> None:
-        """Those whose time is over; all, and the listener too, where nobody is awaited any more."""
+        """Closes connections without a proof whose time is over; all, and the listener, if no guard is awaited any
+        more.
+        """
         now_s = time.monotonic()
         is_over = self._num_awaited == 0
         if is_over and self._listener.fileno() >= 0:
@@ -133,12 +135,12 @@ class Connections:
         self._selector.close()
 
     def _accept(self) -> None:
-        """Those that wait, of whom there may be thousands at once."""
+        """Accepts waiting connections, of which there may be thousands at once."""
         for _ in range(_MAX_NUM_ACCEPTED):
             try:
                 accepted, address = self._listener.accept()
             except OSError as error:
-                # No file may be opened any more: somebody has to go, or this would be tried again and again.
+                # No descriptor is free: one connection has to go, or accept would fail again and again.
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._send_first_away():
                     continue
                 return
@@ -151,11 +153,11 @@ class Connections:
             with self._lock:
                 self._by_fd[accepted.fileno()] = connection
             self._selector.register(accepted, selectors.EVENT_READ, connection)
-            # Most have greeted by now.
+            # By now most have sent their greeting.
             self._read(connection)
 
     def _send_first_away(self) -> bool:
-        """Whoever has been there longest without a proof; False where there is nobody."""
+        """Closes the oldest connection without a proof; False if there is none."""
         first = next(iter(self._silent or self._greeting), None)
         if first is not None:
             self._drop(first)
@@ -187,7 +189,7 @@ class Connections:
             self._drop(connection)
 
     def _prove(self, connection: Connection, data: bytes) -> list[Message]:
-        """Takes it one step further, and gives what it says behind its proof. Raises StrangerError, ValueError."""
+        """Advances the proof; returns messages that follow it. Raises StrangerError or ValueError."""
         answer, rest = connection.proof.feed(data)
         if answer:
             with self._lock:
@@ -196,9 +198,9 @@ class Connections:
         if connection.proof.has_greeting and connection in self._silent:
             del self._silent[connection]
             self._greeting[connection] = None
-            # Its round trip begins now, however long this thread had no turn.
+            # Its time limit starts now, however long this thread was busy before.
             connection.since_s = time.monotonic()
-        # Before its first message it still has a stranger's place: it is to say it at once.
+        # Until its first message it still occupies a stranger's place; guards send that message at once.
         return connection.channel.feed(rest) if connection.channel is not None else []
 
     def _note_stranger(self, connection: Connection) -> None:
@@ -218,7 +220,7 @@ class Connections:
             self._gone(connection)
 
     def _add(self, connections: Iterable[Connection], message: bytes) -> None:
-        """To what is to be sent, where the other side has proved itself. Messages are numbered: under the lock."""
+        """Queues the message for connections with a proof. Under the lock, because sealing numbers the messages."""
         for connection in connections:
             if connection.channel is not None:
                 connection.to_send += connection.channel.seal(message)

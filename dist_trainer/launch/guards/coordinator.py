@@ -1,6 +1,6 @@
-"""The launching process's end of the connections to its ranks' guards: hands out the job, notices what fails first.
+"""The launching process's end of the connections to the guards: hands out the job, and notices the first failure.
 
-A thread of its own serves the connections. What it notices is read by `supervise`, which ends the launcher.
+A thread of its own serves the connections. `supervise` reads what it has noticed, and ends the launcher.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from dist_trainer.units import counted
 _REMIND_S = 30.0
 _TICK_S = 0.1
 _LOOK_S = 0.05
-# Until the job is there: the guards wait for it.
+# The interval until the job is handed out, because all guards wait for it.
 _SHORT_TICK_S = 0.01
 
 
 @dataclass(eq=False)
 class _Guard:
-    """What a guard says first, its rank as the launcher counts and where it is; and the rank that it is given."""
+    """A guard's first message: its rank and place as the launcher numbers them; and the rank that it was given here."""
 
     connection: Connection
     launcher_rank: int
@@ -42,10 +42,10 @@ class _Guard:
 
 
 class Coordinator:
-    """Serves the guards from a thread, from `with` on; until `hand_out` they wait. Read its fields at any time.
+    """Serves the guards on a thread, from `with` on; until `hand_out` they wait. Its fields may be read at any time.
 
-    Where a `first_host` is named the launcher's own numbers do not count: that host has the first ranks, and the others
-    follow in the order of their names, once all have come.
+    If `first_host` is given, the launcher's numbers are not used: that host has the first ranks, and the other hosts
+    follow in the order of their names, once all guards have come.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Coordinator:
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
     def __enter__(self) -> Coordinator:
-        # The signals are the main thread's to wait for: the new thread inherits this mask.
+        # The main thread waits for signals: the new thread inherits a mask that blocks them all.
         old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             self._thread.start()
@@ -91,26 +91,26 @@ class Coordinator:
         self.close(0.0)
 
     def hand_out(self, job: Job) -> None:
-        """Gives every guard, now and later ones too, its job."""
+        """Gives the job to every guard, including those that connect later."""
         self._port = job.master_port if job.is_port_fixed else None
         self._job = job
 
     @property
     def has_guards(self) -> bool:
-        """Whether any guard is connected, and not long silent."""
+        """Whether any guard is connected and was heard recently."""
         now_s = time.monotonic()
         members = list(self.membership.members.values())
         return any(member.is_connected and now_s - member.heard_s < SILENCE_S for member in members)
 
     def stop(self, grace_s: float) -> None:
-        """Tells every guard, now and later ones too, to end its rank: SIGTERM, and SIGKILL `grace_s` later."""
+        """Tells every guard, also one that connects later, to end its rank: SIGTERM, then SIGKILL `grace_s` later."""
         with self._stopping:
             if self._grace_s is None or grace_s < self._grace_s:
                 self._grace_s = grace_s
                 self._connections.send_all(encode("stop", grace_s=grace_s))
 
     def close(self, limit_s: float) -> None:
-        """Ends the thread as soon as every guard has gone, or at the limit."""
+        """Ends the thread as soon as every guard has left, at the latest after `limit_s`."""
         deadline_s = time.monotonic() + limit_s
         while self.has_guards and time.monotonic() < deadline_s:
             time.sleep(0.05)
@@ -130,7 +130,7 @@ class Coordinator:
                     beaten_s = now_s
                     self._connections.send_all(encode("beat"))
                 if now_s - looked_s >= _LOOK_S:
-                    # Takes a moment where there are thousands, who come in as many turns.
+                    # Not in each turn: with thousands of guards it takes time, and each of them causes a turn.
                     looked_s = now_s
                     self._look_for_trouble(now_s, now_s - started_s)
                 if not self.membership.is_complete and self.trouble is None and now_s - reminded_s >= _REMIND_S:
@@ -167,7 +167,7 @@ class Coordinator:
         return True
 
     def _welcome(self, connection: Connection, message: Message) -> bool:
-        """The first message says who it is; a rank that is there already is sent away."""
+        """Takes a guard's first message; refuses it if its rank is already there."""
         rank = message.get("rank")
         if message.get("kind") != "hello" or not isinstance(rank, int):
             return False
@@ -181,7 +181,7 @@ class Coordinator:
         return True
 
     def _number_ranks(self) -> None:
-        """Gives the ranks their numbers as they come, or all at once where their order is decided here."""
+        """Gives ranks their numbers: at once, or, if their order is decided here, when all have come."""
         if self._first_host is not None:
             if len(self._unnumbered) < self.membership.num_ranks:
                 return
@@ -198,7 +198,7 @@ class Coordinator:
     def _lose(self, connection: Connection) -> None:
         guard = self._guards.pop(connection)
         if guard.rank is None:
-            # It has no other number yet, and that it is gone must be noticed.
+            # It has no number of ours yet. Under the launcher's number it can be reported as gone.
             self._unnumbered.remove(guard)
             self._join(guard, guard.launcher_rank)
         assert guard.rank is not None
@@ -228,8 +228,8 @@ class Coordinator:
             self._leaving.append(guard)
 
     def _let_leave(self) -> None:
-        """Those whose ranks have ended, once all guards are here or none is awaited any more: who leaves a host takes
-        from it what the others there begin with.
+        """Releases guards whose ranks have ended, but only when all guards have come or none is awaited any more: the
+        first to leave a host removes the secret's file, which the host's other guards need to connect.
         """
         if self._leaving and (self.membership.is_complete or self._grace_s is not None):
             for guard in self._leaving:
@@ -237,7 +237,7 @@ class Coordinator:
             self._leaving.clear()
 
     def _send_jobs(self) -> None:
-        """To those that wait; where rank 0's host finds the port, to that rank first."""
+        """Sends the job to waiting guards; to rank 0's first, if its host has yet to find the rendezvous's port."""
         job = self._job
         if not self._waiting:
             return
@@ -262,6 +262,6 @@ class Coordinator:
 
 
 def _order(guard: _Guard, first_host: str | None) -> tuple[bool, list[tuple[str, int]], int]:
-    """The first host, then by name as people count (node2 before node10), and on a host by local rank."""
+    """The first host, then by name in natural order (node2 before node10), and within a host by local rank."""
     name = [(text, int(number or 0)) for text, number in re.findall(r"(\D*)(\d*)", guard.host)]
     return guard.host != first_host, name, guard.local_rank

@@ -1,4 +1,4 @@
-"""From a launch request to what its guards are told, and to the request that starts the guards instead of the ranks."""
+"""From a launch request to the guards' job, and to the request that starts guards instead of ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dist_trainer.launch.plan import GUARD_MODULE, LaunchPlan, LaunchRequest
 def guarded(request: LaunchRequest, address: str, secret: RunSecret) -> LaunchRequest:
     """The same ranks, each started by its guard, which finds the launching process at `address` (HOST:PORT).
 
-    What the user named for every rank comes by way of the guards: on its way to other hosts a launcher may show it.
+    Variables that the user set for every rank travel through the guards: a launcher may show them on a command line.
     """
     env = request.env if request.is_local else ()
     meeting = request.rendezvous
@@ -31,7 +31,7 @@ def guarded(request: LaunchRequest, address: str, secret: RunSecret) -> LaunchRe
 
 
 def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Path, *, is_port_fixed: bool) -> Job:
-    """What each guard starts. Under torchrun the agents choose the meeting place, under srun SLURM the local rank."""
+    """What each guard starts. Under torchrun its agents choose the rendezvous, under srun SLURM the local rank."""
     hosts = request.topology.hosts
     env = {} if request.is_local else forwarded_env(request)
     return Job(
@@ -59,7 +59,7 @@ def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Pa
 
 
 def membership_for(launcher: str, request: LaunchRequest) -> Membership:
-    """Which rank is expected on which host. How srun spreads an uneven number of tasks is SLURM's to say."""
+    """Which rank is expected on which host. Under srun with uneven hosts only SLURM knows, so none is expected."""
     topology = request.topology
     if request.rendezvous or (launcher == "srun" and not topology.is_even):
         return Membership(request.num_ranks)
@@ -67,7 +67,7 @@ def membership_for(launcher: str, request: LaunchRequest) -> Membership:
 
 
 def _peers(request: LaunchRequest) -> tuple[str, ...]:
-    """Two of the run's hosts, or the one that is known: a rank asks for the way to one that is not its own."""
+    """Two of the run's hosts, or the one that is known: a rank looks up its route to one that is not its own host."""
     if request.rendezvous:
         return (request.rendezvous.host,)
     return tuple(host.name for host in request.topology.hosts[:2]) if len(request.topology.hosts) > 1 else ()

@@ -1,4 +1,4 @@
-"""What every rank runs, and what of it the guard of one rank is told."""
+"""What every rank runs, and what the guard of one rank is told of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dist_trainer.launch.guards.protocol import encode
 
 @dataclass(frozen=True)
 class Job:
-    """What every rank runs. `env` is added to what the rank's guard has; `host_env` to that of one host's ranks.
+    """What every rank runs. `env` is added to the guard's environment, `host_env` to that of one host's ranks.
 
-    `master_port` is where rank 0's host is to look for a free port first; None leaves the meeting place to the
-    launcher. `is_local`: the ranks share this process's output, and where `has_terminal` its terminal.
+    `master_port`: where rank 0's host first looks for a free port; None leaves the rendezvous to the launcher.
+    `is_local`: the ranks share this process's output and, if `has_terminal`, its terminal.
     """
 
     argv: tuple[str, ...]
@@ -29,8 +29,8 @@ class Job:
     host_env: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = ()
 
     def message(self, rank: int, host: str, port: int | None) -> bytes:
-        """For the guard of `rank`, which was expected on `host` ("" where none was); `port` is the meeting place's,
-        None where it is not known: rank 0's guard finds one then.
+        """The message for the guard of `rank`, expected on `host` ("" if none was). `port`: of the rendezvous; None
+        while it is unknown, and then rank 0's guard finds one.
         """
         local_rank, local_world_size = self.local_ranks[rank] if self.local_ranks else (None, None)
         return encode(

@@ -11,7 +11,7 @@ _BLOCK_BYTES = 1 << 16
 
 
 class Link:
-    """`is_lost` when the other side has gone, is silent for too long, or somebody between has changed what it said."""
+    """`is_lost`: the other side closed the connection, was silent for too long, or its messages were tampered with."""
 
     def __init__(self, connected: socket.socket, channel: Channel) -> None:
         self.socket, self._channel = connected, channel
@@ -19,7 +19,7 @@ class Link:
         self._heard_s = self._beaten_s = time.monotonic()
 
     def send(self, message: bytes) -> None:
-        """Small, and rare: it may wait a moment for the other side."""
+        """Blocks until sent, which is acceptable because messages are small and rare."""
         if self.is_lost:
             return
         try:
@@ -31,7 +31,7 @@ class Link:
             self.socket.setblocking(False)
 
     def receive(self) -> list[Message]:
-        """What is there, without waiting."""
+        """The messages that have arrived, without waiting."""
         try:
             data = self.socket.recv(_BLOCK_BYTES)
         except BlockingIOError:
@@ -47,7 +47,7 @@ class Link:
         return messages
 
     def beat(self) -> None:
-        """To be called at least every BEAT_S: says that this side is there, and looks whether the other one is."""
+        """The heartbeat, to be called at least every BEAT_S: sends one, and checks that the other side's still come."""
         now_s = time.monotonic()
         if now_s - self._beaten_s >= BEAT_S:
             self._beaten_s = now_s

@@ -1,4 +1,4 @@
-"""Which ranks have reported, how each ended, and which trouble came first. Told the time, so that it can be tested."""
+"""Which ranks have reported, how each ended, and which failure came first. Time is an argument, so it can be tested."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dist_trainer.errors import EXIT_HOST_LOST
 from dist_trainer.launch.guards.protocol import BEAT_S, SILENCE_S
 from dist_trainer.launch.processes import signal_name
 
-# So long the first trouble waits for another that began earlier and is heard of later.
+# After a first failure, how long to wait for news of an earlier one.
 SETTLE_S = 0.3
 _MAX_NUM_NAMED = 8
 
 
 @dataclass
 class Member:
-    """One rank, as its guard tells of it. `status` is None while it runs."""
+    """One rank, as reported by its guard. `status` is None while the rank runs."""
 
     rank: int
     host: str
@@ -28,8 +28,8 @@ class Member:
 
 @dataclass(frozen=True)
 class Trouble:
-    """What went wrong first. `cause` is what the rank itself has said why it ended; None where it said nothing, and
-    then `lines` are the last ones that it printed.
+    """The first failure. `cause`: what the rank itself said; None if it said nothing, and then `lines` are the last
+    that it printed.
     """
 
     message: str
@@ -42,8 +42,8 @@ class Trouble:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """`is_told`: others had told the rank's guard to end it. `may_be_echo`: the rank says that it may only have noticed
-    what happened to another.
+    """A possible first failure. `is_told`: the rank's guard had been told to end it. `may_be_echo`: by its own word the
+    rank may only have noticed another rank's failure.
     """
 
     time_s: float
@@ -53,14 +53,14 @@ class _Candidate:
 
     @property
     def order(self) -> tuple[bool, bool, float]:
-        # A rank that was told to end, and says a reason of its own all the same, had one.
+        # A rank that was told to end but gives a cause of its own did fail by itself.
         has_own = self.trouble.cause is not None and not self.may_be_echo
         return self.is_told and not has_own, self.may_be_echo, self.time_s
 
 
 @dataclass
 class Membership:
-    """`num_ranks` ranks, which `expected_hosts` (host by rank, empty where nobody knows) are to run on."""
+    """`num_ranks` ranks; `expected_hosts`: the host of each rank, empty if not known in advance."""
 
     num_ranks: int
     expected_hosts: tuple[str, ...] = ()
@@ -93,8 +93,8 @@ class Membership:
         cause: str | None = None,
         may_be_echo: bool = False,
     ) -> None:
-        """The rank has ended with this status, 128 + N by signal N. `is_echo`: others had told its guard to end it.
-        `why` is what its host knows of a signal, `cause` what the rank itself said.
+        """The rank has ended with this status (128 + N: by signal N). `is_echo`: its guard had been told to end it.
+        `why`: what its host knows of a kill (out of memory), `cause`: what the rank itself said.
         """
         member = self.members[rank]
         member.status, member.heard_s = status, now_s
@@ -115,7 +115,7 @@ class Membership:
             self._candidates.append(_Candidate(now_s, Trouble(message, member.status, rank)))
 
     def silent_hosts(self, now_s: float, limit_s: float) -> dict[str, list[int]]:
-        """Hosts with the ranks on them of which nothing was heard for the limit."""
+        """Hosts with ranks that still run but were not heard for `limit_s`, and these ranks."""
         found: dict[str, list[int]] = {}
         for member in self.members.values():
             if member.status is None and now_s - member.heard_s > limit_s:
@@ -123,7 +123,7 @@ class Membership:
         return found
 
     def missing_hosts(self) -> dict[str, list[int]]:
-        """Hosts with the ranks on them that never reported."""
+        """Hosts with ranks that never reported, and these ranks."""
         found: dict[str, list[int]] = {}
         for rank in range(self.num_ranks):
             if rank not in self.members:
@@ -132,7 +132,7 @@ class Membership:
         return found
 
     def first_trouble(self, now_s: float) -> Trouble | None:
-        """What went wrong first; None while nothing has, or while something earlier may still be heard of."""
+        """The first failure; None while there is none, or while an earlier one may still be reported."""
         silent = self.silent_hosts(now_s, SILENCE_S)
         if silent:
             where = name_hosts(silent)
@@ -145,8 +145,8 @@ class Membership:
         return self._whole_host(self._of_all(first.trouble))
 
     def _of_all(self, trouble: Trouble) -> Trouble:
-        """The same as rank 0's, where both made the same mistake: which of them was first says nothing then. Its status
-        stays, for rank 0 may have been told to end after it had said why it would.
+        """Prefers rank 0's identical failure: if both ranks made the same mistake, it does not matter which was first.
+        The status stays that of the first, because rank 0 may have been told to end after it had given its cause.
         """
         if trouble.cause is None:
             return trouble
@@ -155,7 +155,7 @@ class Membership:
         return next((replace(other, status=trouble.status) for other in same), trouble)
 
     def _whole_host(self, trouble: Trouble) -> Trouble:
-        """The same trouble, or that of the host where all ranks are gone in the way this one is."""
+        """The failure of the whole host, if all of its ranks are gone as this one is; else the failure itself."""
         member = self.members.get(-1 if trouble.rank is None else trouble.rank)
         if member is None or not member.is_gone:
             return trouble
@@ -167,7 +167,7 @@ class Membership:
 
 
 def name_hosts(ranks_by_host: Mapping[str, Sequence[int]]) -> str:
-    """{'n1': [0, 1], 'n2': [2]} -> 'n1 (ranks 0-1); n2 (rank 2)'. Of very many hosts the first are named."""
+    """{'n1': [0, 1], 'n2': [2]} -> 'n1 (ranks 0-1); n2 (rank 2)'. Of very many hosts only the first are named."""
     named = list(ranks_by_host.items())[:_MAX_NUM_NAMED]
     texts = [f"{host} (rank{'s' * (len(ranks) > 1)} {name_ranks(ranks)})" for host, ranks in named]
     more = len(ranks_by_host) - len(named)

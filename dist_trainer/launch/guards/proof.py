@@ -1,12 +1,12 @@
-"""How two sides that share a secret prove to each other that they know it, before either believes a word.
+"""How two sides that share a secret prove to each other that they know it, before either trusts any message.
 
     guard -> launch   MAGIC, the guard's nonce
-    launch -> guard   launch's nonce, its proof
-    guard -> launch   its proof, and from here on messages, see `protocol`; or NO_PROOF, when it does not believe launch
+    launch -> guard   launch's nonce, launch's proof
+    guard -> launch   the guard's proof, then messages, see `protocol`; or NO_PROOF if it does not believe launch
 
-A proof is an HMAC under the secret over both nonces, drawn anew for each connection, and over who it is that proves; so
-nothing that was ever said can be said again. The keys of what follows are made likewise, one for each direction. Until
-the proof is there each side reads a fixed number of bytes, and looks into none of them.
+A proof is an HMAC under the secret over both nonces, which are new for each connection, and the prover's role, so that
+nothing can be replayed. The keys for the messages are derived in the same way, one for each direction. Until the proof
+is complete each side reads a fixed number of bytes and does not parse them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ MAGIC = b"dtguard2"
 NONCE_BYTES = 32
 PROOF_BYTES = 32
 HELLO_BYTES = len(MAGIC) + NONCE_BYTES
-# A guard that goes away without a word has only ended.
+# Tells a guard that refused from one that closed the connection because it ended.
 NO_PROOF = bytes(PROOF_BYTES)
 
 
 class StrangerError(Exception):
-    """The other side does not know the secret, or does not speak as one that does."""
+    """The other side does not know the secret, or does not follow the protocol."""
 
 
 class GuardProof:
@@ -35,7 +35,7 @@ class GuardProof:
         self.hello = MAGIC + self._nonce
 
     def answer(self, challenge: bytes) -> tuple[bytes, Channel]:
-        """What to send back to NONCE_BYTES + PROOF_BYTES of the launching process. Raises StrangerError."""
+        """The answer to launch's NONCE_BYTES + PROOF_BYTES, and the channel. Raises StrangerError."""
         nonces = self._nonce + challenge[:NONCE_BYTES]
         if not _is_same(challenge[NONCE_BYTES:], _derive(self._secret, b"launch's proof", nonces)):
             raise StrangerError
@@ -44,7 +44,7 @@ class GuardProof:
 
 
 class LaunchProof:
-    """The launching process's side, fed with what comes; `channel` is there once the guard has proved itself."""
+    """The launching process's side, fed with received bytes; `channel` is set once the guard has proved itself."""
 
     def __init__(self, secret: bytes) -> None:
         self.channel: Channel | None = None
@@ -55,7 +55,7 @@ class LaunchProof:
         return bool(self._nonces)
 
     def feed(self, data: bytes) -> tuple[bytes, bytes]:
-        """What to answer, and what of the bytes is the channel's. Raises StrangerError."""
+        """(what to answer, the rest of `data`, which belongs to the channel). Raises StrangerError."""
         self._waiting += data
         answer = b""
         if not self._nonces:
@@ -79,7 +79,7 @@ class LaunchProof:
 
 
 def _derive(secret: bytes, purpose: bytes, nonces: bytes) -> bytes:
-    # Brings OpenSSL, which need not come in before the launcher is started.
+    # Imported late: it loads OpenSSL, which should not delay the launcher's start.
     import hmac
 
     return hmac.digest(secret, purpose + b"\0" + nonces, "sha256")

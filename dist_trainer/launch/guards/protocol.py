@@ -1,11 +1,11 @@
-"""What the launching process and the guard of a rank say to each other, over TCP, once each has proved itself.
+"""The messages between the launching process and the guard of a rank, over TCP, once each has proved itself.
 
-guard -> launch   hello, port (of rank 0: where the ranks can meet), output, ended, beat
+guard -> launch   hello, port (rank 0's: of the ranks' rendezvous), output, ended, beat
 launch -> guard   job, stop, bye, beat
 
-A message is its length, an HMAC, and a JSON object. The HMAC is over the message's number in its direction, its length
-and itself, under a key that this direction of this connection alone has (see `proof`): nothing can be made up, changed,
-left out, repeated or put in another place. It can be read by whoever can read the network.
+A message is its length, an HMAC, and a JSON object. The HMAC covers the message's number in its direction, its length
+and its content, under a key of this direction of this connection (see `proof`), so messages cannot be forged, changed,
+dropped, repeated or reordered. They are not encrypted: who can read the network can read them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import struct
 from typing import Any
 
 BEAT_S = 1.0
-# A host of which nothing was heard for so long is taken to be down, or cut off.
+# Heartbeat timeout: a host that was not heard for so long counts as down or cut off.
 SILENCE_S = 10.0
 
-# Stands for the launching process's host where its address is what srun tells its tasks.
+# In place of the launching process's host name: its address is the one that srun tells its tasks.
 FROM_SRUN = "@srun"
 
-# The longest is a job: a command line and its variables, 2 MB at most for the kernel, each byte as 6 in JSON.
+# The longest message is a job: a command line and variables, which the kernel limits to 2 MB, 6 bytes of JSON per byte.
 MAX_MESSAGE_BYTES = 1 << 24
 _LENGTH = struct.Struct(">I")
 _NUMBER_AND_LENGTH = struct.Struct(">QI")
@@ -44,7 +44,9 @@ class Channel:
         self._waiting = bytearray()
 
     def seal(self, message: bytes) -> bytes:
-        """The bytes to send, in the order in which messages are sealed. Raises ValueError for one that is too long."""
+        """The bytes to send, in the order in which messages are sealed. Raises ValueError for a message that is too
+        long.
+        """
         if len(message) > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(message)} bytes is longer than {MAX_MESSAGE_BYTES}")
         mac = _mac(self._send_key, self._num_sent, message)
@@ -52,7 +54,7 @@ class Channel:
         return _LENGTH.pack(len(message)) + mac + message
 
     def feed(self, data: bytes) -> list[Message]:
-        """The messages that are whole now. Raises ValueError for what the other side has not said so."""
+        """The messages completed by `data`. Raises ValueError for one that the other side cannot have sent so."""
         self._waiting += data
         messages = []
         while len(self._waiting) >= _HEAD_BYTES:
@@ -80,7 +82,7 @@ class Channel:
 
 
 def _mac(key: bytes, number: int, message: bytes) -> bytes:
-    # Brings OpenSSL, which need not come in before the launcher is started.
+    # Imported late: it loads OpenSSL, which should not delay the launcher's start.
     import hmac
 
     return hmac.digest(key, _NUMBER_AND_LENGTH.pack(number, len(message)) + message, "sha256")

@@ -1,4 +1,4 @@
-"""The variables of one rank: its guard's, the job's, and what follows from the host it is on."""
+"""The environment of one rank: its guard's, the job's, and what follows from the host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_trainer.launch.hosts.ports import first_free_port
 
 
 def rank_environ(environ: Mapping[str, str], place: Place, job: Message) -> dict[str, str]:
-    """All of them. Where the job leaves it to this host to find the port of the meeting place, it is MASTER_PORT."""
+    """The complete environment. If the job lets this host find the rendezvous's port, MASTER_PORT holds the result."""
     found = {**environ, **job["env"], **_place_env(place, job)}
     if "OMP_NUM_THREADS" not in job["env"]:
         found["OMP_NUM_THREADS"] = str(threads_here(found, int(found["LOCAL_WORLD_SIZE"])))
@@ -39,7 +39,7 @@ def _place_env(place: Place, job: Message) -> dict[str, str]:
 
 
 def _interface_env(peers: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
-    """The interface by which the other hosts are reached, for gloo and for NCCL unless the user has named one."""
+    """For gloo and NCCL: the interface that leads to the other hosts, unless the user has named one."""
     own = socket.gethostname()
     other = next((peer for peer in peers if own not in (peer, peer.split(".")[0])), peers[0])
     interface = interface_towards(other)

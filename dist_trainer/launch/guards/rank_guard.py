@@ -1,9 +1,9 @@
 """Stands between a launcher and one rank: `python -m dist_trainer.launch.guards.rank_guard HOST:PORT SECRET_SOURCE`.
 
-SECRET_SOURCE says where the run's secret is, `environment` or a file: what everybody may read. It asks the launching
-process what to run, so that arguments and variables arrive literally whatever the launcher does to them; tells it how
-the rank ended; and ends the rank when it is told to, or when nothing is heard of that process any more. Imports no more
-than it must, but what its rank goes on with: there is one for every rank.
+SECRET_SOURCE says where to find the run's secret, `environment` or a file's path. The guard asks the launching process
+what to run, so that arguments and variables arrive literally under any launcher; reports how the rank ended; and ends
+the rank when told to, or when the launching process is not heard any more. There is one guard per rank, so it imports
+only what it needs and what its rank needs anyway.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from dist_trainer.launch.hosts.run_secret import RunSecret, take_secret
 from dist_trainer.launch.processes import launchers_above, sweep_later
 from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S
 
-# Where the job is not there by then, the launching process still reads the files.
+# If the job has not come after this time, the launching process is still reading files: use the time for imports.
 _JOB_IS_READY_S = 0.01
 _TOLD_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MAY_BE_IGNORED = (signal.SIGINT, signal.SIGHUP)
@@ -43,10 +43,10 @@ _BLOCK_BYTES = 1 << 16
 
 
 class Guard:
-    """One rank's life: connect, start, watch, tell."""
+    """One rank from start to end: connects, starts it, watches it, reports its end."""
 
     def __init__(self, place: Place, address: tuple[str, int], secret: bytes) -> None:
-        """Raises UserError, EndedError: see `connect`."""
+        """Raises UserError or EndedError, see `connect`."""
         self.place = place
         self._parent_pid = os.getppid()
         self._was_told_to_end = False
@@ -55,7 +55,7 @@ class Guard:
             end.setblocking(False)
         signal.set_wakeup_fd(signals_w.fileno(), warn_on_full_buffer=False)
         for number in (*_TOLD_TO_END, *_PASSED_ON, signal.SIGCHLD):
-            # What nohup and a shell's `&` have ignored stays so, for the rank too.
+            # Signals that are ignored (nohup, a shell's `&`) stay ignored, for the rank too.
             if number not in _MAY_BE_IGNORED or signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda *_: None)
         self._signals_w = signals_w
@@ -69,7 +69,7 @@ class Guard:
         self._output: RankOutput | None = None
         self._run_dir: Path | None = None
         self._kills = KillWatch(own_group())
-        # What is wrong with this host, behind what the rank has said last.
+        # Problems of this host, to be reported after the rank's last lines.
         self._complaints: list[str] = []
         self._kill_at_s: float | None = None
         self._is_echo = False
@@ -80,16 +80,16 @@ class Guard:
         self._link.send(encode("hello", rank=place.rank, local_rank=place.local_rank, host=socket.gethostname()))
 
     def _is_told_to_end(self) -> bool:
-        """Before there is anything to end: by a signal, or by the end of what started this."""
+        """Before there is a rank: whether a signal, or the end of the parent, told this process to end."""
         with contextlib.suppress(BlockingIOError):
             if any(number in _TOLD_TO_END for number in self._signals_r.recv(_BLOCK_BYTES)):
                 self._was_told_to_end = True
         return self._was_told_to_end or os.getppid() != self._parent_pid
 
     def run(self) -> int:
-        """The rank's exit status, 128 + N when signal N ended it; without a job 0 when told that none comes, else 1."""
+        """Returns the rank's exit status, or 128 + N if signal N ended it; without a job, 0 if told to stop, else 1."""
         if not self._selector.select(_JOB_IS_READY_S):
-            # Every rank brings it in; a fork has it then.
+            # Every rank imports this module, and a forked rank then already has it.
             importlib.import_module("dist_trainer.config.resolve")
         while self._rank is None and not (self.is_lost or self._kill_at_s or self._failed_to_start):
             self._turn()
@@ -103,7 +103,7 @@ class Guard:
             if self._kill_at_s is not None and time.monotonic() >= self._kill_at_s:
                 self._signal_rank(signal.SIGKILL)
         was_killed = returncode == -signal.SIGKILL and self._kill_at_s is None
-        # What the rank started and left behind, such as loader workers.
+        # Processes that the rank started and left behind, such as data loader workers.
         self._signal_rank(signal.SIGKILL)
         self._read_output()
         status = 128 - returncode if returncode < 0 else returncode
@@ -111,7 +111,7 @@ class Guard:
         return status
 
     def _turn(self) -> None:
-        """Waits a moment, and does what came up."""
+        """Waits a moment, and handles what has arrived."""
         for key, _ in self._selector.select(BEAT_S / 2):
             if key.fileobj is self._signals_r:
                 self._take_signals()
@@ -152,8 +152,8 @@ class Guard:
         if job["finds_port"]:
             self._link.send(encode("port", port=int(environ["MASTER_PORT"])))
         is_first = self.place.rank == 0
-        # At the terminal rank 0 shows its progress itself. Open MPI gives it one also where there is none: what goes to
-        # a file or a pipe there must not become a bar.
+        # At a terminal rank 0 draws its own progress bar. Open MPI gives ranks a pseudo terminal even if its own output
+        # goes to a file or a pipe, where a bar would be noise.
         is_captured = not (is_first and job["is_local"] and (job["has_terminal"] or not os.isatty(1)))
         log = None
         if job["logs_dir"]:
@@ -182,7 +182,7 @@ class Guard:
         )
 
     def _let_go(self, *of_the_rank: IO[bytes] | None) -> None:
-        """In the fork that goes on as the rank."""
+        """Called in the fork that continues as the rank."""
         for mine in (self._selector, self._link.socket, self._signals_r, self._signals_w, *of_the_rank):
             if mine is not None:
                 mine.close()
@@ -209,13 +209,13 @@ class Guard:
     def _lose(self) -> None:
         was_stopped, self.is_lost, self.must_sweep = self.must_sweep, True, True
         self._selector.unregister(self._link.socket)
-        # The launcher, which ends with the launching process, may have ended the rank before that is noticed here.
+        # The launcher ends with the launching process, and may already have ended the rank when we notice that.
         if self._rank is not None and self._rank.poll() != 0 and not (was_stopped or self._has_bye):
             self._record_loss()
         self._end_rank(FAILURE_GRACE_S)
 
     def _record_loss(self) -> None:
-        """One guard, rank 0's, writes it for all: of the launching process nobody else is left."""
+        """Rank 0's guard writes the event for all, because the launching process can no longer do so."""
         if self.place.rank != 0 or self._run_dir is None:
             return
         from dist_trainer.endings import ERROR, Start, end_event
@@ -245,7 +245,7 @@ class Guard:
 
 
 def find_place() -> Place:
-    """Raises UserError where no launcher's variables are there."""
+    """Raises UserError if no launcher's variables are set."""
     place = next((found for read in READERS if (found := read(os.environ)) is not None), None)
     if place is None:
         raise UserError("no variable says which rank this is", hint="start ranks with ./launch.sh")
@@ -268,7 +268,7 @@ def main(argv: list[str]) -> int:
         status = guard.run()
     except (UserError, EndedError) as error:
         _leave(place, secret, above)
-        # All ranks of a host would say the same.
+        # All ranks of a host would say the same, so local rank 0 says it.
         return _refuse(error) if isinstance(error, UserError) and place.local_rank == 0 else EXIT_FAILURE
     except BecomeRank as rank:
         becoming = rank
@@ -286,7 +286,7 @@ def _refuse(error: UserError) -> int:
 
 def _leave(place: Place, secret: RunSecret, to_sweep: list[tuple[int, int]]) -> None:
     if secret.is_file:
-        # It was let go: the host's others are here already, or the run has ended.
+        # We were released (`bye`), so the host's other guards have connected, or the run has ended.
         with contextlib.suppress(OSError):
             Path(secret.source).unlink()
     if place.local_rank == 0:

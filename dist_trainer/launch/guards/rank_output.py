@@ -1,4 +1,4 @@
-"""What a rank prints, and why it says it ends, as its guard reads it."""
+"""A rank's output, and its own word on why it ends, as its guard reads them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _BLOCK_BYTES = 1 << 16
 
 
 class RankOutput:
-    """Reads a rank's pipes, of which `selector` tells when there is something: to its log, and `pass_on`, with whether
-    it is stderr's, or where that is None to `last_lines`.
+    """Reads a rank's pipes, which it registers with `selector`. Output goes to the rank's log, and to `pass_on` (text,
+    whether it is stderr's); if `pass_on` is None, the last lines are kept in `last_lines`.
     """
 
     def __init__(
@@ -35,9 +35,9 @@ class RankOutput:
         self.last_lines: deque[str] = deque(maxlen=_NUM_LAST_LINES)
         self._selector, self._causes, self._log, self._pass_on = selector, causes, log, pass_on
         self._streams = [(pipe, pipe is stderr) for pipe in (stdout, stderr) if pipe is not None]
-        # A character may come in two pieces; whatever else they are, the bytes go on.
+        # A block may end within a character; bytes that are not UTF-8 are passed on unchanged.
         self._decoders = [codecs.getincrementaldecoder("utf-8")(errors="surrogateescape") for _ in range(2)]
-        # Read to its end only when the rank ends.
+        # Causes received so far, complete only when the rank has ended.
         self._told = b""
         for pipe in (*(stream for stream, _ in self._streams), causes):
             os.set_blocking(pipe.fileno(), False)
@@ -45,11 +45,11 @@ class RankOutput:
 
     @property
     def cause(self) -> Cause | None:
-        """The first one that the rank has told."""
+        """The first cause that the rank has told."""
         return read_cause(self._told.partition(b"\n")[0])
 
     def read(self) -> None:
-        """All that is there, without waiting."""
+        """Reads everything that is there, without waiting."""
         for data in self._blocks(self._causes):
             self._told += data
         for pipe, is_error in self._streams:
@@ -75,7 +75,7 @@ class RankOutput:
 
 
 def open_log(run_dir: Path, rank: int) -> IO[bytes] | None:
-    """None where the folder cannot be written to: the rank, which can say so, is about to find that out."""
+    """None if the folder cannot be written: the rank will find that out, and can say so."""
     path = rank_log_path(run_dir, rank)
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
-"""The process of one rank: a program of its own, or a fork of its guard, which goes on as the rank.
+"""The process of one rank: a new program, or a fork of its guard that continues as the rank.
 
-A fork has what its guard imported, and a rank begins as soon as if nothing stood between the launcher and it. It needs
-the same Python in the same folder, and variables that differ only in what nothing has read yet.
+A fork has already imported what its guard imported, so that a guard costs the rank no start-up time. It requires the
+same Python and folder, and an environment that differs only in variables that nothing has read yet.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dist_trainer.cluster.environments import LAUNCH_ID
 from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import end_with_parent, show_as
 
-# Read by torch, CUDA, gloo, NCCL and us, none of which is in a guard.
+# Read only by torch, CUDA, gloo, NCCL and our own later code, none of which has run in a guard.
 _READ_LATE = frozenset(
     {
         CAUSE_FD,
@@ -32,7 +32,7 @@ _READ_LATE = frozenset(
 
 
 class BecomeRank(BaseException):
-    """Raised in the fork, to leave all that is the guard's; `run` is the rank."""
+    """Raised in the fork to unwind the guard's stack; `run` then continues as the rank."""
 
     def __init__(self, module: str, arguments: Sequence[str]) -> None:
         self._module, self._arguments = module, arguments
@@ -43,7 +43,7 @@ class BecomeRank(BaseException):
 
 
 class Fork:
-    """A forked rank, with the part of subprocess.Popen that a guard needs."""
+    """A forked rank, with as much of subprocess.Popen's interface as a guard needs."""
 
     def __init__(self, pid: int, stdout: IO[bytes] | None, stderr: IO[bytes] | None) -> None:
         self.pid, self.stdout, self.stderr = pid, stdout, stderr
@@ -69,10 +69,10 @@ def start_rank(
     let_go: Callable[[], None],
     cause_fd: int,
 ) -> RankProcess:
-    """Starts the rank in a session of its own, to be killed when this process ends. For a process without threads.
+    """Starts the rank in a session of its own; it is killed when this process ends. This process must have no threads.
 
-    `let_go` closes in a fork what is the guard's alone. `cause_fd` is where the rank says why it ends: see `cause`.
-    Raises OSError where the folder or the program is not there.
+    `let_go` is called in a fork to close what belongs to the guard. `cause_fd`: the pipe on which the rank says why it
+    ends, see `cause`. Raises OSError if the folder or the program does not exist.
     """
     environ = {**environ, CAUSE_FD: str(cause_fd)}
     if list(argv[:2]) == [sys.executable, "-m"] and str(Path.cwd()) == cwd and _differs_late(environ):
@@ -111,7 +111,7 @@ def _fork(
 ) -> Fork:
     pipes = [os.pipe() for _ in range(2)] if is_captured else []
     parent_pid = os.getpid()
-    # A signal must not find the fork with the guard's handlers.
+    # No signal may reach the fork while it still has the guard's handlers.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid == 0:

@@ -1,1 +1,1 @@
-"""Which hosts, what they have, how they are reached, and where the ranks meet."""
+"""The hosts of a run: which they are, what they have, how they are reached, and where the ranks rendezvous."""

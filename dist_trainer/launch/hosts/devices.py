@@ -1,4 +1,4 @@
-"""What this host's devices have and are taken to be able to do, without torch."""
+"""What this host's devices have, and are assumed to support, found without torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dist_trainer.errors import UserError
 if TYPE_CHECKING:
     from dist_trainer.config.resolve import ResolvedRun
 
-# That of dist_trainer.train.async_io, whose room this one does not see.
+# EXIT_MISSING of dist_trainer.train.async_io, which `launch` must not import.
 _EXIT_MISSING = 3
 _ASK_LIMIT_S = 300
 
@@ -28,13 +28,13 @@ class LocalGpu:
 
 
 def smallest_visible_gpu(environ: Mapping[str, str]) -> LocalGpu | None:
-    """The one with the least memory of those that a rank started here would see; None where that is not known."""
+    """Of the GPUs that a rank started here would see, the one with the least memory; None if that is not known."""
     from dist_trainer.monitor.gpu.devices import DeviceIdentity, find_device, list_gpus
     from dist_trainer.monitor.gpu.nvml import Nvml, NvmlError
     from dist_trainer.monitor.gpu.visible import visible_devices
 
     def say(trouble: object) -> None:
-        """What NVML cannot tell is not known: no failure."""
+        """Drops NVML's diagnostics: a figure that it cannot give is unknown, and no failure."""
 
     try:
         nvml = Nvml(say)
@@ -56,16 +56,16 @@ def smallest_visible_gpu(environ: Mapping[str, str]) -> LocalGpu | None:
 
 
 def host_memory_bytes() -> int:
-    """The memory of this host."""
+    """The total memory of this host."""
     import psutil
 
     return int(psutil.virtual_memory().total)
 
 
 def check_async_io(resolved: ResolvedRun) -> None:
-    """Raises UserError for a run that offloads to NVMe where DeepSpeed cannot, if its ranks are on this host.
+    """Raises UserError for a run that offloads to NVMe on this host if DeepSpeed cannot do that here.
 
-    A process of its own asks DeepSpeed. Where it fails to answer, the ranks will.
+    DeepSpeed is asked in a separate process. If that fails to answer, nothing is raised, and the ranks will find out.
     """
     if offloads_to_nvme(resolved.deepspeed) is None:
         return
@@ -83,9 +83,9 @@ def check_async_io(resolved: ResolvedRun) -> None:
 
 
 def assumed_facts(kind: Literal["cpu", "cuda"]) -> DeviceFacts:
-    """What a device of this kind is taken to be able to do; the ranks ask, and say what theirs cannot.
+    """What a device of this kind is assumed to support; the ranks ask their real device, and say what it lacks.
 
-    Only some CPUs have fp16, which takes the bytes of the bf16 that the others run instead.
+    A CPU counts as without fp16, which only some have; others run bf16, which takes as many bytes.
     """
     if kind == "cuda":
         return ANY_DEVICE

@@ -1,4 +1,4 @@
-"""What a plan must know of this host, asked once and without torch."""
+"""The facts about this host that a plan needs, gathered once and without torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_host_facts(environ: Mapping[str, str]) -> HostFacts:
 
 
 def whose_mpirun() -> Literal["openmpi", "hydra"]:
-    """Whose `mpirun` the PATH finds, by what it says of itself; Open MPI's where there is none."""
+    """Whose `mpirun` is first in PATH, by its version text; "openmpi" if there is none."""
     try:
         said = subprocess.run(
             ["mpirun", "--version"], capture_output=True, errors="replace", timeout=_VERSION_LIMIT_S, check=False
@@ -44,12 +44,12 @@ def whose_mpirun() -> Literal["openmpi", "hydra"]:
 
 
 def mpirun_by_version(text: str) -> Literal["openmpi", "hydra"]:
-    """From what `mpirun --version` prints."""
+    """From the output of `mpirun --version`."""
     return "hydra" if re.search(r"\bHYDRA\b|Intel\(R\) MPI", text, re.IGNORECASE) else "openmpi"
 
 
 def count_visible_gpus(num_gpus: int, visible: str | None) -> int:
-    """How many of the host's GPUs a process sees, by CUDA's rule: the list ends at the first entry that is none."""
+    """How many of the host's GPUs a process sees. CUDA's rule: the list ends at the first entry that names no GPU."""
     if visible is None or num_gpus == 0:
         return num_gpus
     count = 0
@@ -63,7 +63,7 @@ def count_visible_gpus(num_gpus: int, visible: str | None) -> int:
 
 
 def _count_usable_gpus(environ: Mapping[str, str]) -> int:
-    """Those that a rank would train on: none where it is told to train on the CPU."""
+    """The GPUs that a rank would train on: 0 if it is told to train on the CPU."""
     if environ.get("DS_ACCELERATOR") == "cpu":
         return 0
     return count_visible_gpus(_count_nvidia_gpus(), environ.get("CUDA_VISIBLE_DEVICES"))
@@ -87,7 +87,7 @@ def _count_nvidia_gpus() -> int:
 
 
 def _take_from_stdin() -> None:
-    """The run's variables, and its secret for the guards here. Hosts may share the folder of its file."""
+    """Takes the run's variables, and the secret, which it writes to a file for the guards of this host."""
     told = json.load(sys.stdin)
     os.environ.update(told["env"])
     with suppress(FileExistsError):

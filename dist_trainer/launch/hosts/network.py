@@ -1,4 +1,4 @@
-"""Addresses and interfaces, found from the route to other hosts, never by a fixed name."""
+"""Addresses and network interfaces, found from the route to other hosts and never by a fixed name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ANY_PORT = 9
 
 
 def address_towards(host: str) -> str | None:
-    """This host's address on the route to `host`; sends nothing. None where the name or the route is not known."""
+    """This host's address on the route to `host`; sends nothing. None if the name does not resolve or has no route."""
     with suppress(OSError):
         for family, kind, _, _, address in socket.getaddrinfo(host, _ANY_PORT, type=socket.SOCK_DGRAM):
             with socket.socket(family, kind) as probe, suppress(OSError):
@@ -20,16 +20,16 @@ def address_towards(host: str) -> str | None:
 
 
 def interface_towards(host: str) -> str | None:
-    """The network interface that the route to `host` leaves by, or that has the address of `host` if that is this one.
+    """The network interface by which packets to `host` leave; for a name of this host the one with its address.
 
-    None where that is not known.
+    None if that cannot be found.
     """
     own = own_address(host) if is_own_address(host) else address_towards(host)
     return None if own is None else interface_of(own, own_addresses())
 
 
 def own_address(host: str) -> str | None:
-    """The address that a name of this host has on itself; None where it has none."""
+    """The address that a name of this host resolves to on this host; None if it does not resolve."""
     try:
         return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:
@@ -37,14 +37,14 @@ def own_address(host: str) -> str | None:
 
 
 def own_addresses() -> dict[str, list[str]]:
-    """This host's addresses by interface."""
+    """This host's addresses, by interface."""
     import psutil
 
     return {name: [known.address.partition("%")[0] for known in found] for name, found in psutil.net_if_addrs().items()}
 
 
 def interface_of(address: str, addresses: Mapping[str, Sequence[str]]) -> str | None:
-    """The interface that has the address, of a host with these addresses."""
+    """The interface that has the address, out of `addresses` by interface."""
     plain = address.removeprefix("::ffff:").partition("%")[0]
     return next((name for name, own in addresses.items() if plain in own), None)
 

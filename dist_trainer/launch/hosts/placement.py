@@ -1,4 +1,4 @@
-"""Where the ranks go: from a hostfile, a SLURM allocation, or this host's own GPUs."""
+"""Which hosts and slots get the ranks: from a hostfile, a SLURM allocation, or this host's GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SLOTS_HINT = "let slots= say how many GPUs a host has, and take part of them wit
 
 @dataclass(frozen=True)
 class HostChoice:
-    """What the user said about hosts. `num_ranks_per_host` None means: find out."""
+    """What the user said about hosts. `num_ranks_per_host` None: as many as there are slots or GPUs."""
 
     hostfile: str | None = None
     include: str = ""
@@ -28,7 +28,7 @@ class HostChoice:
 
     @property
     def names_slots(self) -> bool:
-        """Whether the user said which or how many of the slots to use."""
+        """Whether the user said which slots to use, or how many."""
         return bool(self.include or self.exclude or self.num_ranks_per_host)
 
 
@@ -45,7 +45,7 @@ def parse_ranks_per_host(text: str) -> int | None:
 
 
 def find_topology(launcher: str, choice: HostChoice, facts: HostFacts) -> tuple[Topology, bool]:
-    """The hosts and slots to use, and whether they are fewer than the hostfile has. Raises UserError."""
+    """(hosts and slots to use, whether these are fewer than in the hostfile). Raises UserError."""
     if launcher == "srun":
         _refuse_hosts_under_slurm(choice)
         return allocated_topology(facts.environ, choice.num_ranks_per_host), False
@@ -61,7 +61,7 @@ def find_topology(launcher: str, choice: HostChoice, facts: HostFacts) -> tuple[
 
 
 def read_rendezvous(num_hosts: int | None, endpoint: str | None, job_id: str, *, launcher: str) -> Rendezvous | None:
-    """--nnodes and --rdzv-endpoint, which come together and with torchrun. Raises UserError."""
+    """From --nnodes and --rdzv-endpoint, which need each other and torchrun. Raises UserError."""
     if num_hosts is None and endpoint is None:
         return None
     if launcher != "torchrun":
@@ -90,8 +90,8 @@ def read_rendezvous(num_hosts: int | None, endpoint: str | None, job_id: str, *,
 
 
 def check_ssh(wants_ssh: bool, topology: Topology, facts: HostFacts, rendezvous: Rendezvous | None) -> None:
-    """Raises UserError where torchrun is to run on other hosts and nothing says how it comes there, or where what
-    names the hosts of --ssh disagrees.
+    """Raises UserError if torchrun is to run on other hosts but nothing says how it gets there, or if what names the
+    hosts contradicts --ssh.
     """
     is_local = topology.is_local(facts.hostname)
     if not is_local and not wants_ssh:
@@ -106,9 +106,9 @@ def check_ssh(wants_ssh: bool, topology: Topology, facts: HostFacts, rendezvous:
 
 
 def gpu_trouble(host: Host, num_gpus: int, *, is_chosen: bool) -> str | None:
-    """What is wrong with the slots of a host that has so many GPUs; `is_chosen` where the user named some of them.
+    """What is wrong with the slots of a host that has `num_gpus` GPUs, or None. `is_chosen`: the user named some slots.
 
-    A host without any GPU is one that trains on its CPU.
+    A host without any GPU trains on its CPU.
     """
     if 0 < num_gpus <= host.slots[-1]:
         return f"it has {_gpus(num_gpus)}, and slot {host.slots[-1]} needs {host.slots[-1] + 1}"
@@ -132,7 +132,7 @@ def _check_own_gpus(whole: Topology, choice: HostChoice, facts: HostFacts) -> No
 
 
 def _check_meeting(rendezvous: Rendezvous, topology: Topology) -> None:
-    """With --ssh the hostfile says the hosts: what else says them must say the same."""
+    """With --ssh the hostfile names the hosts; --nnodes and --rdzv-endpoint must agree with it."""
     names = [host.name for host in topology.hosts]
     if rendezvous.num_hosts != len(names):
         raise UserError(

@@ -1,4 +1,4 @@
-"""On which port the ranks of a launch meet."""
+"""The port of the ranks' rendezvous."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dist_trainer.errors import UserError
 
 
 def planned_port(run_dir: Path) -> int:
-    """The port that a run in this folder would like to meet at; asks nobody."""
+    """The first choice of port for a run in this folder: computed from its path, not probed."""
     return port_from(str(run_dir))
 
 
 def first_free_port(wanted: int) -> int:
-    """The first port of this host, from `wanted` on, that nobody listens at. Raises UserError when there is none."""
+    """The first port from `wanted` on that nobody on this host listens on. Raises UserError if there is none."""
     for offset in range(NUM_PORTS):
         port = FIRST_PORT + (wanted - FIRST_PORT + offset) % NUM_PORTS
         with socket.socket() as listener:

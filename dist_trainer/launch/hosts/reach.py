@@ -1,6 +1,6 @@
-"""Whether ranks could start on the other hosts of a run, asked over ssh before anything is started.
+"""Checks over ssh whether ranks could start on the other hosts of a run, before anything is started.
 
-On the same way the run's secret comes to those hosts.
+The same connection brings the run's secret to those hosts.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from dist_trainer.launch.hosts.run_secret import RunSecret
 from dist_trainer.launch.plan import LaunchRequest
 
 _LIMIT_S = 60.0
-# Who does not answer by then has no secret either, or one of a run that has ended.
+# A host that does not answer within this time probably never got the secret; it is of no use after the run anyway.
 _TAKE_BACK_LIMIT_S = 5.0
 _NUM_NAMED = 8
 
 
 def check_hosts(request: LaunchRequest, secret: RunSecret, *, is_chosen: bool = False) -> None:
-    """Asks all hosts at once, each for its GPUs, with the Python and in the folder that the ranks will have.
+    """Asks all hosts at once for their GPUs, using the Python and the folder that the ranks will use.
 
-    The secret is left on each of them in its file.
+    Leaves the secret on each of them, in its file.
 
-    Raises UserError naming the hosts that do not answer, that lack the Python or the folder, or whose GPUs are not
-    those that the hostfile says; `is_chosen` where the user named some of them.
+    Raises UserError naming the hosts that do not answer, lack the Python or the folder, or have other GPUs than the
+    hostfile says. `is_chosen`: the user named some of the slots.
     """
     argv = [request.facts.interpreter, "-m", "dist_trainer.launch.hosts.facts", "from-stdin"]
     hosts = request.topology.hosts
@@ -38,7 +38,7 @@ def check_hosts(request: LaunchRequest, secret: RunSecret, *, is_chosen: bool = 
         [host.login for host in hosts],
         argv,
         timeout_s=_LIMIT_S,
-        # Not on ssh's command line, but what a process has to have from its start.
+        # On stdin, because ssh's command line is visible to all; PATH and the like have to be set before the start.
         stdin=json.dumps({"path": secret.source, "secret": secret.value.hex(), "env": env}).encode(),
         cwd=str(Path.cwd()),
         env={name: env[name] for name in SEARCH_PATHS if name in env},
@@ -62,12 +62,12 @@ def check_hosts(request: LaunchRequest, secret: RunSecret, *, is_chosen: bool = 
 
 
 def take_back_secret(hosts: Iterable[str], secret: RunSecret) -> None:
-    """Removes its file on hosts where no guard came that would have done it."""
+    """Removes the secret's file on hosts where no guard has come, which would have removed it."""
     run_on_hosts(hosts, ["rm", "-f", "--", secret.source], timeout_s=_TAKE_BACK_LIMIT_S)
 
 
 def find_problems(hosts: tuple[Host, ...], results: Mapping[str, RemoteResult]) -> dict[str, str]:
-    """What keeps ranks from starting, by host."""
+    """Host -> what keeps ranks from starting there."""
     problems = {}
     for host in hosts:
         result = results[host.login]
@@ -82,17 +82,17 @@ def find_problems(hosts: tuple[Host, ...], results: Mapping[str, RemoteResult]) 
 def find_misfits(
     hosts: tuple[Host, ...], results: Mapping[str, RemoteResult], *, is_chosen: bool
 ) -> list[tuple[Host, str]]:
-    """The hosts that have other GPUs than their slots say, and how."""
+    """The hosts whose GPUs do not match their slots, with the mismatch in words."""
     troubles = ((host, gpu_trouble(host, int(_last_word(results[host.login])), is_chosen=is_chosen)) for host in hosts)
     return [(host, trouble) for host, trouble in troubles if trouble]
 
 
 def _named(hosts: list[str]) -> str:
-    """Of very many hosts the first are named."""
+    """The hosts in words; of very many only the first are named."""
     more = len(hosts) - _NUM_NAMED
     return "; ".join(hosts[:_NUM_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _last_word(result: RemoteResult) -> str:
-    """Of what a shell's own files print nothing is meant."""
+    """The last line of stderr: earlier ones may come from a shell's start files."""
     return result.stdout.split()[-1]

@@ -1,6 +1,6 @@
-"""One command on many hosts: over ssh, all at once up to a bound, each with a time limit; this host itself directly.
+"""Runs one command on many hosts over ssh, up to a number at once, each with a time limit; directly on this host.
 
-The words of a command arrive as they are: what goes to the other side is text for a POSIX shell, quoted here.
+The command's words arrive literally: they are quoted here for the POSIX shell on the other side.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _LINE_LIMIT_BYTES = 2**24
 
 @dataclass(frozen=True)
 class RemoteResult:
-    """What became of the command on one host: `status` is its exit status, None where `problem` says why not."""
+    """The command's result on one host. `status`: its exit status; None if it did not run, and `problem` says why."""
 
     host: str
     status: int | None
@@ -47,17 +47,17 @@ def run_on_hosts(
     env: Mapping[str, str] | None = None,
     fan_out: int = FAN_OUT,
 ) -> dict[str, RemoteResult]:
-    """Runs `argv` on every host, at most `fan_out` at a time, each for at most `timeout_s`, and waits for all.
+    """Runs `argv` on every host, at most `fan_out` at a time and each for at most `timeout_s`; waits for all.
 
-    `cwd` and the variables of `env` hold there. What goes wrong on a host stands in its result: nothing is raised for
-    it. At the time limit the connection is closed; a command on another host that neither reads its stdin nor writes
-    may then run on. Not for use inside a running event loop.
+    `cwd` and the variables of `env` apply on the hosts. A failure on a host is in its result; nothing is raised for it.
+    At the time limit the connection is closed, but a command on another host that neither reads its stdin nor writes
+    may go on there. Not to be called inside a running event loop.
     """
     return asyncio.run(_run_on_hosts(tuple(hosts), shell_text(argv, cwd=cwd, env=env), stdin, timeout_s, fan_out))
 
 
 async def run_here(argv: Sequence[str], *, timeout_s: float, stdin: bytes = b"") -> RemoteResult:
-    """The same for one command on this host, inside a running event loop."""
+    """The same for one command on this host, to be awaited in a running event loop."""
     return await _run_on_host("localhost", argv, stdin, timeout_s)
 
 
@@ -100,14 +100,14 @@ async def _run_on_host(host: str, command: Sequence[str], stdin: bytes, timeout_
     finally:
         await process.end()
     if status < 0:
-        # Only what runs here directly can be seen to end so.
+        # A negative status (a signal) is seen only of a command that ran directly on this host.
         return ended(128 - status)
     problem = ssh_problem(status, stderr.decode(errors="replace")) if command[0] == "ssh" else None
     return ended(None if problem else status, problem)
 
 
 class Running:
-    """A process with pipes to all three of its streams."""
+    """A process with pipes for its three standard streams."""
 
     def __init__(
         self,
@@ -126,9 +126,9 @@ class Running:
         return await self._process.wait()
 
     async def end(self) -> None:
-        """Kills it where it has not ended; what it started on another host sees its connection close.
+        """Kills it if it still runs; what it started on another host notices that the connection is closed.
 
-        What it started here may hold the pipes open: they are closed on this side.
+        Processes that it started here may still hold the pipes, so they are closed on our side.
         """
         if not self.stdin.is_closing():
             self.stdin.transport.abort()
@@ -179,7 +179,7 @@ async def _writer(pipe: BinaryIO) -> asyncio.StreamWriter:
 
 
 async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
-    # A command that does not read its stdin to the end is no failure of its own.
+    # A command that ends without having read all of its stdin has not failed by that.
     with suppress(BrokenPipeError, ConnectionResetError):
         stream.write(data)
         await stream.drain()
@@ -187,6 +187,6 @@ async def _feed(stream: asyncio.StreamWriter, data: bytes) -> None:
 
 
 async def collect(stream: asyncio.StreamReader, into: bytearray) -> None:
-    """All that comes, up to the end."""
+    """Appends everything that the stream gives, until its end."""
     while block := await stream.read(2**16):
         into += block

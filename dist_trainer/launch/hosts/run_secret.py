@@ -1,8 +1,8 @@
-"""The secret that a launching process and its guards share, and how it comes to them: never by a command line.
+"""The secret shared by a launching process and its guards, and how it reaches them: never on a command line.
 
-Where the guards inherit this process's environment (all ranks here, srun, torchrun by hand) it is a variable, which a
-guard takes out of its own before its rank starts. To hosts that are reached by ssh it goes over ssh, to a file there
-that the user alone can read. Runs that are started by hand share a file of the user's instead.
+Guards that inherit this process's environment (all ranks on this host, srun, torchrun by hand) get it in a variable,
+which a guard removes before its rank starts. To hosts reached over ssh it travels over ssh, into a file that only the
+user can read. Runs that are started by hand on each host share a file of the user's instead.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ FROM_ENVIRONMENT = "environment"
 VARIABLE = "DIST_TRAINER_RUN_SECRET"
 _NUM_BYTES = 32
 _MAX_FILE_BYTES = 4096
-# As long as what nobody guesses, and no name that somebody would choose.
+# Long enough that nobody can guess it, and nothing that a person would choose as a name.
 _ID_IS_SECRET = re.compile(r"[0-9a-fA-F]{32,}")
-# The same on all hosts, whatever a shell's own files say of TMPDIR there.
+# Not TMPDIR, which a shell's start files may set differently on other hosts.
 _FOLDER = "/tmp"
 
 
 @dataclass(frozen=True)
 class RunSecret:
-    """`source` is what the guards' command line says of it, for all to read: FROM_ENVIRONMENT, or a file's path."""
+    """`source`: where a guard finds it, FROM_ENVIRONMENT or a file's path; it is on command lines that all can read."""
 
     value: bytes = field(repr=False)
     source: str = FROM_ENVIRONMENT
@@ -41,28 +41,28 @@ class RunSecret:
         return self.source != FROM_ENVIRONMENT
 
     def variables(self, environ: Mapping[str, str]) -> dict[str, str]:
-        """What the launcher's environment needs beside `environ` for the guards to get it."""
+        """The variables to add to the launcher's environment so that the guards get the secret."""
         if self.is_file:
             return {}
         found = {VARIABLE: self.value.hex()}
         asked = environ.get("SLURM_EXPORT_ENV")
         if asked:
-            # What `sbatch --export=NONE` leaves in a job: srun passes on what is named here alone.
+            # `sbatch --export=NONE` leaves this set in the job: srun then passes only the variables named in it.
             found["SLURM_EXPORT_ENV"] = VARIABLE if asked in ("NONE", "NIL") else f"{asked},{VARIABLE}"
         return found
 
 
 def new_secret(*, in_file: bool) -> RunSecret:
-    """For this run alone. `in_file`: for hosts that do not inherit this process's environment."""
+    """A random secret for this run. `in_file`: the hosts do not inherit this process's environment."""
     source = f"{_FOLDER}/dist_trainer-{os.urandom(16).hex()}" if in_file else FROM_ENVIRONMENT
     return RunSecret(os.urandom(_NUM_BYTES), source)
 
 
 def secret_by_hand(job_id: str, environ: Mapping[str, str]) -> RunSecret:
-    """For a run that is started by hand on each host: what all of them know without having spoken yet.
+    """The secret of a run that is started by hand on each host: one that all hosts know without having communicated.
 
-    An id of 32 hexadecimal digits or more is taken for a secret itself; else it is the user's own file that counts,
-    which is made where it is not there. Raises UserError where that file cannot be had, or others can read it.
+    A job id of 32 or more hexadecimal digits is taken as the secret itself; otherwise the user's own secret file is
+    used, and made if missing. Raises UserError if that file cannot be read or written, or if others can read it.
     """
     import hmac
 
@@ -76,7 +76,7 @@ def is_secret_id(job_id: str) -> bool:
 
 
 def public_id(job_id: str) -> str:
-    """What the launcher's command line may say of the id."""
+    """What the launcher's command line may show of the id."""
     import hashlib
 
     return hashlib.sha256(job_id.encode()).hexdigest() if is_secret_id(job_id) else job_id
@@ -89,7 +89,7 @@ def user_secret_path(environ: Mapping[str, str]) -> Path:
 
 
 def take_secret(source: str, environ: MutableMapping[str, str]) -> RunSecret:
-    """In a guard. What stands in the environment is taken out of it. Raises UserError where there is none."""
+    """For a guard: reads the secret, and removes it from the environment. Raises UserError if there is none."""
     text = environ.pop(VARIABLE, "")
     if source == FROM_ENVIRONMENT:
         where = f"the environment on {socket.gethostname()}"
@@ -108,15 +108,15 @@ def take_secret(source: str, environ: MutableMapping[str, str]) -> RunSecret:
 
 
 def write_private(path: Path, secret: bytes) -> None:
-    """A new file that this user alone can read. Raises OSError where there is one already."""
-    # 0600 whatever the umask; O_EXCL follows no link.
+    """Makes a file that only this user can read. Raises OSError if it exists."""
+    # Mode 0600 whatever the umask; with O_EXCL open does not follow a link.
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(secret.hex() + "\n")
 
 
 def read_private(path: Path) -> str:
-    """Raises OSError for what is not a plain file of this user's that nobody else can read or write."""
+    """Raises OSError unless it is a regular file owned by this user that nobody else can read or write."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
@@ -134,7 +134,7 @@ def _user_secret(environ: Mapping[str, str]) -> bytes:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError), _new_beside(path) as made:
-            # Whole or not at all, and the first one's, also where hosts share the folder.
+            # link() is atomic: the file appears whole, and the first writer wins, also in a folder shared by hosts.
             os.link(made, path)
         return _parse(read_private(path))
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""ssh's command line, as every use of it here has it, and what its last words mean."""
+"""The command line of ssh, the same for every use here, and the meaning of its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 from dist_trainer.cluster.topology import is_own_name
 
 CONNECT_TIMEOUT_S = 10
-# A connection over which nothing comes back for so long is lost: 3 times unanswered.
+# ssh sends a keep-alive this often; after 3 without an answer the connection counts as lost.
 _ALIVE_EVERY_S = 5
 
 ProblemKind = Literal[
@@ -38,7 +38,7 @@ _HOST_KEY_UNKNOWN = "its host key is not known here yet"
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a command did not run to an end of its own, in plain words. `detail` is what ssh said, if it did."""
+    """Why a command could not run to its own end, in plain words. `detail`: what ssh said, if anything."""
 
     kind: ProblemKind
     words: str
@@ -49,14 +49,14 @@ class Problem:
 
 
 def shell_text(argv: Sequence[str], *, cwd: str | None = None, env: Mapping[str, str] | None = None) -> str:
-    """The command as text for a POSIX shell, which replaces itself by it."""
+    """The command as text for a POSIX shell, which replaces itself with it (exec)."""
     variables = [f"{name}={value}" for name, value in sorted((env or {}).items())]
     command = "exec " + shlex.join(["env", *variables, *argv] if variables else argv)
     return f"cd {shlex.quote(cwd)} && {command}" if cwd else command
 
 
 def command_for(host: str, text: str, *, hostname: str) -> tuple[str, ...]:
-    """The command line that has a shell on `host` run the text: through ssh, but for this host, named `hostname`."""
+    """The command that runs the text in a shell on `host`: through ssh unless `host` is this one (`hostname`)."""
     if is_own_name(host, hostname):
         return ("/bin/sh", "-c", text)
     options = {
@@ -78,7 +78,7 @@ def command_for(host: str, text: str, *, hostname: str) -> tuple[str, ...]:
 
 
 def ssh_problem(status: int, stderr: str) -> Problem | None:
-    """What an ssh that ended with this status says went wrong between the hosts; None where the command did run."""
+    """What went wrong in connecting, from ssh's exit status and stderr; None if the command itself did run."""
     if status != 255:
         return None
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]

@@ -1,1 +1,1 @@
-"""One module a launcher, and what belongs to it: from a request to the command that starts the ranks."""
+"""One module per launcher and its helpers: from a request to the command that starts the ranks."""

@@ -11,14 +11,14 @@ LAUNCHERS = ("torchrun", "deepspeed", "mpirun", "srun")
 
 
 def choose_launcher(environ: Mapping[str, str], hostfile: str | None) -> str:
-    """The launcher when none is named: a hostfile asks for deepspeed, an allocation for srun, else torchrun."""
+    """The default launcher: with a hostfile deepspeed, in a SLURM allocation srun, else torchrun."""
     if in_allocation(environ):
         return "srun"
     return "torchrun" if hostfile is None else "deepspeed"
 
 
 def build_plan(launcher: str, request: LaunchRequest) -> LaunchPlan:
-    """Brings in that launcher's module alone: nothing is started before."""
+    """The launcher's plan. Imports only that launcher's module, because importing delays the start."""
     if launcher == "torchrun":
         from dist_trainer.launch.launchers.torchrun import plan_torchrun
 

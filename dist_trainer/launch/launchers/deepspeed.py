@@ -9,12 +9,12 @@ from dist_trainer.errors import UserError
 from dist_trainer.launch.environment import UNSAYABLE, common_env, gpus_of_slots, refuse_users
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
-# pdsh gives the arguments to a shell on the other host, and DeepSpeed's quoting does not hold for others than these.
+# pdsh passes the arguments to a shell on the other host; DeepSpeed's quoting is correct for these characters only.
 _SAFE_FOR_PDSH = re.compile(r"[A-Za-z0-9_@%+=:,./-]+")
 
 
 def plan_deepspeed(request: LaunchRequest) -> LaunchPlan:
-    """Raises UserError for what DeepSpeed's launcher would do wrongly: see each message."""
+    """Raises UserError for what DeepSpeed's launcher would do wrong; each message says what."""
     if not (request.is_local or request.is_guarded):
         _refuse_what_pdsh_breaks(request)
     around: tuple[str, ...] = ("dist_trainer.launch.launchers.without_gc",) if request.is_guarded else ()
@@ -42,14 +42,14 @@ def _where(request: LaunchRequest) -> tuple[str, ...]:
     words: tuple[str, ...] = ("--hostfile", request.hostfile)
     if request.is_filtered:
         if any(host.user for host in request.topology.hosts):
-            # Its grammar is NODE:SLOTS@NODE:SLOTS, and its nodes are named as in the file.
+            # The grammar NODE:SLOTS@NODE:SLOTS has no room for a user, and nodes are named as in the hostfile.
             refuse_users(request, whose="DeepSpeed's --include", why="takes '@' for the end of a host")
         words += ("--include", render_include(request.topology))
     if request.is_local:
-        # A hostfile alone makes DeepSpeed try ssh, even to localhost.
+        # With a hostfile DeepSpeed tries ssh even to localhost.
         return (*words, "--no_ssh_check", "--master_addr", "127.0.0.1")
     if len(request.topology.hosts) == 1:
-        # Without this, one remote host's ranks are started here.
+        # Without --force_multi the ranks of a single remote host would be started on this host.
         words += ("--force_multi",)
     return words
 

@@ -1,6 +1,6 @@
-"""torchrun, with the exit status of the rank that failed first instead of always 1, and without its traceback.
+"""torchrun, but with the exit status of the rank that failed first instead of always 1, and without a traceback.
 
-Run as `python -m dist_trainer.launch.launchers.elastic` with torchrun's own arguments.
+Run as `python -m dist_trainer.launch.launchers.elastic` with torchrun's arguments.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import sys
 from dist_trainer.launch.plan import GUARD_MODULE
 from dist_trainer.launch.processes import signal_name
 
-# Those of torchrun, where nobody says others.
+# torchrun's defaults.
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 
 
 def main(argv: list[str]) -> int:
-    """The status to exit with: 0, the first failed rank's own, or 128 + the number of the signal that ended it."""
-    # Finds nothing in the imports, and takes a tenth of their time.
+    """Returns 0, the exit status of the rank that failed first, or 128 + the number of the signal that ended it."""
+    # During the imports the collector frees nothing and takes a tenth of the time.
     gc.disable()
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -27,10 +27,10 @@ def main(argv: list[str]) -> int:
 
     gc.freeze()
     gc.enable()
-    # What happened is said by the rank itself or, below, in one line.
+    # The rank itself says what happened, or else the line below.
     logging.disable(logging.CRITICAL)
     args = parse_args(argv)  # type: ignore[no-untyped-call]
-    # Newer torch says which signals end a run: what nohup and a shell's `&` have ignored stays so.
+    # Newer torch takes a list of signals to handle. Signals that are ignored (nohup, a shell's `&`) stay ignored.
     args.signals_to_handle = ",".join(
         name for name in _SIGNALS if signal.getsignal(signal.Signals[name]) is not signal.SIG_IGN
     )
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             if GUARD_MODULE not in argv:
-                # Else `launch` says what became of the guard, and its rank.
+                # With guards, `launch` reports what became of the guard and its rank.
                 print(f"rank {rank} was killed by {signal_name(-failure.exitcode)}", file=sys.stderr)
             return 128 - failure.exitcode
         return failure.exitcode

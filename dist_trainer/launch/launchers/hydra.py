@@ -1,7 +1,7 @@
-"""Hydra, the mpirun of MPICH and of Intel MPI. The ranks never start MPI: they read their place from its variables.
+"""Hydra, the mpirun of MPICH and of Intel MPI. Ranks do not initialise MPI: they read their rank from its variables.
 
-Hydra ends no rank when another ends with a status, joins statuses bit by bit, and waits for ranks that outlive a
-SIGTERM: the ranks' guards see to all that. What is passed to other hosts is named, as for Open MPI.
+Hydra does not end the other ranks when one exits with an error, ORs the exit statuses, and waits for ranks that survive
+SIGTERM; the ranks' guards take care of all that. As with Open MPI, variables for other hosts are passed on by name.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from dist_trainer.launch.environment import (
 )
 from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
-# Intel MPI would bind each rank to cores, MPICH does not unless it is told to.
+# Intel MPI binds each rank to cores by default, MPICH does not.
 _UNBOUND = (("I_MPI_PIN", "0"),)
 
 
 def plan_hydra(request: LaunchRequest) -> LaunchPlan:
-    """Raises UserError for a stray RANK in the environment, for users, for slots left out on another host, and for an
-    argument ':' where Hydra itself would read it.
+    """Raises UserError if RANK is set in the environment, for users before hosts, for slots left out on another host,
+    and for an argument ':', which Hydra would interpret.
     """
     refuse_stray_rank(request.facts.environ, whose="that mpirun starts", again="launch")
     topology = request.topology
@@ -49,7 +49,7 @@ def plan_hydra(request: LaunchRequest) -> LaunchPlan:
 
 
 def _where(request: LaunchRequest) -> tuple[str, ...]:
-    """Without a name Hydra would take the hosts of a SLURM allocation around it."""
+    """The hosts are always named: without them Hydra would use all hosts of a SLURM allocation around it."""
     hosts = request.topology.hosts
     if request.is_local:
         return ("-hosts", "localhost")

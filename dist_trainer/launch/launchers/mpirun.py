@@ -1,6 +1,6 @@
-"""Open MPI's mpirun. The ranks never start MPI: they read their place from the variables it sets.
+"""Open MPI's mpirun. Ranks do not initialise MPI: they read their rank from the variables that mpirun sets.
 
-Another mpirun, Hydra, spells its switches differently: see `hydra.py`.
+The other mpirun, Hydra, has different switches: see `hydra.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _AS_ROOT = (("OMPI_ALLOW_RUN_AS_ROOT", "1"), ("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", 
 
 
 def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
-    """Raises UserError for a stray RANK in the environment, and for slots left out on another host and for users."""
+    """Raises UserError if RANK is set in the environment, for slots left out on another host, and for users."""
     refuse_stray_rank(request.facts.environ, whose="that mpirun starts", again="launch")
     env = mpi_env(request)
     exported = [name for name, _ in env]
@@ -43,12 +43,12 @@ def plan_mpirun(request: LaunchRequest) -> LaunchPlan:
 
 
 def _quiet(request: LaunchRequest) -> tuple[str, ...]:
-    """Guards tell what happened to ranks; over hosts mpirun's own words, of hosts it cannot start on, go to a file."""
+    """Silences mpirun, because guards report what happens to ranks. Over hosts its own errors go to a file."""
     return () if request.is_guarded and not request.is_local else ("--quiet",)
 
 
 def _where(request: LaunchRequest) -> tuple[str, ...]:
     if request.is_local:
-        # Open MPI's own slots are the host's physical cores; how many ranks there are was decided before.
+        # Open MPI counts physical cores as slots, and refuses more ranks; their number was decided before.
         return ("--oversubscribe",)
     return ("--host", ",".join(f"{host.name}:{host.num_slots}" for host in request.topology.hosts))

@@ -1,8 +1,9 @@
-"""One command on every host at once: `python -m dist_trainer.launch.launchers.over_ssh HOST:SLOTS... -- COMMAND...`.
+"""Runs one command on several hosts at once:
+`python -m dist_trainer.launch.launchers.over_ssh HOST:SLOTS... -- COMMAND...`.
 
-In the command's words NODE_RANK and NUM_SLOTS stand for the host's place and its number of slots. The words arrive
-literally, in the folder where this was started. The status is that of the host that failed first; the others are
-then told to end.
+In the command's words NODE_RANK and NUM_SLOTS are replaced by the host's index and its number of slots. The words
+arrive literally, and run in the current directory of this process. The exit status is that of the host that failed
+first; the others are then told to end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _GRACE_S = 5.0
 def command_for(
     host: str, node_rank: int, num_slots: int, words: Sequence[str], *, hostname: str, cwd: str
 ) -> list[str]:
-    """What starts the words on the host: by themselves on this one, through ssh and its shell on another."""
+    """The command that runs the words on the host: directly on this host, through ssh and a shell on another."""
     said = [word.replace(NODE_RANK, str(node_rank)).replace(NUM_SLOTS, str(num_slots)) for word in words]
     if is_own_name(host, hostname):
         return said

@@ -1,4 +1,4 @@
-"""srun inside a SLURM allocation: one task a rank."""
+"""srun inside a SLURM allocation: one task per rank."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 
 def plan_srun(request: LaunchRequest) -> LaunchPlan:
-    """The topology must be the allocation's. Raises UserError for a stray RANK in the environment."""
+    """The topology has to be the allocation's. Raises UserError if RANK is set in the environment."""
     refuse_stray_rank(request.facts.environ, whose="that srun starts", again="launch")
     environ = request.facts.environ
     topology = request.topology
@@ -17,7 +17,7 @@ def plan_srun(request: LaunchRequest) -> LaunchPlan:
     if topology.is_even:
         counts += (f"--ntasks-per-node={topology.hosts[0].num_slots}",)
     if environ.get("SLURM_CPUS_PER_TASK"):
-        # Since 22.05 srun does not take it over from the allocation.
+        # Since SLURM 22.05 srun does not inherit this from the allocation.
         counts += (f"--cpus-per-task={environ['SLURM_CPUS_PER_TASK']}",)
     return LaunchPlan(
         launcher="srun",
@@ -28,7 +28,7 @@ def plan_srun(request: LaunchRequest) -> LaunchPlan:
             *argument_groups(request.arguments[1:]),
         ),
         env=(
-            # What a shell in the allocation sees of GPUs is not what a step sees.
+            # Not CUDA_VISIBLE_DEVICES: the GPUs that a shell in the allocation sees are not those of a step.
             *kept_env(request, cpus_per_rank(environ, topology)),
             ("MASTER_ADDR", topology.hosts[0].name if len(topology.hosts) > 1 else "127.0.0.1"),
             ("MASTER_PORT", str(port_from(environ["SLURM_JOB_ID"]))),

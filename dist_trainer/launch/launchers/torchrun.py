@@ -1,6 +1,7 @@
-"""torchrun, by way of `dist_trainer.launch.launchers.elastic`, which passes the exit status on.
+"""torchrun, through `dist_trainer.launch.launchers.elastic`, which returns the failed rank's exit status.
 
-On this host; on several, of which each is started by hand (a rendezvous); or on several by ssh, an agent a host.
+On this host alone; on several hosts, on each of which it is started by hand (a rendezvous); or on several hosts over
+ssh, one agent per host.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dist_trainer.launch.plan import LaunchPlan, LaunchRequest, argument_groups
 
 
 def plan_torchrun(request: LaunchRequest) -> LaunchPlan:
-    """Raises UserError for a slot that this host has no GPU for."""
+    """Raises UserError for a slot without a GPU on this host."""
     interpreter, topology = request.facts.interpreter, request.topology
     env = common_env(request)
     over_ssh: tuple[tuple[str, ...], ...] = ()
@@ -41,8 +42,7 @@ def plan_torchrun(request: LaunchRequest) -> LaunchPlan:
             *over_ssh,
             (interpreter, "-m", "dist_trainer.launch.launchers.elastic"),
             *where,
-            # torchrun's parser takes the start of an option's name for the option, wherever it stands: after '--'
-            # it no longer looks.
+            # torchrun's parser accepts abbreviated options anywhere in the command line up to a '--'.
             ("-m", "--", request.module, *request.arguments[:1]),
             *argument_groups(request.arguments[1:]),
         ),

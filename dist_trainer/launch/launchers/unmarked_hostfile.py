@@ -1,5 +1,5 @@
-"""DeepSpeed's runner on a hostfile without its byte-order mark, which it takes for a part of the first host's name:
-`python -m dist_trainer.launch.launchers.unmarked_hostfile MODULE --hostfile FILE ARGUMENT...`
+"""Runs DeepSpeed's runner on a copy of the hostfile without its byte-order mark, which it would take for a part of the
+first host's name: `python -m dist_trainer.launch.launchers.unmarked_hostfile MODULE --hostfile FILE ARGUMENT...`
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def unmarked(argv: Sequence[str]) -> list[str]:
-    """The words with the hostfile's copy in memory in its place: no file is left behind. It ends with this process."""
+    """The arguments with the hostfile replaced by a copy in memory (memfd), which disappears with this process."""
     words = list(argv)
     place = words.index("--hostfile") + 1
     copy = os.memfd_create("hostfile")

@@ -1,7 +1,7 @@
-"""A launcher without garbage collection: `python -m dist_trainer.launch.launchers.without_gc MODULE ARGUMENT...`
+"""Runs a launcher without garbage collection: `python -m dist_trainer.launch.launchers.without_gc MODULE ARGUMENT...`
 
-It finds nothing in the launcher's imports of torch and DeepSpeed, and takes a fifth of their time; afterwards the
-launcher only waits. When `launch` is killed, what DeepSpeed's runner has started on this host ends with it.
+While torch and DeepSpeed are imported the collector finds nothing to free and takes a fifth of the time; after that the
+launcher only waits. If `launch` is killed, what DeepSpeed's runner has started on this host is ended too.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _PARENT_PID = os.getppid()
 
 
 def _end(number: int, _: object) -> None:
-    """As without a handler; but what is left alone ends its whole process group, which is the launcher's own."""
+    """The default action of the signal; if our parent has ended, first for our whole process group (the launcher's)."""
     signal.signal(number, signal.SIG_DFL)
     if os.getppid() != _PARENT_PID and os.getpgrp() == os.getpid():
         os.killpg(0, number)
@@ -24,7 +24,7 @@ def _end(number: int, _: object) -> None:
 
 
 if __name__ == "__main__":
-    # The kernel sends it when `launch` has ended. Over hosts the runner brings a handler of its own.
+    # The kernel sends SIGTERM when `launch` has ended. Over several hosts DeepSpeed's runner installs its own handler.
     signal.signal(signal.SIGTERM, _end)
     gc.disable()
     del sys.argv[0]
