@@ -1,8 +1,8 @@
-"""Fits a resolved DeepSpeed configuration to the hardware at hand, and says each thing it changes in one line.
+"""Adapts a resolved DeepSpeed configuration to the device, and says each thing it changes in one line.
 
-Nothing that was asked for is dropped in silence; what has no substitute is a UserError. Tried on DeepSpeed 0.19.8's
-CPU accelerator: it refuses fp16 (except on CPUs with fp16 arithmetic), builds its Adam, Lion and Adagrad with a C++
-compiler at run time, and has no Lamb, no Lion without offload and no weight quantiser.
+Nothing is dropped silently, and what has no substitute is a UserError. Established with DeepSpeed 0.19.8's CPU
+accelerator: it refuses fp16 (except on CPUs with fp16 arithmetic), builds its Adam, Lion and Adagrad with a C++
+compiler at run time, and has no Lamb, no Lion without offload, and no weight quantiser.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dist_trainer.errors import UserError
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a rank's device can do, as DeepSpeed's accelerator and the PATH say. `name` is for people.
+    """What a rank's device supports, according to DeepSpeed's accelerator and to PATH. `name` is for people.
 
-    `has_async_io`: DeepSpeed can build what reads and writes NVMe; true also where nobody asked.
+    `has_async_io`: DeepSpeed can build the op that reads and writes NVMe; also True if that was not asked.
     """
 
     kind: Literal["cpu", "cuda"]
@@ -35,14 +35,14 @@ class DeviceFacts:
     has_async_io: bool = True
 
 
-# Everything works on it: enough to find the mistakes in the files where the real device cannot be asked, or not yet.
+# A device that supports everything: to find mistakes in the files when the real device cannot be asked (yet).
 ANY_DEVICE = DeviceFacts(kind="cuda", supports_bf16=True, supports_fp16=True, has_compiler=True, name="any")
 
 
 def adapt(resolved: Mapping[str, Any], device: DeviceFacts) -> tuple[dict[str, Any], list[str]]:
-    """The configuration as it runs on this device (a new dict), and a line for each thing that changed.
+    """The configuration as it runs on this device (a new dict), and a line for each thing that was changed.
 
-    Raises UserError, naming the key, for what this device cannot run and nothing can stand in for.
+    Raises UserError, naming the key, for a setting that this device cannot run and that has no substitute.
     """
     config = copy.deepcopy(dict(resolved))
     if device.kind == "cpu":
@@ -69,7 +69,7 @@ def _refuse_what_the_cpu_lacks(config: Mapping[str, Any]) -> None:
             hint='use "AdamW"' + (", or offload_optimizer to the cpu" if kind.lower() == "lion" else ""),
         )
     if zero_stage(config) != 3:
-        # The rest does nothing there.
+        # The settings below have no effect under stage 3.
         return
     if block(block(config, "zero_optimization"), "offload_optimizer").get("super_offload"):
         raise UserError(
@@ -86,7 +86,7 @@ def _refuse_what_the_cpu_lacks(config: Mapping[str, Any]) -> None:
 
 
 def offloads_to_nvme(config: Mapping[str, Any]) -> str | None:
-    """'optimizer' or 'param', whichever of a resolved configuration goes to NVMe; below stage 3 nothing does."""
+    """'optimizer' or 'param', whichever is offloaded to NVMe; None if neither. Only stage 3 can do that."""
     if zero_stage(config) != 3:
         return None
     return next((what for what in ("optimizer", "param") if offload_device(config, what) == "nvme"), None)
@@ -112,7 +112,8 @@ def _precision(config: dict[str, Any], device: DeviceFacts) -> list[str]:
     instead: Precision = other if supported[other] else "fp32"
     master = block(config, asked).get(f"{asked}_master_weights_and_grads")
     set_precision(config, instead)
-    # Without it 16-bit masters are refused, but for bf16's with bf16 states, which fp16 has none of.
+    # Without the key DeepSpeed refuses 16-bit master weights. Only bf16 may have them beside bf16 states; fp16 has
+    # none.
     if master is not None and instead != "fp32" and (not master or runs_cpu_adam(config)):
         config[instead][f"{instead}_master_weights_and_grads"] = master
     who = "DeepSpeed on the CPU" if device.kind == "cpu" else device.name
@@ -125,7 +126,7 @@ def _autocast(config: dict[str, Any], device: DeviceFacts) -> list[str]:
         return []
     weights = precision(config)
     if device.kind == "cpu" and weights != "fp32":
-        # Its LayerNorm takes no two 16-bit types; without a dtype torch casts to bf16 there.
+        # The CPU's LayerNorm refuses a mix of two 16-bit types, and without a dtype torch's autocast there is bf16.
         asked = dtype_family(autocast.get("dtype", "bf16"))
         if asked not in ("fp32", weights):
             autocast["dtype"] = weights
@@ -137,7 +138,7 @@ def _autocast(config: dict[str, Any], device: DeviceFacts) -> list[str]:
 
 
 def _optimizer(config: dict[str, Any], device: DeviceFacts) -> list[str]:
-    """DeepSpeed builds its own optimizers with a compiler when they are first used."""
+    """Replaces DeepSpeed's own optimizers, which it compiles at first use, where there is no compiler."""
     kind = str(block(config, "optimizer").get("type"))
     params = config.get("optimizer", {}).get("params", {})
     if device.has_compiler or params.get("torch_adam"):
@@ -179,7 +180,7 @@ def _compile(config: dict[str, Any], device: DeviceFacts) -> list[str]:
         del config["compile"]
         return ["torch.compile needs a C++ compiler, and there is none: the model runs uncompiled"]
     if device.kind == "cpu" and zero_stage(config) == 3:
-        # Its tracer looks at weights that ZeRO-3 has not gathered.
+        # torch.compile's tracer would look at weights that ZeRO-3 has not gathered.
         del config["compile"]
         return ["torch.compile does not go with ZeRO stage 3 on the CPU: the model runs uncompiled"]
     if device.kind == "cpu" and block(config, "compile").get("deepcompile"):

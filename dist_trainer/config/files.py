@@ -1,4 +1,4 @@
-"""Finding run files and DeepSpeed files: a path as it is, or the name of one that travels with the package."""
+"""Finding run files and DeepSpeed files: by path, or by the name of one that is shipped with the package."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGE_DIR = Path(__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: the folder it is shipped in, what its names end with, the switch that takes it, and its name."""
+    """A kind of file: the folder it is shipped in, its suffixes, the switch that takes it, and what to call it."""
 
     folder: str
     suffixes: tuple[str, ...]
@@ -34,16 +34,16 @@ DEEPSPEED_FILE = Kind("ds_configs", (".json", ".hjson"), "--ds", "a DeepSpeed fi
 
 
 def shipped_folder(name: str) -> Path:
-    """The folder `configs` or `ds_configs`: inside an installed package, or beside it in a source tree."""
+    """The folder `configs` or `ds_configs`: inside an installed package, or beside the package in a source tree."""
     inside = PACKAGE_DIR / name
     return inside if inside.is_dir() else PACKAGE_DIR.parent / name
 
 
 def find_file(name: str, kind: Kind) -> Path:
-    """'zero2' -> the shipped ds_configs/zero2.json; anything with a folder or a suffix is a path.
+    """'zero2' -> the shipped ds_configs/zero2.json; anything with a folder or a suffix is taken as a path.
 
-    Raises UserError, naming the switch, when there is no such file, and for one of the other kind as far as its name
-    tells: a run file is YAML, and JSON is YAML too.
+    Raises UserError, naming the switch, if there is no such file, and for a file of the other kind if its suffix shows
+    that (a run file is YAML; JSON contents would parse as YAML too).
     """
     path = Path(name)
     other = RUN_FILE if kind is DEEPSPEED_FILE else DEEPSPEED_FILE
@@ -72,8 +72,8 @@ def find_file(name: str, kind: Kind) -> Path:
 
 
 def check_kind(name: str, kind: Kind, keys: Collection[str], *, own: Collection[str], others: Collection[str]) -> None:
-    """Raises UserError for a file of the other kind: some of its top-level `keys` are such a file's, and none is
-    one that a file of this kind can have."""
+    """Raises UserError for a file of the other kind: some of its top-level `keys` are in `others`, and none is in
+    `own`, the keys that a file of this kind may have."""
     if set(keys) & set(others) and not set(keys) & set(own):
         raise _of_the_other_kind(name, kind, RUN_FILE if kind is DEEPSPEED_FILE else DEEPSPEED_FILE)
 

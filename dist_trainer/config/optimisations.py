@@ -1,6 +1,6 @@
-"""The command line's switches for single optimisations, as changes to a DeepSpeed JSON before it is resolved.
+"""The command line's switches for single optimisations, applied to a DeepSpeed JSON before it is resolved.
 
-Pure functions: what they are given stays as it is. A switch overrides the file.
+Functions do not modify their arguments unless they say so. A switch overrides the file.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from dist_trainer.units import whole_number
 
 
 def apply(raw: Mapping[str, Any], switches: Switches) -> dict[str, Any]:
-    """A copy of `raw` with the switches in force.
+    """A copy of `raw` with the switches applied.
 
-    A micro batch drops the file's `train_batch_size`, and so does an accumulation beside a micro batch: the two say
-    what a batch is, and the total follows from the world size. A precision drops the file's other one and
-    `torch_autocast`; a checkpointing or compile switch adds or removes the block, whose presence means on. A learning
-    rate is the schedule's peak, whoever says that in the file.
+    A micro batch drops the file's `train_batch_size`, and so does an accumulation together with a micro batch, because
+    the total then follows from the world size. A precision drops the file's other 16-bit block and `torch_autocast`. A
+    checkpointing or compile switch adds or removes the block, whose presence means on. A learning rate is the
+    schedule's peak, whichever key of the file holds that.
     """
     config = copy.deepcopy(dict(raw))
     _set_batch(config, switches)
@@ -52,14 +52,14 @@ def _set_batch(config: dict[str, Any], switches: Switches) -> None:
         config[batch.MICRO] = switches.micro_batch
     if switches.accumulation is not None:
         config[batch.ACCUMULATION] = switches.accumulation
-    # Without a micro batch the total stays: it is what the micro batch is derived from.
+    # Without a micro batch the total is kept, because the micro batch is derived from it.
     if switches.micro_batch is not None or (switches.accumulation is not None and config.get(batch.MICRO) is not None):
         config.pop(batch.TRAIN, None)
 
 
 def set_precision(config: dict[str, Any], wanted: Precision) -> None:
-    """Changes `config` in place: the wanted block enabled with its other keys kept, the other block gone, and no
-    `data_types` that DeepSpeed would find in contradiction."""
+    """Modifies `config`: enables the wanted block and keeps its other keys, removes the other block, and removes
+    `data_types` that DeepSpeed would find contradictory."""
     for name in ("fp16", "bf16", "bfloat16"):
         if name == wanted:
             config[name] = {**block(config, name), "enabled": True}
@@ -84,8 +84,8 @@ def _set_present(config: dict[str, Any], name: str, wanted: bool | None, content
 
 
 def _optimizer_params(config: dict[str, Any]) -> dict[str, Any] | None:
-    """The optimizer's params, to be changed in place: the default's where the file has no optimizer. None where they
-    are no object: check() says what is wrong with them."""
+    """The optimizer's params, to be modified in place; the default optimizer is added if the file has none. None if
+    they are not an object, which check() reports."""
     if config.get("optimizer") is None:
         config["optimizer"] = copy.deepcopy(dict(DEFAULT_OPTIMIZER))
     optimizer = config["optimizer"]
@@ -94,9 +94,9 @@ def _optimizer_params(config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _set_learning_rate(config: dict[str, Any], rate: float) -> None:
-    """The optimizer's `lr` is the rate, and so is the peak that the scheduler says in figures. Rates that were said
-    beside it (where a schedule rises from, one for each group, Muon's two) keep their proportion to it; those that are
-    "auto" or not said follow by themselves."""
+    """Sets the optimizer's `lr` to the rate, and the scheduler's peak if it is given as a number. Other rates given as
+    numbers (the start of a warm-up, one per group, Muon's two) are scaled in proportion; those that are "auto" or
+    missing follow by themselves."""
     params = _optimizer_params(config)
     if params is None:
         return
@@ -119,13 +119,13 @@ def _set_learning_rate(config: dict[str, Any], rate: float) -> None:
 def _scaled(value: Any, factor: float) -> Any:
     if isinstance(value, list):
         return [_scaled(item, factor) for item in value]
-    # 6e-5 at half the rate is 3e-05, and not 3.0000000000000004e-05.
+    # Rounded: 6e-5 at half the rate becomes 3e-05, not 3.0000000000000004e-05.
     return float(f"{value * factor:.12g}")
 
 
 def _set_fused(config: dict[str, Any], fused: bool) -> None:
-    """torch's AdamW takes `fused` when `torch_adam` is set. With optimizer offload, DeepSpeed's own CPU Adam is the
-    fused one: there `fused` takes torch's away."""
+    """torch's AdamW takes `fused` if `torch_adam` is set. With optimizer offload DeepSpeed's own CPU Adam is the fused
+    one, so `fused` then removes torch's."""
     params = _optimizer_params(config)
     if params is None:
         return
@@ -145,8 +145,8 @@ def _set_fused(config: dict[str, Any], fused: bool) -> None:
 
 
 def use_torch_adam(params: dict[str, Any], *, fused: bool) -> None:
-    """Changes optimizer parameters in place so that DeepSpeed builds torch's Adam, which has no bias_correction key
-    (it always corrects) and no set_grad_none."""
+    """Modifies optimizer parameters so that DeepSpeed builds torch's Adam. Removes keys that torch's does not have:
+    bias_correction (it always corrects) and set_grad_none."""
     params.update(torch_adam=True, fused=fused)
     params.pop("set_grad_none", None)
     if params.get("bias_correction"):
@@ -156,10 +156,10 @@ def use_torch_adam(params: dict[str, Any], *, fused: bool) -> None:
 
 
 def set_path(config: Mapping[str, Any], dotted: str, text: str) -> dict[str, Any]:
-    """A copy of `config` with one value set, as `--set dotted.path=text` asks; objects on the way are made.
+    """A copy of `config` with one value set, as in `--set dotted.path=text`; missing objects on the path are made.
 
-    A number in the path is an item of a list, counted from 0, which has to be there. `text` is read as JSON (5e7,
-    true, null, [1, 2]); what is no JSON is taken as a string.
+    A number in the path is the index of an existing list item, from 0. `text` is parsed as JSON (5e7, true, null,
+    [1, 2]); if it is not JSON, it is taken as a string.
     """
     names = dotted.split(".")
     if not all(names) or len(names) > MAX_DEPTH:
@@ -204,7 +204,7 @@ def _json_or_text(text: str) -> Any:
 
 
 def describe(resolved: Mapping[str, Any]) -> dict[str, str]:
-    """What is in force of the optimisations, for a person."""
+    """The optimisations in force, for people."""
     return {
         "accumulation": str(resolved[batch.ACCUMULATION]),
         "precision": _precision(resolved),
@@ -234,7 +234,7 @@ def _checkpointing(resolved: Mapping[str, Any]) -> str:
 
 
 def _fused(resolved: Mapping[str, Any]) -> str:
-    """Whether the update runs as one kernel, and whose optimizer it is."""
+    """Whether the update runs as one fused kernel, and whose optimizer it is."""
     optimizer = block(resolved, "optimizer")
     params = block(optimizer, "params")
     kind = str(optimizer.get("type"))

@@ -1,4 +1,4 @@
-"""What was said more than once on the command line: every switch and `--set` that a later one takes the place of."""
+"""Contradictions on the command line: switches and `--set`s that a later one overrides."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dist_trainer.config.request import Switches
 from dist_trainer.redact import redacted_argv
 
 _MISSING: Any = object()
-# A switch, and the keys of the JSON that say what it says. Of a block that means "on" by being there, only that it is.
+# Switch -> the JSON keys that it sets. For a block whose presence means "on", only the presence is compared.
 _KEYS: Mapping[str, tuple[str, ...]] = {
     "micro_batch": (batch.MICRO,),
     "accumulation": (batch.ACCUMULATION,),
@@ -19,7 +19,7 @@ _KEYS: Mapping[str, tuple[str, ...]] = {
     "checkpointing": ("activation_checkpointing",),
     "compile": ("compile",),
 }
-# What `--fused` and `--no-fused` may take out of an Adam.
+# Parameters of Adam that `--fused` and `--no-fused` may remove.
 _ADAM_KEYS = ("torch_adam", "fused", "foreach", "bias_correction", "set_grad_none")
 
 
@@ -33,7 +33,7 @@ def _value(config: Mapping[str, Any], path: str) -> Any:
 
 
 def settings_said_again(settings: Sequence[str]) -> list[str]:
-    """A line for each `--set` whose key, or the block around it, a later `--set` says anew."""
+    """A line for each `--set` whose key, or a block that contains it, a later `--set` sets again."""
     keys = [setting.partition("=")[0] for setting in settings]
     shown = redacted_argv(settings)
     lines = []
@@ -45,8 +45,8 @@ def settings_said_again(settings: Sequence[str]) -> list[str]:
 
 
 def switches_set_again(switches: Switches, switched: Mapping[str, Any], final: Mapping[str, Any]) -> list[str]:
-    """A line for each switch whose key says something else in `final`, when every `--set` is in force, than it did in
-    `switched`, when the switches were."""
+    """A line for each switch whose key has another value in `final`, with every `--set` applied, than in `switched`,
+    with only the switches applied."""
     lines = []
     for name, keys in _KEYS.items():
         if getattr(switches, name) is None:
@@ -74,7 +74,7 @@ def _spelled(switches: Switches, name: str) -> str:
 
 
 def dropped_by_switches(raw: Mapping[str, Any], switched: Mapping[str, Any], switches: Switches) -> list[str]:
-    """A line for each key of the file that a switch for another key has taken out."""
+    """A line for each key of the file that was removed by a switch for another key."""
     takers = {
         batch.TRAIN: "--accumulation" if switches.micro_batch is None else "--micro-batch",
         "torch_autocast.enabled": "--precision",

@@ -1,4 +1,4 @@
-"""How far a run has come in a phase, as far as the rest of that phase depends on it."""
+"""How much of a phase is done, as far as the rest of the phase depends on it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """Optimizer steps taken in a phase, and tokens of all ranks that they read."""
+    """Optimizer steps done in a phase, and the tokens that all ranks together read in them."""
 
     steps: int = 0
     tokens: int = 0

@@ -1,4 +1,4 @@
-"""What a command line asks to train. Imports little, so that a launcher can be on its way before the files are read."""
+"""What a command line asks to train. Imports little, so that a launcher can be started before the files are read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class Switches:
-    """What the command line said of single optimisations; None is nothing."""
+    """The command line's switches for single optimisations; None: not given."""
 
     micro_batch: int | None = None
     accumulation: int | None = None
@@ -24,7 +24,7 @@ class Switches:
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: a run file, a DeepSpeed file, and what overrides both. `phase` counts from 1."""
+    """What was asked for: a run file, a DeepSpeed file, and the overrides of both. `phase` counts from 1."""
 
     config: str = DEFAULT_CONFIG
     ds: str | None = None

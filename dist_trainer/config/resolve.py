@@ -1,4 +1,4 @@
-"""From what was asked on the command line to one complete answer: the run file, the DeepSpeed JSON, the phases."""
+"""Resolves what the command line asked for into a complete and consistent run file, DeepSpeed JSON and phases."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True)
 class Phase:
-    """A phase with its length in optimizer steps, those behind it included; `number` counts from 1 in the run file."""
+    """A phase and its length in optimizer steps, done ones included; `number` counts from 1 in the run file."""
 
     number: int
     name: str
@@ -37,11 +37,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """The one result that planner, engine and report read.
+    """The resolved run, which planner, engine and report all read.
 
-    `phases` are those this run trains; `total_steps` counts those of the whole run file, which the learning-rate
-    schedule follows. `notices` are lines for a person: what does nothing, and what runs instead. `filled` is what the
-    JSON left open.
+    `phases`: those that this run trains. `total_steps`: of the whole run file, which the learning rate schedule
+    follows. `notices`: lines for people about settings without effect, and about substitutes. `filled`: what the JSON
+    left open.
     """
 
     run: RunConfig
@@ -69,10 +69,11 @@ class ResolvedRun:
 def resolve(
     request: Request, *, world_size: int, device: DeviceFacts, done: Mapping[str, Progress] | None = None
 ) -> ResolvedRun:
-    """Reads both files, applies what overrides them, fills what is "auto", and adapts to the device.
+    """Reads both files, applies the overrides, fills what is "auto", and adapts the result to the device.
 
-    `done` is what a checkpoint has of each phase: the rest of a phase that is so many tokens long may take other steps
-    than those behind it. Raises UserError naming file, key and what to do; the same for every rank.
+    `done`: how much of each phase a checkpoint has. The rest of a phase whose length is given in tokens may take
+    another number of steps, because the batch may have changed. Raises UserError naming file, key and what to do; the
+    same on every rank.
     """
     run_path, config, settings = _run_config(request)
     ds_name = _deepspeed_name(request, config)
@@ -112,10 +113,10 @@ def resolve(
 
 
 def _idle_in_run_file(config: RunConfig, request: Request, resolved: Mapping[str, Any]) -> list[str]:
-    """A line for each key of the run file that was said and does nothing beside the others."""
+    """A line for each key that the run file sets but that has no effect beside its other keys."""
     data, memory = config.data, config.memory
     reasons = {}
-    # A default that somebody wrote out asks for nothing more.
+    # A default value that was written out asks for nothing, so nothing is said of it.
     if data.num_workers == 0 and data.prefetch_factor != DataConfig().prefetch_factor:
         reasons["data.prefetch_factor"] = "data.num_workers is 0"
     if all(phase.data is not None for phase in config.phases) and data.source != DataConfig().source:
@@ -128,13 +129,13 @@ def _idle_in_run_file(config: RunConfig, request: Request, resolved: Mapping[str
 
 
 def names(request: Request) -> tuple[str, str]:
-    """The names of the run file and of the DeepSpeed file, as a run's folder carries them."""
+    """The names of the run file and of the DeepSpeed file, as they appear in the name of a run's folder."""
     _, config, _ = _run_config(request)
     return config.name, Path(_deepspeed_name(request, config)).stem
 
 
 def _run_config(request: Request) -> tuple[Path, RunConfig, list[tuple[str, str]]]:
-    """The run file with its overrides, and the `--set`s that are for the JSON."""
+    """The run file with its overrides, and the `--set`s that belong to the JSON."""
     path = find_file(request.config, RUN_FILE)
     raw = run.read(path)
     check_kind(request.config, RUN_FILE, raw, own=RunConfig.model_fields, others=children()[""])
@@ -176,7 +177,7 @@ def _fill(
     device: DeviceFacts,
     done: Mapping[str, Progress],
 ) -> tuple[tuple[Phase, ...], deepspeed.Facts, dict[str, Any]]:
-    """Fills what is "auto". The batch comes first, for it says how many steps a phase of so many tokens takes."""
+    """Fills what is "auto". The batch comes first: the steps of a phase given in tokens depend on it."""
 
     def facts_for(total_steps: int) -> deepspeed.Facts:
         return deepspeed.Facts(

@@ -1,4 +1,4 @@
-"""The run file (YAML): model, data, phases, checkpoints, memory, targets. Everything DeepSpeed's JSON does not say."""
+"""The run file (YAML): model, data, phases, checkpoints, memory, targets; all that DeepSpeed's JSON does not say."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from dist_trainer.config import strict_yaml
 from dist_trainer.errors import UserError
 from dist_trainer.units import parse_bytes
 
-# torch and numpy count in 64 bits.
+# torch and numpy use 64-bit integers.
 _MOST = 2**63 - 1
 
 
@@ -34,7 +34,7 @@ def _printable(text: str) -> str:
 
 
 def _of_a_file(text: str) -> str:
-    """Any bytes but NUL may be a file's name: those that are no text stand in a str as Python has them."""
+    """Accepts any file name: bytes except NUL, those that are not UTF-8 as Python's surrogate escapes."""
     try:
         is_name = "\0" not in text and bool(text.encode(errors="surrogateescape"))
     except UnicodeEncodeError:
@@ -62,7 +62,7 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """The transformer's shape. `loss: chunked` never holds the [tokens, vocab] logits in fp32."""
+    """The shape of the transformer. `loss: chunked` never holds the whole [tokens, vocab] logits in fp32."""
 
     num_layers: Positive
     hidden_size: Positive
@@ -80,9 +80,9 @@ class ModelConfig(_Section):
 
 
 class DataConfig(_Section):
-    """`source`: 'stdlib' (the default corpus), a prepared folder, a folder with train.bin/val.bin, or a .bin file.
+    """`source`: 'stdlib' (the built-in corpus), a prepared folder, a folder with train.bin/val.bin, or a .bin file.
 
-    `num_workers: null` takes the number from the cores there are.
+    `num_workers`: data loader workers per rank; null derives the number from the host's cores.
     """
 
     source: FileName = "stdlib"
@@ -91,7 +91,7 @@ class DataConfig(_Section):
 
 
 class PhaseConfig(_Section):
-    """One stretch of training: `steps` optimizer steps, or as many as it takes to see `tokens` tokens."""
+    """A phase of training: `steps` optimizer steps, or as many as it takes to read `tokens` tokens."""
 
     name: Name
     sequence_length: Positive
@@ -107,7 +107,7 @@ class PhaseConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """A checkpoint every so many steps or minutes (0: never for that), and, if `at_end`, after a phase's last step."""
+    """A checkpoint every so many steps or minutes (0: not for that reason), and with `at_end` after each phase."""
 
     every_steps: NotNegative = 0
     every_minutes: Annotated[float, Field(ge=0.0)] = 0.0
@@ -115,8 +115,8 @@ class CheckpointConfig(_Section):
 
 
 class MemoryConfig(_Section):
-    """Memory hygiene, and how often it is looked at. 0 means never; the garbage collector's interval applies when the
-    JSON disables it in the step.
+    """Memory hygiene, and how often memory is recorded. 0 means never. `gc_every_steps` applies only if the JSON's
+    `disable_python_gc` turns automatic garbage collection off.
     """
 
     gc_every_steps: NotNegative = 100
@@ -133,20 +133,20 @@ class MemoryConfig(_Section):
 
 
 class TargetConfig(_Section):
-    """What one GPU took before, and what it may take now; judged on device memory in use."""
+    """What one GPU took before (baseline) and what it may take now (target); judged on device memory in use."""
 
     baseline_bytes: Bytes
     target_bytes: Bytes
 
 
 class EvaluationConfig(_Section):
-    """How many validation micro batches a rank looks at after each phase; 0 turns it off."""
+    """How many validation micro batches each rank evaluates after each phase; 0 turns evaluation off."""
 
     num_batches: NotNegative = 8
 
 
 class RunConfig(_Section):
-    """A whole run file. `deepspeed` names the JSON that is used when no `--ds` is given."""
+    """A whole run file. `deepspeed` names the JSON that is used if no `--ds` is given."""
 
     name: Name
     deepspeed: FileName
@@ -175,7 +175,7 @@ class RunConfig(_Section):
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Parses a run file to a plain mapping; UserError for a missing file or text that is not YAML."""
+    """Parses a run file to a plain mapping. Raises UserError if the file is missing or is not YAML."""
     try:
         raw = strict_yaml.load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -196,7 +196,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def check(raw: Mapping[str, Any], *, source: str) -> RunConfig:
-    """Validates a mapping against the schema; UserError with every mistake in it, the first one in detail."""
+    """Validates a mapping against the models. Raises UserError with every mistake, the first one in detail."""
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as error:
@@ -240,5 +240,5 @@ def _fields_at(location: tuple[int | str, ...]) -> list[str]:
 
 
 def dump(config: RunConfig) -> str:
-    """The run file that gives this configuration again."""
+    """A run file that gives this configuration again."""
     return yaml.safe_dump(config.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)

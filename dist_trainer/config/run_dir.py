@@ -1,4 +1,4 @@
-"""The folder of one run: the user's, or the next free one under runs/."""
+"""The folder of a run: the user's, or the next free one under runs/."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ RUNS_DIR = Path("runs")
 
 
 def next_run_dir(config_name: str, ds_name: str, runs_dir: Path = RUNS_DIR) -> Path:
-    """The first of runs/<config>-<ds>-001, -002, ... that is not there. Makes nothing."""
+    """The first of runs/<config>-<ds>-001, -002, ... that does not exist. Makes nothing."""
     stem = f"{Path(config_name).stem}-{Path(ds_name).stem}"
     candidates = (runs_dir / f"{stem}-{number:03d}" for number in itertools.count(1))
     return next(path for path in candidates if not path.exists())
 
 
 def create_next_run_dir(config_name: str, ds_name: str, runs_dir: Path = RUNS_DIR) -> Path:
-    """Makes the folder that `next_run_dir` names. Two launches at the same moment get two folders."""
+    """Makes the folder that `next_run_dir` names. Two launches at the same moment get different folders."""
     while True:
         path = next_run_dir(config_name, ds_name, runs_dir)
         _make(path.parent)
@@ -33,7 +33,7 @@ def create_next_run_dir(config_name: str, ds_name: str, runs_dir: Path = RUNS_DI
 
 
 def create_run_dir(path: Path) -> None:
-    """Makes the folder that the user named, unless it is there. Raises UserError when it cannot be made."""
+    """Makes the folder that the user named, if it does not exist. Raises UserError if that fails."""
     _make(path)
 
 

@@ -1,4 +1,4 @@
-"""JSON Schemas of the run file and of DeepSpeed's file, for editors: `schemas/` holds what this writes.
+"""JSON Schemas of the run file and of DeepSpeed's file, for editors. This command writes the folder `schemas/`:
 
 python -m dist_trainer.config.schema schemas
 """
@@ -16,7 +16,7 @@ from dist_trainer.config.run import RunConfig
 
 
 def run_schema() -> dict[str, Any]:
-    """From the models that read a run file. Not what follows from two keys."""
+    """Generated from the pydantic models that validate a run file. Checks across several keys are not in it."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **RunConfig.model_json_schema()}
 
 

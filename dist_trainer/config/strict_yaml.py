@@ -1,6 +1,6 @@
-"""YAML read as strictly as a configuration deserves: no key twice, no tags, no number that is not what it looks like.
+"""YAML parsed strictly: no duplicate keys, no tags, no number whose value is not what it looks like.
 
-YAML 1.1 reads 010 as 8 and 1:30 as 90 in silence: both are refused. What looks like a date is text.
+YAML 1.1 silently reads 010 as 8 and 1:30 as 90; both are refused here. What looks like a date stays text.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dist_trainer.strict_json import MAX_DEPTH, MAX_DIGITS
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader raises whatever comes up for what it cannot construct; this one raises yaml.YAMLError alone."""
+    """SafeLoader lets arbitrary exceptions out for values it cannot construct; this one raises only yaml.YAMLError."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -84,7 +84,7 @@ _Loader.yaml_implicit_resolvers = {
 
 
 def load(text: str) -> Any:
-    """The one document in `text`. Raises yaml.MarkedYAMLError, which says where, or another yaml.YAMLError."""
+    """The single document in `text`. Raises yaml.YAMLError; as a yaml.MarkedYAMLError it says where."""
     loader = _Loader(text)
     try:
         return loader.get_single_data()

@@ -1,1 +1,1 @@
-"""How does a run get into SLURM's queue, and what became of it there? Never torch, deepspeed."""
+"""How a run gets into SLURM's queue, and what became of it there. Never imports torch or deepspeed."""

@@ -1,4 +1,4 @@
-"""A job's time against its checkpoints: what a requeue loses, and whether the run ever gets ahead."""
+"""A job's time limit against its checkpoints: what a requeue loses, and whether the run gets ahead at all."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from dist_trainer.config.run import CheckpointConfig
 from dist_trainer.slurm.notation import format_time
 from dist_trainer.units import counted
 
-# SLURM looks at its jobs' time from minute to minute.
+# SLURM checks time limits about once a minute.
 SHORTEST_SIGNAL_S = 120
-# --signal is a number of 16 bits.
+# The time of --signal is a 16-bit number.
 MAX_SIGNAL_S = 65_535
-# Of the signal's time, for SLURM to end the ranks and take the job back.
+# The part of the signal's time that SLURM needs to end the ranks and requeue the job.
 _TO_REQUEUE_S = 30
 
 
 def choose_signal_s(checkpoints: CheckpointConfig, time_s: float | None) -> int:
-    """How long before the job's end it is to be told: one more checkpoint fits in, where that is half the time or less.
-
-    The shortest is never more than half of the time.
+    """How many seconds before its end the job should get the signal: enough for one more checkpoint, if that is at most
+    half of the job's time; else the shortest, which is never more than half of it.
     """
     every_s = 60 * checkpoints.every_minutes
     with_checkpoint_s = math.ceil(every_s) + SHORTEST_SIGNAL_S
@@ -30,12 +29,12 @@ def choose_signal_s(checkpoints: CheckpointConfig, time_s: float | None) -> int:
 
 
 def wait_s(signal_s: int) -> int:
-    """How long a job that was told may wait for one more checkpoint before it asks to be requeued."""
+    """How many seconds after the signal a job may wait for one more checkpoint before it asks to be requeued."""
     return signal_s - min(_TO_REQUEUE_S, signal_s // 2)
 
 
 def notices(checkpoints: CheckpointConfig, *, time_s: float | None, signal_s: int | None) -> list[str]:
-    """What is lost at the end of the job's time, in lines for a person. `signal_s` None: the job is not requeued."""
+    """What is lost at the job's time limit, as lines for people. `signal_s` None: the job is not requeued."""
     every_s = 60 * checkpoints.every_minutes
     if not every_s and not checkpoints.every_steps:
         if signal_s is None:
@@ -45,7 +44,7 @@ def notices(checkpoints: CheckpointConfig, *, time_s: float | None, signal_s: in
             "has done when the job's time is over is lost"
         ]
     if not every_s:
-        # How long so many steps take is not known before the run.
+        # How long `every_steps` steps take is not known before the run.
         return []
     left_s = math.inf if time_s is None else time_s - (signal_s or 0)
     if left_s <= every_s:

@@ -1,4 +1,4 @@
-"""Asking SLURM: the one place where its programs are run."""
+"""Runs SLURM's programs; nothing else here does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dist_trainer.errors import UserError
 
 LIMIT_S = 60.0
-# Of an allocation around this process; the job that is asked about or submitted is another.
+# Of the SLURM_ variables, those that do not describe an allocation around this process.
 _KEPT = ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
@@ -26,7 +26,7 @@ def is_here() -> bool:
 
 
 def ask(argv: Sequence[str], environ: Mapping[str, str]) -> Answer:
-    """Runs one of SLURM's programs. Raises UserError where it is not installed, or does not answer."""
+    """Runs one of SLURM's programs. Raises UserError if it is not installed or does not answer in time."""
     if shutil.which(argv[0]) is None:
         raise UserError(
             f"{argv[0]} is not installed.",
@@ -53,7 +53,7 @@ def ask(argv: Sequence[str], environ: Mapping[str, str]) -> Answer:
 
 
 def outside_a_job(environ: Mapping[str, str]) -> dict[str, str]:
-    """The environment without what an allocation put there, and without other formats than SLURM's own."""
+    """The environment without the variables of an allocation, and without those that change SLURM's output formats."""
     kept = {name: value for name, value in environ.items() if not name.startswith("SLURM_") or name in _KEPT}
-    # Long lists of an array's tasks are cut short otherwise.
+    # Without this, long lists of array tasks are truncated.
     return kept | {"SLURM_BITSTR_LEN": "0"}

@@ -1,4 +1,4 @@
-"""What there is in the cluster: its partitions and nodes, as `scontrol` shows them."""
+"""The cluster's partitions and nodes, as `scontrol` shows them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NOT_UP = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "ERROR", "FAIL", "FAILING", "
 
 @dataclass(frozen=True)
 class Partition:
-    """`max_nodes` None and `max_time_s` infinity mean no limit; `default_time_s` None that it is `max_time_s`."""
+    """No limit: `max_nodes` None, `max_time_s` infinity. `default_time_s` None: the default is `max_time_s`."""
 
     name: str
     is_default: bool
@@ -30,7 +30,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Node:
-    """`num_cpus` are those that jobs may have."""
+    """`num_cpus`: those that jobs may use."""
 
     name: str
     partitions: tuple[str, ...]
@@ -58,7 +58,7 @@ class Cluster:
 
 
 def read_cluster(environ: Mapping[str, str]) -> Cluster:
-    """Asks SLURM. Raises UserError when it does not answer."""
+    """Asks SLURM. Raises UserError if it does not answer."""
     texts = []
     for kind in ("partition", "node"):
         answer = ask(("scontrol", "show", "--all", "--oneliner", kind), environ)
@@ -74,7 +74,7 @@ def read_cluster(environ: Mapping[str, str]) -> Cluster:
 
 
 def parse_cluster(partitions: str, nodes: str) -> Cluster:
-    """From the text of `scontrol show --oneliner`, of partitions and of nodes. Raises UserError."""
+    """From the output of `scontrol show --oneliner` for partitions and for nodes. Raises UserError."""
     try:
         return Cluster(
             tuple(_partition(fields) for fields in records_of(partitions, "PartitionName")),
@@ -113,7 +113,7 @@ def _node(fields: Mapping[str, str]) -> Node:
 
 
 def _number(fields: Mapping[str, str], name: str) -> int:
-    """Raises ValueError for what is none; 0 where SLURM does not say it."""
+    """The field as a whole number, 0 if it is missing. Raises ValueError if it is no number."""
     number = whole_number(fields.get(name) or "0")
     if number is None:
         raise ValueError(f"{name}={fields[name]} is not a number")

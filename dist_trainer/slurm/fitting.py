@@ -1,4 +1,4 @@
-"""A job held against the cluster: can it ever start there, and what does a rank get?"""
+"""A job checked against the cluster: whether it can ever start there, and what resources a rank gets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dist_trainer.slurm.notation import format_time
 
 @dataclass(frozen=True)
 class Checked:
-    """A layout with what was learnt from the cluster. `time_s` is the limit that holds, None where it is not known."""
+    """A layout completed from the cluster's facts. `time_s`: the time limit in force, None if not known."""
 
     layout: Layout
     time_s: float | None
@@ -22,9 +22,9 @@ class Checked:
 
 
 def check(request: JobRequest, layout: Layout, cluster: Cluster | None) -> Checked:
-    """Holds the job against the cluster, where that is known, and fills in the CPUs of a rank.
+    """Checks the job against the cluster, if that is known, and fills in the CPUs per rank.
 
-    Raises UserError for a job that could never start, also where SLURM would take it and let it wait for ever.
+    Raises UserError for a job that could never start, also if SLURM would accept it and leave it pending forever.
     """
     asked_s = None if request.time is None else time_limit_s(request.time)
     if cluster is None:
@@ -104,7 +104,7 @@ def _fitting(request: JobRequest, layout: Layout, there: Sequence[Node]) -> list
     needed_bytes = memory_bytes(request.memory)
     cpus = (layout.cpus_per_rank or 1) * (layout.ranks_per_node or 1)
     named = set(named_nodes(request))
-    # SLURM adds others to the nodes that are named when there are too few.
+    # If --nodelist names too few nodes, SLURM adds others.
     only_named = bool(named) and (layout.num_nodes is None or layout.num_nodes <= len(named))
     fitting = []
     for node in there:
@@ -149,7 +149,7 @@ def _wanted(request: JobRequest, layout: Layout) -> str:
 
 
 def describe(nodes: Sequence[Node]) -> str:
-    """'4 with 8 x a100, 96 CPUs; 2 with no GPU, 32 CPUs': the nodes by what they have."""
+    """Counts nodes by what they have: '4 with 8 x a100, 96 CPUs; 2 with no GPU, 32 CPUs'."""
     kinds: dict[str, int] = {}
     for node in nodes:
         kind = f"{node.gpus}, {node.num_cpus} CPUs"
@@ -160,7 +160,7 @@ def describe(nodes: Sequence[Node]) -> str:
 def _with_shares(
     request: JobRequest, layout: Layout, partitions: Sequence[Partition], fitting: Sequence[Node]
 ) -> Layout:
-    """SLURM's own default is one CPU a task, which starves the loaders: a rank gets the share of its GPU."""
+    """Gives each rank its GPU's share of the node's CPUs: SLURM's default of one CPU per task starves data loaders."""
     gpus = layout.gpus_per_node
     if gpus is None or not fitting:
         return layout

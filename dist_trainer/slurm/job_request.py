@@ -1,4 +1,4 @@
-"""What is asked of SLURM for a run, and what follows from it alone: how many ranks, and where."""
+"""What is asked of SLURM for a run, and what follows from that alone: how many ranks, and where."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ GpuOption = Literal["gpus-per-node", "gres", "gpus-per-task"]
 
 @dataclass(frozen=True)
 class GpuRequest:
-    """The option by which GPUs are asked for, and its value as the user wrote it."""
+    """The option that asks for GPUs, and its value as the user wrote it."""
 
     option: GpuOption
     text: str
 
     @property
     def gpus(self) -> Gpus:
-        """A node's, or with --gpus-per-task a task's. Raises UserError when there is none in the text."""
+        """GPUs per node, or with --gpus-per-task per task. Raises UserError if the text asks for none."""
         try:
             gpus = parse_gres(self.text) if self.option == "gres" else parse_gpu_counts(self.text)
         except ValueError as error:
@@ -42,9 +42,9 @@ class GpuRequest:
 
 @dataclass(frozen=True)
 class JobRequest:
-    """What was asked. None is what was not said; `options` are further options of sbatch, as NAME or NAME=VALUE.
+    """What was asked; None: not given. `options`: further options of sbatch, as NAME or NAME=VALUE.
 
-    `signal_s` is how long before its end the job gets USR1; it has no meaning where the job is not requeued.
+    `signal_s`: how many seconds before its end the job gets USR1; ignored if the job is not requeued.
     """
 
     launcher: Launcher = "srun"
@@ -66,9 +66,9 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the ranks go. `num_nodes` and `ranks_per_node` are None where SLURM spreads the ranks as it can.
+    """Where the ranks go. `num_nodes` and `ranks_per_node` are None if SLURM is to spread the ranks as it likes.
 
-    `cpus_per_rank` is None where nothing says it. `has_whole_nodes`: all GPUs of each node are asked for.
+    `cpus_per_rank` is None if nothing says it. `has_whole_nodes`: all GPUs of each node are asked for.
     """
 
     num_nodes: int | None
@@ -80,7 +80,7 @@ class Layout:
 
 
 def lay_out(request: JobRequest) -> Layout:
-    """Raises UserError for what contradicts itself, or says nothing of the number of ranks."""
+    """Raises UserError for a request that contradicts itself, or from which the number of ranks does not follow."""
     _check_signal(request)
     memory_bytes(request.memory)
     num_nodes, named = request.nodes, named_nodes(request)
@@ -112,7 +112,7 @@ def _check_signal(request: JobRequest) -> None:
 
 
 def _spread_ranks(request: JobRequest, num_nodes: int | None) -> Layout:
-    """--ntasks: so many ranks on whatever nodes, each with a GPU of its own or none."""
+    """--ntasks: that many ranks on any nodes, each with a GPU of its own or without."""
     tasks = request.tasks
     assert tasks is not None
     if request.tasks_per_node is not None or (request.gpus is not None and request.gpus.option != "gpus-per-task"):
@@ -152,7 +152,7 @@ def _ranks_per_node(request: JobRequest) -> tuple[int, Gpus | None]:
         return asked, None
     if gpus.option == "gpus-per-task":
         if request.launcher == "torchrun":
-            # The one task of a node is torchrun's agent.
+            # The single task per node is torchrun's agent.
             if asked not in (None, 1):
                 raise UserError(
                     "torchrun is started once a node, and starts a rank for each GPU that it was given.",
@@ -203,7 +203,7 @@ def named_nodes(request: JobRequest) -> tuple[str, ...]:
 
 
 def memory_bytes(text: str | None) -> int:
-    """The value of --mem, 0 where nothing is said. Raises UserError."""
+    """The value of --mem in bytes, 0 if not given. Raises UserError."""
     if text is None:
         return 0
     try:
@@ -213,7 +213,7 @@ def memory_bytes(text: str | None) -> int:
 
 
 def time_limit_s(text: str) -> float:
-    """The value of --time. Raises UserError."""
+    """The value of --time in seconds. Raises UserError."""
     try:
         return parse_time_s(text)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""What SLURM knows of a job: from its controller, else from its accounting."""
+"""What SLURM knows of a job: asks its controller, then its accounting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _EXIT_CODE = re.compile(r"([0-9]{1,9}):([0-9]{1,9})")
 class SlurmJob:
     """A job, or one task of an array. Times are since the epoch; None is what SLURM does not say.
 
-    `exit_status` is 128 + N where signal N ended the batch script. `start_s` of a job that waits is SLURM's estimate.
+    `exit_status` is 128 + N if signal N ended the batch script. `start_s` of a pending job is SLURM's estimate.
     """
 
     job_id: str
@@ -47,9 +47,9 @@ class SlurmJob:
 
 @dataclass(frozen=True)
 class Asked:
-    """`by_task` has the jobs by the number of the array's task, None for a job that is no array.
+    """`by_task`: task number -> job; the key is None for a job that is no array.
 
-    A task is missing where SLURM does not know it (any more). `silence` says why nobody could be asked.
+    A task that SLURM does not know (any more) is missing. `silence`: why SLURM could not be asked, None if it was.
     """
 
     by_task: Mapping[int | None, SlurmJob]
@@ -57,7 +57,7 @@ class Asked:
 
 
 def ask_for_job(job_id: str, tasks: Sequence[int], environ: Mapping[str, str]) -> Asked:
-    """Asks the controller, and the accounting for what it does not know."""
+    """Asks the controller, then the accounting for tasks that the controller does not know."""
     if not is_here():
         return Asked({}, "there is no SLURM on this host")
     try:
@@ -75,13 +75,13 @@ def ask_for_job(job_id: str, tasks: Sequence[int], environ: Mapping[str, str]) -
     try:
         accounted = ask(question, environ)
     except UserError:
-        # The records know more than an accounting that does not answer.
+        # Without accounting the caller can still use the run's own records.
         return Asked(known)
     return Asked({**parse_accounting(accounted.out), **known} if accounted.status == 0 else known)
 
 
 def parse_controller(text: str) -> dict[int | None, SlurmJob]:
-    """From `scontrol show job --oneliner`. Tasks of an array that wait stand on one line together."""
+    """From `scontrol show job --oneliner`. Pending tasks of an array share one line."""
     found: dict[int | None, SlurmJob] = {}
     for fields in records_of(text, "JobId"):
         array_id = fields.get("ArrayJobId")
@@ -90,7 +90,7 @@ def parse_controller(text: str) -> dict[int | None, SlurmJob]:
             try:
                 tasks = parse_array(fields["ArrayTaskId"])
             except ValueError:
-                # Of very many that wait SLURM writes the first alone, and "...".
+                # Of very many pending tasks SLURM writes only the first ones, and "...".
                 continue
         for task in tasks:
             found[task] = SlurmJob(
@@ -108,7 +108,7 @@ def parse_controller(text: str) -> dict[int | None, SlurmJob]:
 
 
 def parse_accounting(text: str) -> dict[int | None, SlurmJob]:
-    """From `sacct --parsable2` with _ACCOUNTING_FIELDS; the last line on a job is its newest start."""
+    """From `sacct --parsable2` with _ACCOUNTING_FIELDS; the last line about a job is its newest start."""
     found: dict[int | None, SlurmJob] = {}
     for line in text.splitlines():
         values = dict(zip(_ACCOUNTING_FIELDS, line.split("|"), strict=False))
@@ -120,7 +120,7 @@ def parse_accounting(text: str) -> dict[int | None, SlurmJob]:
             continue
         found[number] = SlurmJob(
             job_id=values["JobID"],
-            # 'CANCELLED by 1000'
+            # May read 'CANCELLED by 1000'.
             state=values["State"].partition(" ")[0],
             reason=_said(values["Reason"]),
             exit_status=_exit_status(values["ExitCode"]),

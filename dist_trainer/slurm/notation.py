@@ -1,4 +1,4 @@
-"""SLURM's ways of writing times, numbers of GPUs, arrays, nodes and jobs. Functions raise ValueError for other text."""
+"""SLURM's notations for times, GPUs, arrays, nodes and jobs. Parsers raise ValueError for any other text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import datetime
 from dist_trainer.units import GIB, MIB, whole_number
 
 _ENDLESS = ("UNLIMITED", "INFINITE", "NONE", "NOT_SET", "N/A")
-# Of more digits than these nothing is counted here.
+# A number of at most 12 digits; longer ones are no count of anything here.
 _N = "([0-9]{1,12})"
 _DAYS = re.compile(f"{_N}-{_N}(?::{_N})?(?::{_N})?")
 _CLOCK = re.compile(f"(?:(?:{_N}:)?{_N}:)?{_N}")
@@ -34,14 +34,14 @@ def parse_time_s(text: str) -> float:
     if clock is None:
         raise ValueError(f"{text!r} is not a time as SLURM writes it: MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
     hours, middle, last = clock.groups()
-    # One number is minutes, two are minutes and seconds.
+    # A single number is minutes; two numbers are minutes and seconds.
     if middle is None:
         return 60.0 * int(last)
     return float(int(hours or 0) * 3_600 + int(middle) * 60 + int(last))
 
 
 def format_time(seconds: float) -> str:
-    """The same as '12 h', '90 min' or '1 h 30 min', for a person."""
+    """Seconds as '12 h', '90 min' or '1 h 30 min', for people."""
     if math.isinf(seconds):
         return "no limit"
     minutes, rest = divmod(round(seconds), 60)
@@ -52,7 +52,7 @@ def format_time(seconds: float) -> str:
 
 
 def parse_memory_bytes(text: str) -> int:
-    """The value of --mem: '64G', '4000' (which is MiB), and '0', which means all that a node has."""
+    """The value of --mem in bytes: '64G', '4000' (MiB), or '0', which means all memory of a node."""
     match = _MEMORY.fullmatch(text.upper())
     if match is None:
         raise ValueError(f"{text!r} is not an amount of memory as SLURM writes it: 64G, or a number of MiB")
@@ -60,7 +60,7 @@ def parse_memory_bytes(text: str) -> int:
 
 
 def parse_moment(text: str) -> float | None:
-    """'2026-11-24T18:15:00' on this host's clock, in seconds since the epoch; None where SLURM names no moment."""
+    """'2026-11-24T18:15:00' in this host's time zone as seconds since the epoch; None if SLURM gives no time."""
     try:
         return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S").timestamp()
     except ValueError:
@@ -69,7 +69,7 @@ def parse_moment(text: str) -> float | None:
 
 @dataclass(frozen=True)
 class Gpus:
-    """Numbers of GPUs by type; the type None is any."""
+    """Numbers of GPUs by type; the type None means any."""
 
     by_kind: tuple[tuple[str | None, int], ...]
 
@@ -78,7 +78,7 @@ class Gpus:
         return sum(count for _, count in self.by_kind)
 
     def holds(self, asked: Gpus) -> bool:
-        """Whether a node with these has those."""
+        """Whether a node with these GPUs can serve a request for `asked`."""
         have = dict(self.by_kind)
         return self.count >= asked.count and all(
             kind is None or have.get(kind, 0) >= count for kind, count in asked.by_kind
@@ -92,12 +92,12 @@ NO_GPUS = Gpus(())
 
 
 def parse_gpu_counts(text: str) -> Gpus:
-    """The value of --gpus-per-node, --gpus-per-task and --gpus: '8', 'a100:8', 'a100:4,h100:4'."""
+    """The value of --gpus-per-node, --gpus-per-task or --gpus: '8', 'a100:8', 'a100:4,h100:4'."""
     return Gpus(tuple(_kind_and_count(part.split(":"), text) for part in text.split(",")))
 
 
 def parse_gres(text: str) -> Gpus:
-    """The GPUs among --gres or a node's Gres: 'gpu:2', 'gpu:a100:8(S:0-1),nvme:1', 'gpu', '(null)'."""
+    """The GPUs in --gres or in a node's Gres: 'gpu:2', 'gpu:a100:8(S:0-1),nvme:1', 'gpu', '(null)'."""
     found = []
     for part in re.sub(r"\([^)]*\)", "", text).split(","):
         name, *rest = part.removeprefix("gres/").removeprefix("gres:").split(":")
@@ -108,7 +108,7 @@ def parse_gres(text: str) -> Gpus:
 
 def _kind_and_count(parts: list[str], text: str) -> tuple[str | None, int]:
     if len(parts) == 1 and whole_number(parts[0]) is None:
-        # `gpu:a100` is one of that type.
+        # `gpu:a100` means one GPU of that type.
         parts = [*parts, "1"]
     kind, count = (None, parts[0]) if len(parts) == 1 else (":".join(parts[:-1]), parts[-1])
     number = whole_number(count)
@@ -118,7 +118,7 @@ def _kind_and_count(parts: list[str], text: str) -> tuple[str | None, int]:
 
 
 def parse_array(text: str) -> tuple[int, ...]:
-    """The numbers of an array's tasks: '0-3', '1,3,5', '0-15:4', '0-9%2'."""
+    """The task numbers of a job array: '0-3', '1,3,5', '0-15:4', '0-9%2'."""
     numbers: list[int] = []
     listed, percent, limit = text.partition("%")
     for part in listed.split(","):
@@ -134,14 +134,14 @@ def parse_array(text: str) -> tuple[int, ...]:
 
 
 def read_fields(line: str) -> dict[str, str]:
-    """One line of `scontrol show ... --oneliner`. A value ends where the next name begins: it may hold spaces."""
+    """One line of `scontrol show ... --oneliner`. A value may hold spaces: it ends where the next NAME= begins."""
     marks = list(_FIELD.finditer(line))
     ends = [mark.start() for mark in marks[1:]] + [len(line)]
     return {mark.group(1): line[mark.end() : end].strip() for mark, end in zip(marks, ends, strict=True)}
 
 
 def records_of(text: str, first_field: str) -> Iterator[dict[str, str]]:
-    """The lines of `scontrol show ... --oneliner` that begin with this field; other lines say that there is none."""
+    """The lines of `scontrol show ... --oneliner` that begin with this field; other lines say that there are none."""
     for line in text.splitlines():
         if line.startswith(f"{first_field}="):
             yield read_fields(line)

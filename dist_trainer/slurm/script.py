@@ -1,4 +1,4 @@
-"""The batch script, as a pure function of what was asked: the same job gives the same text."""
+"""The batch script, as a pure function of the request: the same job gives the same text."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from dist_trainer.launch.plan import argument_groups
 from dist_trainer.slurm.cadence import wait_s
 from dist_trainer.slurm.job_request import JobRequest, Layout
 
-# In an argument of `train`, in place of the number of an array's task.
+# Stands for the array task's number in arguments of `train`.
 TASK_MARK = "%a"
-# How many times a job may lose a node before its first checkpoint and go back; not for ever, where it is one bad node.
+# How often a job that lost a node before its first checkpoint may requeue itself; bounded, because a node may be bad.
 _NUM_FREE_RETURNS = 3
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./\[\]-]+")
 
 
 @dataclass(frozen=True)
 class Training:
-    """What the job trains. `arguments` reach `train` literally, but for TASK_MARK in those of an array.
+    """What the job trains. `arguments` reach `train` literally, except for TASK_MARK in those of an array.
 
-    `env`: the variables that the user named for every rank. `resumes_elsewhere`: the arguments name a checkpoint, which
-    is where the job begins, but not where it goes on.
+    `env`: variables that the user set for every rank. `resumes_elsewhere`: the arguments name a checkpoint to begin
+    from; after a requeue the job resumes from its own checkpoints instead.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Training:
 
 
 def render(request: JobRequest, layout: Layout, training: Training, *, signal_s: int | None) -> str:
-    """The text of the script. `signal_s` None: the job is not to be requeued, and gets no signal."""
+    """The text of the script. `signal_s` None: the job is not requeued, and gets no signal."""
     parts = [_directives(request, layout, training, signal_s), _places(request, layout, training)]
     if request.launcher == "torchrun":
         parts.append(_meeting(layout))
@@ -55,7 +55,7 @@ def render(request: JobRequest, layout: Layout, training: Training, *, signal_s:
 
 
 def output_pattern(request: JobRequest, run_dir: Path) -> str:
-    """Where the job's output goes, in sbatch's own pattern."""
+    """The path of the job's output, in sbatch's pattern."""
     name = "slurm-%A_%a.out" if request.array else "slurm-%j.out"
     return f"{str(run_dir / 'logs').replace('%', '%%')}/{name}"
 
@@ -100,7 +100,7 @@ def _directive(name: str, value: str) -> str:
     if not value:
         return f"#SBATCH --{name}"
     if _PLAIN.fullmatch(value) is None:
-        # sbatch reads a directive's value as a shell would, without its `$`.
+        # sbatch unquotes a directive's value as a shell does, but expands no `$`.
         value = '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
     return f"#SBATCH --{name}={value}"
 
@@ -109,7 +109,7 @@ def _places(request: JobRequest, layout: Layout, training: Training) -> str:
     run_dir = shlex.quote(str(training.run_dir))
     if request.array:
         run_dir += "/task-$SLURM_ARRAY_TASK_ID"
-    # srun hands the script's variables on to the ranks.
+    # srun passes the script's exported variables to the ranks.
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in training.env)
     return f"""\
 # {layout.num_ranks} ranks. Written by `dist_trainer slurm submit`; sbatch takes it as it stands.
@@ -126,7 +126,7 @@ fi
 
 
 def _requeue(request: JobRequest, signal_s: int) -> str:
-    # The SLURM_JOB_ID of an array's last task means the whole array.
+    # SLURM_JOB_ID of an array's last task is also the id of the whole array.
     job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if request.array else "$SLURM_JOB_ID"
     return f"""\
 # SLURM sends USR1 {signal_s} s before the time is over. The job waits for one more checkpoint while it can, and goes
@@ -155,14 +155,14 @@ requeue() {{
 """
 
 
-# Asked a second time, bash still knows the status of what has ended.
+# `wait` returns the status also after the process has ended: bash remembers it.
 _WAIT = """\
 # A signal interrupts `wait`. The job's status is that of the launch.
 while kill -0 "$launch" 2>/dev/null; do wait "$launch"; done
 wait "$launch"
 """
 
-# The launch ends before SLURM notices that a node is gone, and a job that has ended is not taken back.
+# The launch ends before SLURM notices that a node is gone, and SLURM does not requeue a job that has ended by itself.
 _LOST_NODE = f"""\
 if [ $? -eq {EXIT_HOST_LOST} ]; then go_back {_NUM_FREE_RETURNS}; fi
 wait "$launch"
@@ -179,7 +179,7 @@ port=$(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))
 
 
 def _torchrun(layout: Layout) -> list[str]:
-    """One agent a node, which starts the node's ranks."""
+    """One torchrun agent per node, which starts the node's ranks."""
     cpus = "" if layout.cpus_per_rank is None else ' --cpus-per-task="$SLURM_CPUS_PER_TASK"'
     return [
         f"srun --ntasks-per-node=1{cpus} --kill-on-bad-exit=1",
@@ -194,7 +194,7 @@ def _arguments(request: JobRequest, training: Training, *, requeues: bool) -> li
     words = [_word(argument, is_array=request.array is not None) for argument in training.arguments]
     lines = ['--run-dir "$run_dir"', *(" ".join(group) for group in argument_groups(tuple(words)))]
     if training.resumes_elsewhere and requeues:
-        # The last one counts.
+        # The last --resume on the command line counts.
         lines.append("${at_start:+--resume auto}")
     return lines
 

@@ -1,4 +1,4 @@
-"""Where a submitted run is: in the queue, under way, or ended and why. From SLURM and from the run's own records."""
+"""The state of a submitted run: pending, running, or ended and why. From SLURM and from the run's own records."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TASK_FOLDER = re.compile(r"task-([0-9]{1,9})")
 
 @dataclass(frozen=True)
 class Newest:
-    """The newest step. `is_of_this_start` is False where the job has been started again since."""
+    """The newest step. `is_of_this_start`: False if the job has been started again since."""
 
     step: int
     phase: str
@@ -40,8 +40,8 @@ class Newest:
 
 
 @dataclass(frozen=True)
-class FullestGpu:
-    """The fullest GPU so far; `text` is for a person."""
+class Memory:
+    """The GPU with the highest peak so far; `text` is for people."""
 
     judgement: Judgement
     peak_bytes: int | None
@@ -51,11 +51,11 @@ class FullestGpu:
 
 @dataclass(frozen=True)
 class Status:
-    """One job, or one task of an array. `state` is SLURM's word, None where it no longer knows the job.
+    """One job, or one task of an array. `state`: SLURM's word, None if SLURM no longer knows the job.
 
-    `why` says in words why it waits, or what ended it. Times are since the epoch; `start_s` of a job in the queue is
-    SLURM's estimate. `error` is the first error of the run's records since it was started; `problems` are what of them
-    cannot be read.
+    `why`: in words, why it is pending or what ended it. Times are since the epoch; `start_s` of a pending job is
+    SLURM's estimate. `error`: the first error in the run's records since its last start; `problems`: what of the
+    records cannot be read.
     """
 
     job_id: str
@@ -77,7 +77,7 @@ class Status:
 
 
 def read_statuses(run_dir: Path, environ: Mapping[str, str], *, now_s: float | None = None) -> list[Status]:
-    """One for a job, or one for each task of an array. Raises UserError where no job was submitted for the folder."""
+    """One status for a job, or one per task of an array. Raises UserError if no job was submitted for the folder."""
     if not run_dir.is_dir():
         raise UserError("There is no such folder.", where="command line", found=str(run_dir), expected="a run's folder")
     job_dir, submitted, wanted = _find_submitted(run_dir)
@@ -90,7 +90,7 @@ def read_statuses(run_dir: Path, environ: Mapping[str, str], *, now_s: float | N
 
 
 def _find_submitted(run_dir: Path) -> tuple[Path, Submitted, int | None]:
-    """The folder that the job was submitted for, and the task whose folder was named."""
+    """The folder for which the job was submitted, its record, and the array task if that task's folder was named."""
     submitted = read_submitted(run_dir)
     if submitted is not None:
         return run_dir, submitted, None
@@ -131,8 +131,8 @@ def status_of(
     silence: str | None,
     now_s: float,
 ) -> Status:
-    """`job` is None where SLURM does not know it, or could not be asked (`silence` says why). `findings` is None
-    where nothing was recorded yet.
+    """`job` is None if SLURM does not know it or could not be asked (`silence` says why). `findings` is None if nothing
+    was recorded yet.
     """
     error = _error(findings, job)
     if job is None:
@@ -187,7 +187,7 @@ def _running(job: SlurmJob, now_s: float) -> str:
 
 
 def _by_records(findings: Findings | None, silence: str | None, now_s: float) -> tuple[Stage, bool, str]:
-    """What the run's own records say, where SLURM says nothing. A job that SLURM has forgotten is over."""
+    """What the run's own records say, if SLURM says nothing. A job that SLURM has forgotten has ended."""
     lead = silence or "SLURM no longer knows the job"
     if findings is None:
         return (
@@ -218,8 +218,8 @@ def _error(findings: Findings | None, job: SlurmJob | None) -> str | None:
 
 
 def _is_of_this_start(events: Sequence[Event], job: SlurmJob | None) -> bool:
-    """Whether the newest of these events that says so is of the start that SLURM counts now. True where none says, or
-    SLURM does not count.
+    """Whether the newest of these events with SLURM's facts belongs to the start that SLURM counts now. True if no
+    event has such facts, or SLURM does not count starts.
     """
     said = [event.facts[SLURM_START] for event in events if isinstance(event.facts.get(SLURM_START), dict)]
     if job is None or job.waits or job.restarts is None or not said:
@@ -228,7 +228,7 @@ def _is_of_this_start(events: Sequence[Event], job: SlurmJob | None) -> bool:
 
 
 def _has_trained(events: Sequence[Event], newest: int, job: SlurmJob | None) -> bool:
-    """Whether the newest step is of the start that SLURM counts now: its training began before that step."""
+    """Whether the newest step belongs to the start that SLURM counts now: its training began before that step."""
     starts = [place for place, event in enumerate(events) if event.kind == "start"]
     if not starts or SLURM_START not in events[starts[-1]].facts:
         return True
@@ -261,7 +261,7 @@ def _memory(findings: Findings | None) -> FullestGpu | None:
 
 
 def lines(status: Status) -> Iterator[str]:
-    """One job for a person."""
+    """The lines about one job, for people."""
     where = f" on {status.nodes}" if status.nodes else ""
     yield f"job        {status.job_id}{where}{_requeued(status)}"
     yield f"state      {_state(status)}"
@@ -279,7 +279,7 @@ def lines(status: Status) -> Iterator[str]:
 
 
 def one_line(status: Status) -> str:
-    """One task of an array."""
+    """The line about one task of an array."""
     parts = [_state(status)]
     if status.newest is not None:
         parts.append(f"step {_step(status.newest, status.stage)}")

@@ -1,4 +1,4 @@
-"""Into the queue: the script and what was asked go into the run's folder, the script goes to sbatch."""
+"""Submits a run: writes the script and the request into the run's folder, and hands the script to sbatch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SCRIPT_FILE = "job.sbatch"
 
 @dataclass(frozen=True)
 class Submitted:
-    """RUN_DIR/resolved/slurm.json: a job that SLURM took. `tasks` are the numbers of an array's tasks."""
+    """RUN_DIR/resolved/slurm.json: a job that SLURM accepted. `tasks`: the task numbers of an array."""
 
     job_id: Annotated[str, MinLen(1)]
     script: str
@@ -43,7 +43,7 @@ def record_path(run_dir: Path) -> Path:
 
 
 def read_submitted(run_dir: Path) -> Submitted | None:
-    """None where no job was submitted for this folder. Raises UserError for a file that cannot be read."""
+    """None if no job was submitted for this folder. Raises UserError for a file that cannot be read."""
     path = record_path(run_dir)
     try:
         return typed_json.read(path, Submitted)
@@ -65,10 +65,10 @@ def submit(
     arguments: tuple[str, ...],
     is_private: bool = False,
 ) -> Submitted:
-    """Submits the script from RUN_DIR/resolved/job.sbatch; `output` is sbatch's pattern. A script
-    that `is_private` can be read by this user alone.
+    """Submits the script as RUN_DIR/resolved/job.sbatch. `output`: path of the output in sbatch's pattern.
+    `is_private`: only this user may read the script.
 
-    Raises UserError, and leaves nothing behind, when SLURM does not take it.
+    Raises UserError if SLURM does not accept it, and then leaves nothing behind.
     """
     script = run_dir / "resolved" / SCRIPT_FILE
     folders = [script.parent, run_dir / "logs"]
@@ -81,7 +81,7 @@ def submit(
         if is_private:
             script.touch(mode=0o600)
             script.chmod(0o600)
-        # Names of files are bytes, whatever they are.
+        # File names in the script keep their bytes, even if they are not UTF-8.
         script.write_bytes(text.encode(errors="surrogateescape"))
     except OSError as error:
         raise UserError("The job's script cannot be written.", where=str(script), found=error.strerror) from error
@@ -118,6 +118,6 @@ def _put_back(script: Path, earlier: bytes | None, folders: tuple[Path, ...]) ->
         return
     script.unlink()
     for folder in folders:
-        # What is not empty was there before.
+        # A folder that is not empty was there before.
         with suppress(OSError):
             folder.rmdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dist_trainer.errors import EXIT_FAILURE, EXIT_HOST_LOST, EXIT_TARGET_MISSED, EXIT_USER_ERROR
 from dist_trainer.launch.processes import signal_name
 
-# Why a job waits. The first words that fit count: several reasons come with more behind them.
+# Why a job is pending. The first prefix that matches counts: SLURM may append details to a reason.
 _REASONS = (
     ("Resources", "it waits for free nodes"),
     ("Priority", "jobs of higher priority are in front of it"),
@@ -55,7 +55,7 @@ _STATUSES = {
 
 
 def reason_in_words(reason: str | None) -> str:
-    """Why a job waits, with SLURM's own word for it."""
+    """Why a job is pending, with SLURM's own word for it."""
     if reason is None:
         return "SLURM has not looked at it yet"
     fits = [(start, words) for start, words in _REASONS if reason.startswith(start)]
@@ -65,13 +65,14 @@ def reason_in_words(reason: str | None) -> str:
 
 
 def state_in_words(state: str, exit_status: int | None) -> str:
-    """What ended a job."""
+    """What ended a job, in words."""
     if state == "FAILED" and exit_status:
         return status_in_words(exit_status)
     return _STATES.get(state, "it failed" if state == "FAILED" else "")
 
 
 def status_in_words(status: int) -> str:
+    """An exit status of `launch` or of a signal, in words."""
     if status > 128:
         return f"exit status {status}: {signal_name(status - 128)} ended a rank or the script"
     words = _STATUSES.get(status)

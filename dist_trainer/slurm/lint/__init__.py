@@ -1,4 +1,4 @@
-"""What is wrong with a batch script that somebody wrote?"""
+"""Finds mistakes in batch scripts that people wrote."""
 
 from dist_trainer.slurm.lint.rules import RULES, Finding, lint, lint_file
 

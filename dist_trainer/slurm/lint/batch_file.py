@@ -1,4 +1,4 @@
-"""A batch script as a value: what its #SBATCH lines say, and the commands in it, as far as that can be read."""
+"""A batch script as a value: its #SBATCH options and its commands, as far as they can be parsed."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from dist_trainer.slurm.lint.options import Option, read_options
 from dist_trainer.slurm.lint.variables import expand, expand_heredoc_line, without_substitutions
 
 _DIRECTIVE = re.compile(r"#SBATCH\s+(.*)")
-# All that variables add to a script: they may hold each other's text twice, and grow without end.
+# The limit on all text that variables add: each may contain another twice, and so grow exponentially.
 _MOST_CHARACTERS_PUT_IN = 2**18
 _BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass(frozen=True)
 class BatchFile:
-    """`options` are those that sbatch reads, `late_options` those that stand too far down for it. Of a heterogeneous
-    job they are the first part's. `raw_lines` are as they are meant: without a byte-order mark, and without carriage
-    returns at their ends (`dos_line` is the first that has one) or in place of a line feed (`mac_line`).
+    """`options`: those that sbatch reads; `late_options`: those that follow the first command, which it ignores. Of a
+    heterogeneous job only the first component counts. `raw_lines`: as the author meant them, without a byte-order mark,
+    and without carriage returns at line ends (`dos_line` is the first that has one) or in place of line feeds
+    (`mac_line`).
     """
 
     raw_lines: tuple[str, ...]
@@ -37,18 +38,18 @@ class BatchFile:
 
     @property
     def has_directives(self) -> bool:
-        """Whether it asks for anything itself; else the command line may, or the script is none for sbatch."""
+        """Whether it has #SBATCH options. Without, the command line may have them, or it is no batch script."""
         return bool(self.options or self.late_options)
 
     def option(self, *names: str) -> Option | None:
-        """The last of them that sbatch reads: it is the one that counts."""
+        """The last of these options that sbatch reads, which is the one that counts; None if there is none."""
         return next((option for option in reversed(self.options) if option.name in names), None)
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """A batch script in a heredoc. `offset` lines stand before it. `early`: the lines on which the shell that submits
-    it expands a variable of SLURM's, with its name.
+    """A batch script in a heredoc, after `offset` lines of the outer script. `early`: (line, name) of SLURM's variables
+    that the submitting shell expands.
     """
 
     file: BatchFile
@@ -57,12 +58,12 @@ class Embedded:
 
 
 def parse(text: str) -> BatchFile:
-    """Never fails: what cannot be read as a command is left out."""
+    """Never raises: lines that cannot be parsed as commands are left out."""
     return _parse(text, {}, (), is_embedded=False)
 
 
 def _parse(text: str, variables: Mapping[str, str], more: tuple[Option, ...], *, is_embedded: bool) -> BatchFile:
-    """`variables` are those that were put into the text, `more` the options of the command line."""
+    """`variables`: their values are already substituted in the text. `more`: options of the sbatch command line."""
     unmarked = text.removeprefix(_BYTE_ORDER_MARK)
     raw_lines, dos_line, mac_line = split_lines(unmarked)
     lines, heredocs = logical_lines(raw_lines)
@@ -107,7 +108,7 @@ def _embedded(heredoc: Heredoc, variables: Mapping[str, str], submit: Command | 
             inner[number - 1], names = expand_heredoc_line(line, variables if room > 0 else {})
             room -= len(inner[number - 1]) - len(line)
             early += [(number, name) for name in names]
-    # What the command line says counts more than a directive.
+    # Options on the command line override directives.
     options = tuple(read_options(submit.words[1:], 1)) if submit else ()
     known = variables if heredoc.is_expanded else {}
     file = _parse("\n".join(inner), known, options, is_embedded=True)
@@ -115,7 +116,7 @@ def _embedded(heredoc: Heredoc, variables: Mapping[str, str], submit: Command | 
 
 
 def _directives(raw_lines: Sequence[str]) -> tuple[tuple[Option, ...], tuple[Option, ...]]:
-    """The options that sbatch reads, and those behind the first command."""
+    """The options that sbatch reads, and those after the first command, which it ignores."""
     first_command = next(
         (number for number, line in enumerate(raw_lines, 1) if line.strip() and not line.lstrip().startswith("#")),
         len(raw_lines) + 1,
@@ -127,7 +128,7 @@ def _directives(raw_lines: Sequence[str]) -> tuple[tuple[Option, ...], tuple[Opt
         if match is not None:
             words = _words(match.group(1))
             if words[:1] in (["hetjob"], ["packjob"]):
-                # What follows is asked for another part of the job.
+                # The options that follow are for another component of the job.
                 break
             (options if number < first_command else late).extend(read_options(words, number))
     return tuple(options), tuple(late)

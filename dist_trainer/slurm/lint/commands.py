@@ -1,4 +1,4 @@
-"""The simple commands of a line."""
+"""The simple commands of a line of shell script."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _PUNCTUATION = set(";&|()<>")
 
 @dataclass(frozen=True)
 class Command:
-    """A simple command: its words without redirections and the assignments in front of it. What only prints is none.
+    """A simple command: its words, without redirections and preceding assignments. `echo` and the like are left out.
 
-    Variables whose values the script says are put in. `is_exec`: it takes the shell's place. `in_background`: an `&`
-    ends it. `early`: variables that differ between tasks, and that the script's own shell expands.
+    Variables whose values are known from the script are substituted. `is_exec`: it replaces the shell. `in_background`:
+    it ends with `&`. `early`: per-task variables that the script's own shell expands.
     """
 
     words: tuple[str, ...]
@@ -38,12 +38,12 @@ class Command:
         return " ".join(self.words)
 
     def option(self, name: str) -> str | None:
-        """The value of a long option or of its short form; '' where it has none, None where it is not there."""
+        """The value of a long option or its short form; '' if it has no value, None if it is not given."""
         return next((option.value for option in read_options(self.words[1:], self.line) if option.name == name), None)
 
 
 def commands_of(expanded: str, number: int, variables: dict[str, str]) -> Iterator[Command]:
-    """A line's commands, once the variables that earlier lines set are put in; what this one sets is added to them."""
+    """The commands of a line in which known variables are already expanded; adds its assignments to `variables`."""
     words: list[str] = []
     array: list[str] | None = None
     skips = False
@@ -64,7 +64,7 @@ def commands_of(expanded: str, number: int, variables: dict[str, str]) -> Iterat
         elif token == "(" and words and _ASSIGNMENT.fullmatch(words[-1]) and words[-1].endswith("="):
             array = []
         elif set(token) <= set("<>&") and set(token) & set("<>"):
-            # A redirection, with the file behind it.
+            # A redirection; the next word is its file.
             skips = True
         else:
             yield from _command(words, number, variables, in_background=token == "&")
@@ -80,7 +80,7 @@ def _command(words: Sequence[str], line: int, variables: dict[str, str], *, in_b
         index += 1
     rest = words[index:]
     if not rest or rest[0] in _DECLARES:
-        # In front of a command they are that command's alone.
+        # Assignments in front of a command would hold for that command only; these hold from here on.
         for word in words:
             _assign(word, variables)
     if rest and rest[0] not in _PRINTS | _DECLARES:

@@ -1,4 +1,4 @@
-"""Rules: does sbatch read the script as it is meant?"""
+"""Rules about whether sbatch reads the script as it was meant."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dist_trainer.slurm.lint.batch_file import BatchFile
 from dist_trainer.slurm.lint.problem import Problem
 
-# Not what stands for a value that the shell of a heredoc has put in.
+# Does not match the placeholder `$_`, which stands for a value that the submitting shell has put in.
 _VARIABLE = re.compile(r"\$(?!_\b)[A-Za-z_{(]|`")
 _BLANK_IN_DIRECTIVE = re.compile(r"#\s+SBATCH\s+-")
 

@@ -1,4 +1,4 @@
-"""Rules: the end of the job's time, and what comes after it."""
+"""Rules about the end of the job's time, and what follows it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from dist_trainer.slurm.notation import parse_time_s
 from dist_trainer.units import whole_number
 
 _REQUEUE = re.compile(r"\bscontrol\s+requeue\b")
-# Of a --signal that says no time.
+# SLURM's default for a --signal without a time.
 _SLURMS_SIGNAL_S = 60
 _SHORT_S = 600
 
 
 @dataclass(frozen=True)
 class _Signal:
-    """--signal: `name` is without SIG; `is_for_script` where the B: in front of it says so."""
+    """--signal: `name` without SIG; `is_for_script`: it has the prefix B:, by which the batch shell gets it."""
 
     option: Option
     name: str
@@ -149,7 +149,7 @@ def time_and_checkpoints(file: BatchFile) -> Iterator[Problem]:
 
 
 def _is_short(file: BatchFile) -> bool:
-    """Whether so little is lost at the end of its time that nobody would have it go on."""
+    """Whether the job is so short that nothing worth requeueing is lost at its time limit."""
     time = file.option("time")
     try:
         time_s = parse_time_s(time.value) if time else None
@@ -188,7 +188,7 @@ def _last_directive(file: BatchFile) -> int:
 
 
 def _checkpoints(file: BatchFile) -> Iterator[CheckpointConfig]:
-    """Of each run of ours whose run file is known here."""
+    """The checkpoint settings of each of our runs in the script whose run file can be read here."""
     for command in file.commands:
         configs = _values(command, "--config")
         if not is_ours(command) or (not configs and "$@" in command.text):
@@ -202,7 +202,7 @@ def _checkpoints(file: BatchFile) -> Iterator[CheckpointConfig]:
                     raw = set_path(raw, key, text)
             yield run_file.check(raw, source=str(path)).checkpoints
         except UserError:
-            # The script may run in another folder, where all is well; if not, `train` says what is wrong.
+            # The script may run in another folder, where the file is valid; if not, `train` will say so.
             continue
 
 

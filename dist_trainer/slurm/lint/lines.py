@@ -1,4 +1,4 @@
-"""The lines of a script as a shell takes them together, and the heredocs between them."""
+"""The logical lines of a script, joined as a shell joins them, and its heredocs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from dist_trainer.slurm.lint.variables import without_substitutions
 
-# Not `<<<`, which takes a word, nor the `<<` of arithmetic, behind which a number stands.
+# Excludes `<<<`, which takes a word, and the shift operator of arithmetic, which is followed by a number.
 _HEREDOC = re.compile(r"(?<!<)<<-?\s*(?:(['\"])(?P<quoted>[^'\"\n]+)\1|(?P<escape>\\?)(?P<bare>[A-Za-z_][\w.-]*))")
-# A quotation that is no heredoc's end: group 1 is what stays.
+# A quoted string that is not a heredoc's delimiter; group 1 matches delimiters, which are kept.
 _QUOTED = re.compile(r"""(<<-?\s*(?:"[^"\n]+"|'[^'\n]+'))|"(?:[^"\\]|\\.)*"|'[^']*'""", re.DOTALL)
 _ARRAY_BEGINS = re.compile(r"(?:^|[\s;])[A-Za-z_]\w*\+?=\([^()]*$")
 _COMMENT = re.compile(r"(^|\s)#.*")
@@ -21,7 +21,7 @@ _QUOTES = set("'\"\\")
 
 @dataclass(frozen=True)
 class Line:
-    """Lines joined at their backslashes, without comments."""
+    """Lines joined at backslashes and open quotes, without comments."""
 
     number: int
     text: str
@@ -29,7 +29,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Heredoc:
-    """The lines between `<<END` and `END`, the first of which has the number; `opener` is the line before them."""
+    """The lines between `<<END` and `END`. `number`: of the first of them; `opener`: the line with the `<<`."""
 
     opener: Line
     number: int
@@ -38,9 +38,9 @@ class Heredoc:
 
 
 def split_lines(text: str) -> tuple[tuple[str, ...], int | None, int | None]:
-    """The lines, the first that ends as in DOS, and the first that ends as on an old Mac.
+    """(the lines, the number of the first that ends in CR LF, the number of the first that ends in CR).
 
-    For bash and sbatch nothing but a line feed ends a line; that others were meant is for a rule to find.
+    For bash and sbatch only LF ends a line. That another line end was meant is left for a rule to report.
     """
     raw_lines: list[str] = []
     dos_line = mac_line = None
@@ -55,7 +55,7 @@ def split_lines(text: str) -> tuple[tuple[str, ...], int | None, int | None]:
 
 
 def logical_lines(raw_lines: Sequence[str]) -> tuple[tuple[Line, ...], list[Heredoc]]:
-    """The lines, and the heredocs, which are no lines of the script."""
+    """The script's logical lines, and its heredocs, whose lines are not among them."""
     lines: list[Line] = []
     heredocs: list[Heredoc] = []
     places: dict[str, list[int]] = {}
@@ -74,7 +74,7 @@ def logical_lines(raw_lines: Sequence[str]) -> tuple[tuple[Line, ...], list[Here
             parts.append(raw_lines[index])
             index += 1
             if not is_open or set(parts[-1]) & _QUOTES:
-                # Else it goes on; to look at all of it again for every line takes minutes.
+                # Checked only after a line with quotes: checking the whole text for every line takes minutes.
                 is_open = _is_open("".join(parts))
         if _ARRAY_BEGINS.search(_COMMENT.sub("", "".join(parts))):
             while index < len(raw_lines) and ")" not in parts[-1]:
@@ -86,7 +86,7 @@ def logical_lines(raw_lines: Sequence[str]) -> tuple[tuple[Line, ...], list[Here
         if heredoc is not None:
             ends = places.get(heredoc["quoted"] or heredoc["bare"], [])
             after = bisect_left(ends, index)
-            # What has no end was none.
+            # `<<` without an end is taken to be no heredoc.
             if after < len(ends):
                 is_expanded = heredoc["bare"] is not None and not heredoc["escape"]
                 heredocs.append(Heredoc(line, index + 1, tuple(raw_lines[index : ends[after]]), is_expanded))
@@ -97,7 +97,7 @@ def logical_lines(raw_lines: Sequence[str]) -> tuple[tuple[Line, ...], list[Here
 
 
 def _is_open(text: str) -> bool:
-    """Whether a quotation goes on in the next line."""
+    """Whether a quoted string continues on the next line."""
     try:
         shlex.split(_COMMENT.sub("", text).rstrip("\\"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Rules: where the ranks meet."""
+"""Rules about the ranks' rendezvous."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def local_master(file: BatchFile) -> Iterator[Problem]:
 def fixed_port(file: BatchFile) -> Iterator[Problem]:
     exclusive = file.option("exclusive")
     if exclusive is not None and not exclusive.value:
-        # No other job comes onto its nodes; with =user one of the same user may.
+        # No other job can be on its nodes; with --exclusive=user another of the same user's can.
         return
     for line in file.lines:
         match = _PORT.search(line.text)

@@ -1,11 +1,11 @@
-"""Options of sbatch and srun in a line's words."""
+"""Parses the options of sbatch and srun."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-# The short forms of options that are looked at; these take a value.
+# Short forms of the options that rules look at; all of these take a value.
 _SHORT = {
     "-N": "nodes",
     "-n": "ntasks",
@@ -29,7 +29,7 @@ _SHORT = {
     "-i": "input",
     "-L": "licenses",
 }
-# Others that take a value, perhaps as the next word.
+# Further options that take a value, which may be the next word.
 _LONG = {
     *("ntasks-per-node", "gres", "gpus-per-node", "gpus-per-task", "cpus-per-gpu", "mem", "mem-per-gpu", "mem-per-cpu"),
     *("signal", "open-mode", "export", "mail-type", "mail-user", "reservation", "time-min", "comment", "mpi"),
@@ -41,7 +41,7 @@ _SHORT_FLAGS = {"-K": "kill-on-bad-exit"}
 
 @dataclass(frozen=True)
 class Option:
-    """An option by its long name, without dashes; `value` is empty for one that has none."""
+    """An option by its long name without dashes; `value` is empty if it has none."""
 
     name: str
     value: str
@@ -49,7 +49,7 @@ class Option:
 
 
 def read_options(words: Sequence[str], line: int) -> Iterator[Option]:
-    """--name=value, --name value, -n value and -nvalue; what follows a word that is no option is left out."""
+    """Accepts --name=value, --name value, -n value and -nvalue; stops at the first word that is no option."""
     index = 0
     while index < len(words):
         word = words[index]

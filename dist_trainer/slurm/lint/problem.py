@@ -10,7 +10,7 @@ from dist_trainer.slurm.lint.batch_file import BatchFile
 
 @dataclass(frozen=True)
 class Problem:
-    """What was found on a line, and what to do."""
+    """What was found on a line, and what to do about it."""
 
     line: int
     found: str

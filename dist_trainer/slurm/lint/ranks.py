@@ -1,4 +1,4 @@
-"""Rules: as many ranks as GPUs, each with what it needs, on all nodes?"""
+"""Rules about ranks: as many as GPUs, each with the resources it needs, on all nodes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tasks_and_gpus(file: BatchFile) -> Iterator[Problem]:
     option, gpus = found
     counts = {tasks_per_node(file, step) for step in steps(file) if is_rank_a_task(file, step)}
     if None in counts and file.option("ntasks", "ntasks-per-node", "gpus-per-task") is None:
-        # What SLURM does when nothing is said; GPUs by the task say how many tasks there are.
+        # SLURM's default is one task per node; with GPUs per task their number gives that of the tasks.
         counts.add(1)
     if any(True for _ in launches(file)):
         counts.add(tasks_per_node(file))
@@ -128,7 +128,7 @@ def lost_rank(file: BatchFile) -> Iterator[Problem]:
     if any("SLURM_KILL_BAD_EXIT=" in line.text for line in file.lines):
         return
     for step in steps(file):
-        # A task that is alone leaves nobody waiting.
+        # A single task has no other tasks that would wait for it.
         if step.option("kill-on-bad-exit") is None and num_tasks(file, step) != 1:
             yield Problem(
                 step.line,

@@ -1,4 +1,4 @@
-"""All rules by name, and a script held against them."""
+"""All rules by name, and their application to a script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dist_trainer.slurm.lint import directives, ending, meeting, ranks
 from dist_trainer.slurm.lint.batch_file import Embedded, parse
 from dist_trainer.slurm.lint.problem import Rule
 
-# shlex takes seconds for a word of as many bytes, and minutes for one of more.
+# shlex needs seconds for a single word of this size, and minutes for a larger one.
 _MOST_BYTES = 2**18
 
 RULES: dict[str, Rule] = {
@@ -42,13 +42,13 @@ RULES: dict[str, Rule] = {
     "output-lost": ending.output_lost,
     "time-and-checkpoints": ending.time_and_checkpoints,
 }
-# What holds for any script of a shell.
+# The rules that hold for any shell script.
 _OF_ANY_SCRIPT = ("carriage-return", "mac-line-ends")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule found, on which line, and what to do."""
+    """What a rule found, on which line, and what to do about it."""
 
     path: str
     line: int
@@ -61,11 +61,11 @@ class Finding:
 
 
 def lint_file(path: Path) -> list[Finding]:
-    """The findings in the order of their lines. Raises UserError when the file cannot be read."""
+    """The findings in order of lines. Raises UserError if the file cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(_MOST_BYTES + 1)
-        # Not read_text, which would make all line ends alike.
+        # Not read_text, which would convert all line ends.
         text = data.decode()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no text"
@@ -79,7 +79,7 @@ def lint_file(path: Path) -> list[Finding]:
 
 def lint(text: str, path: str) -> list[Finding]:
     file = parse(text)
-    # What only submits other scripts, and asks for nothing itself, is no batch script.
+    # A script that only submits others and has no #SBATCH lines is itself no batch script.
     names = _OF_ANY_SCRIPT if file.scripts and not file.has_directives else tuple(RULES)
     found = [
         Finding(path, offset + problem.line, name, problem.found, problem.hint)

@@ -1,4 +1,4 @@
-"""How a script starts ranks, and with how many of them a node: what several rules look at."""
+"""How a script starts ranks, and how many per node: used by several rules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TORCHRUN = re.compile(
     r"(?![\w-])"
 )
 _PYTHON = re.compile(r"python|\.py(?!\w)|dist_trainer|dist-trainer")
-# Of srun's, behind which a program may stand.
+# Options of srun without a value, after which the program may follow.
 _FLAGS = {"--", "--kill-on-bad-exit", "--exclusive", "--label", "--overlap", "--unbuffered", "--no-kill", "--exact"}
 _SHELL_SCRIPT = re.compile(r"\.(?:ba)?sh(?!\w)")
 _LAUNCH = re.compile(r"(?:-m dist_trainer|dist-trainer) launch(?!\w)|launch\.sh(?!\w)")
@@ -27,12 +27,12 @@ _OURS = re.compile(r"(?:-m(?: --)? dist_trainer|dist-trainer)(?: (?:launch|train
 
 
 def is_torchrun(command: Command) -> bool:
-    """torchrun or another launcher that starts a rank for each GPU of a node."""
+    """torchrun, or another launcher that starts one rank for each GPU of a node."""
     return node_launcher(command) is not None
 
 
 def node_launcher(command: Command) -> str | None:
-    """The name of a launcher that is started once a node, and starts the node's ranks."""
+    """The name of a launcher that is started once per node and starts the node's ranks; None for other commands."""
     match = _TORCHRUN.search(command.text)
     if match is not None:
         return "accelerate" if match.group().startswith("accelerate") else "torchrun"
@@ -40,7 +40,7 @@ def node_launcher(command: Command) -> str | None:
 
 
 def _runs_deepspeed(command: Command) -> bool:
-    """Whether its launcher is what runs, and not what a program is told to use."""
+    """Whether the command is DeepSpeed's launcher, and not a program with `deepspeed` among its arguments."""
     words = command.text.split()
     for before, word in zip(["", *words], words, strict=False):
         if before == "-m":
@@ -53,12 +53,12 @@ def _runs_deepspeed(command: Command) -> bool:
 
 
 def is_ours(command: Command) -> bool:
-    """Whether it trains with this program."""
+    """Whether the command trains with this program."""
     return _OURS.search(command.text) is not None
 
 
 def steps(file: BatchFile) -> Iterator[Command]:
-    """What srun starts of a run's programs; `srun hostname` and the like are none of them."""
+    """The srun steps that run a training program, not those such as `srun hostname`."""
     for command in file.commands:
         if command.words[0] == "srun" and (
             _PYTHON.search(command.text) or _SHELL_SCRIPT.search(command.text) or is_torchrun(command)
@@ -67,8 +67,8 @@ def steps(file: BatchFile) -> Iterator[Command]:
 
 
 def is_rank_a_task(file: BatchFile, step: Command) -> bool:
-    """Whether each task of the step is one rank. What a shell script starts is not known, and a single task that was
-    asked for beside others is a helper.
+    """Whether each task of the step is one rank. Not assumed of a shell script, whose contents are not known. A step
+    with --ntasks=1 is a helper.
     """
     if is_torchrun(step) or whole_number(step.option("ntasks") or "") == 1:
         return False
@@ -76,14 +76,14 @@ def is_rank_a_task(file: BatchFile, step: Command) -> bool:
 
 
 def launches(file: BatchFile) -> Iterator[Command]:
-    """`dist_trainer launch`, which itself calls srun, with a task for each GPU where nothing else is said."""
+    """The commands `dist_trainer launch`, which itself calls srun, by default with one task per GPU."""
     for command in file.commands:
         if command.words[0] != "srun" and _LAUNCH.search(command.text):
             yield command
 
 
 def num_nodes(file: BatchFile) -> int | None:
-    """The most nodes that the job may get; None where nothing says it."""
+    """The largest number of nodes that the job may get; None if the script does not say."""
     nodes = file.option("nodes")
     if nodes is not None:
         last = nodes.value.rpartition("-")[2]
@@ -98,7 +98,7 @@ def num_nodes(file: BatchFile) -> int | None:
 
 
 def gpus_per_node(file: BatchFile) -> tuple[Option, int] | None:
-    """The option that says it, and the number; None where nothing does."""
+    """The option that gives it, and the number; None if there is no such option."""
     option = file.option("gpus-per-node", "gres", "gpus")
     if option is None:
         return None
@@ -113,7 +113,7 @@ def gpus_per_node(file: BatchFile) -> tuple[Option, int] | None:
 
 
 def tasks_per_node(file: BatchFile, step: Command | None = None) -> int | None:
-    """Of a step that srun starts, or of the job; None where nothing says it."""
+    """Tasks per node of a step that srun starts, or of the job; None if the script does not say."""
     own = step.option("ntasks-per-node") if step else None
     if own is not None:
         return whole_number(own)
@@ -130,7 +130,7 @@ def tasks_per_node(file: BatchFile, step: Command | None = None) -> int | None:
 
 
 def num_tasks(file: BatchFile, step: Command) -> int | None:
-    """All tasks of a step that srun starts; None where nothing says it."""
+    """The number of tasks of a step that srun starts; None if the script does not say."""
     own = step.option("ntasks")
     if own is not None:
         return whole_number(own)
@@ -140,11 +140,11 @@ def num_tasks(file: BatchFile, step: Command) -> int | None:
         return per_node * nodes
     if file.option("ntasks", "ntasks-per-node", "gpus-per-task") or step.option("ntasks-per-node") is not None:
         return None
-    # What SLURM does when nothing is said: one a node.
+    # SLURM's default: one task per node.
     return nodes
 
 
 def num_step_nodes(file: BatchFile, step: Command) -> int | None:
-    """The nodes of a step that srun starts: its own number, else the job's."""
+    """The nodes of a step that srun starts: the step's own number, else the job's."""
     own = step.option("nodes")
     return num_nodes(file) if own is None else whole_number(own.rpartition("-")[2])

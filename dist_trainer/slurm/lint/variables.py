@@ -1,15 +1,15 @@
-"""What the variables of a script hold, as far as its text says it, and text with them put in."""
+"""The values of a script's variables, as far as its text tells, and their expansion in text."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-# Each task has another value of these; the batch script's shell has the first task's.
+# Variables that differ between tasks; in the batch shell they have the first task's values.
 PER_TASK = ("SLURM_PROCID", "SLURM_NODEID", "SLURM_LOCALID")
-# What stands for the value of a substitution.
+# A placeholder for the output of a command substitution.
 SUBSTITUTED = "$_"
-# A character of no script, for the dollar sign of a variable of PER_TASK that the script's own shell expands.
+# A private-use character in place of the dollar sign of a PER_TASK variable that the script's own shell expands.
 _EARLY = "\ue000"
 _EARLY_NAME = re.compile(_EARLY + r"\{?(\w+)")
 _REFERENCE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)(?:\[[@*]\])?(?::?[-=]([^{}]*))?\})")
@@ -17,11 +17,12 @@ _SUBSTITUTION = re.compile(r"\$\(\([^()]*\)\)|\$\([^()]*\)|`[^`]*`")
 _PUNCTUATION = re.compile(r"[;&|()<>\n]")
 _QUOTES = re.compile(r"['\"\\]")
 _HEREDOC_ESCAPE = re.compile(r"\\([$`\\])|" + _REFERENCE.pattern)
-# Of a line with its variables; else it stays as it stands.
+# A line that would become longer by expansion is left unexpanded.
 _MOST_CHARACTERS = 2**14
 
 
 def without_substitutions(text: str) -> str:
+    """The text with every $(...) and `...`, nested ones too, replaced by SUBSTITUTED."""
     while True:
         shorter = _SUBSTITUTION.sub(SUBSTITUTED, text)
         if shorter == text:
@@ -30,9 +31,9 @@ def without_substitutions(text: str) -> str:
 
 
 def expand(text: str, variables: Mapping[str, str]) -> str:
-    """The text with the variables' values, each with what `early_names` and `plain` read; quotes stay as they are.
+    """Expands variables in the text, marked up for `early_names` and `plain`; quotes stay as they are.
 
-    Within single quotes they are put in as well: whoever reads that text next expands them.
+    Variables in single quotes are expanded as well, because the shell that reads the text next expands them.
     """
     parts: list[str] = []
     quote, index, length = "", 0, 0
@@ -63,17 +64,17 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
 
 
 def early_names(text: str) -> tuple[str, ...]:
-    """The variables of PER_TASK that the script's own shell put into this expanded text."""
+    """The PER_TASK variables in this expanded text that the script's own shell expands."""
     return tuple(dict.fromkeys(_EARLY_NAME.findall(text)))
 
 
 def plain(text: str) -> str:
-    """Expanded text as a person would write it."""
+    """Expanded text as a person would write it, without our markup."""
     return text.replace(_EARLY, "$")
 
 
 def expand_heredoc_line(line: str, variables: Mapping[str, str]) -> tuple[str, tuple[str, ...]]:
-    """A line of a heredoc whose end is not quoted, as the shell passes it on; and SLURM's variables that it expands."""
+    """A line of a heredoc with an unquoted delimiter, as the shell passes it on; and SLURM variables expanded in it."""
     early: list[str] = []
     is_directive = line.startswith("#")
     room = _MOST_CHARACTERS
@@ -92,7 +93,7 @@ def expand_heredoc_line(line: str, variables: Mapping[str, str]) -> tuple[str, t
             return SUBSTITUTED
         return SUBSTITUTED if is_directive else match.group()
 
-    # A substitution behind a backslash is one of the inner script.
+    # A substitution after a backslash is left for the inner script.
     outer = re.sub(r"(?<!\\)(?:" + _SUBSTITUTION.pattern + ")", SUBSTITUTED, line)
     return _HEREDOC_ESCAPE.sub(passed_on, outer), tuple(early)
 
