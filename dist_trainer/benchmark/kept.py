@@ -29,6 +29,7 @@ def measure(spec: Spec, resolved: ResolvedRun) -> Measurement:
 
 
 def find(spec: Spec, resolved: ResolvedRun) -> Measurement | None:
+    """The kept measurement of `spec`, or None."""
     data = cache.kept(_path(spec, resolved))
     return None if data is None else Measurement(**json.loads(data))
 

@@ -85,6 +85,7 @@ def measure(
 def measure_with_events(
     resolved: ResolvedRun, *, rank: int, world_size: int, sequence_length: int, num_steps: int = 2
 ) -> tuple[Measurement, list[MemoryEvent]]:
+    """As `measure`; also returns every allocation and release, in order of time."""
     started_s = time.perf_counter()
     profile = AllocatorProfile()
     with fake_process_group(rank, world_size), values_do_not_matter():

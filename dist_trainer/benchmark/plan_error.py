@@ -123,6 +123,7 @@ class Row:
 
 
 def spec_of(case: Case, *, ds: str = BASE, settings: Sequence[str] = ()) -> Spec:
+    """The case as a rank to measure: the file `ds`, with the case's ZeRO settings, then `settings`, applied to it."""
     zero = {
         "stage": case.stage,
         "reduce_bucket_size": case.bucket,

@@ -46,6 +46,7 @@ def name_of(step: int) -> str:
 
 
 def write_latest(checkpoints_dir: Path, step: int) -> None:
+    """Makes `latest` name the checkpoint after this step, atomically."""
     card.replace_file(checkpoints_dir / LATEST_FILE, name_of(step))
 
 

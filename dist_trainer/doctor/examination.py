@@ -126,6 +126,8 @@ class Asker:
 
 @dataclass(frozen=True)
 class Examination:
+    """The result of an examination. `seconds`: how long it took."""
+
     how: How
     asker: Asker
     hosts: tuple[HostReport, ...]

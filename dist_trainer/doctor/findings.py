@@ -82,5 +82,6 @@ def all_well(check: str, found: str, known: Collection[str], asked: Collection[s
 
 
 def worst(findings: Iterable[Finding]) -> Level:
+    """The worst level of all; "skip" does not count."""
     levels = {finding.level for finding in findings} - {"skip"}
     return next((level for level in LEVELS if level in levels), "ok")

@@ -113,6 +113,7 @@ class GPT(nn.Module):
         return self.final_norm(x)  # type: ignore[no-any-return]
 
     def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """int64 [batch, tokens] -> logits [batch, tokens, vocab]; with targets of the same shape, the mean loss."""
         hidden = self.hidden_states(tokens)
         if targets is None:
             return F.linear(hidden, self.token_embedding.weight)

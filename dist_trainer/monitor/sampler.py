@@ -43,6 +43,7 @@ class Sampler:
         self._pid = 0
 
     def start(self) -> None:
+        """Starts the thread in the calling process."""
         self._pid = os.getpid()
         self._running = threading.Lock()
         self._running.acquire()

@@ -58,6 +58,7 @@ def summarise(run_dir: Path, *, baseline: Baseline | None = None) -> Summary:
 
 
 def summary_of(findings: Findings, *, baseline: Baseline | None = None) -> Summary:
+    """The summary of a run that was read already; `baseline` as in `summarise`."""
     asked, steps = findings.asked, findings.steps
     columns = steps.columns
     evaluations = [event for event in findings.events if event.kind == "evaluation" and "loss" in event.facts]

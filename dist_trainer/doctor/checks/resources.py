@@ -136,6 +136,7 @@ def _names(hosts: Known) -> list[str]:
 
 
 def usable_cpus(cpus: Cpus) -> float:
+    """The CPUs that a process can keep busy: its affinity mask, or a smaller quota of its cgroups."""
     return cpus.num_usable if cpus.quota is None else min(cpus.num_usable, cpus.quota)
 
 

@@ -61,6 +61,7 @@ class DiagnosticLog:
         self._said: set[tuple[str, str | None, int | None]] = set()
 
     def say(self, diagnostic: Diagnostic) -> None:
+        """Appends the event, unless it was appended before. A failing disk is ignored."""
         key = (diagnostic.kind, diagnostic.device, diagnostic.code if diagnostic.kind == XID else None)
         if key in self._said:
             return

@@ -35,6 +35,7 @@ class Envelope:
         self._buckets: dict[int, list[float]] = {}
 
     def add(self, x: float, value: float) -> None:
+        """Adds a point; doubles the width of the buckets until it fits."""
         number = int((x - self.origin) / self.width)
         bucket = self._buckets.get(number)
         if bucket is not None:

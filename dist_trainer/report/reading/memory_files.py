@@ -35,6 +35,7 @@ class FileGroup:
 
 
 def find_files(records_dir: Path) -> list[FileGroup]:
+    """The groups of files in a records folder: ranks, then hosts, by number, then the sources of a watched program."""
     numbers: dict[str, set[int]] = {"rank": set(), "host": set()}
     others: set[str] = set()
     for path in records_dir.glob("memory-*.jsonl"):
