@@ -1,6 +1,6 @@
-"""A plan: the bytes each rank will need, as data. `resolved/plan.json` in a run's folder holds one.
+"""A plan: the bytes that each rank will need, as data; saved as `resolved/plan.json` in a run's folder.
 
-A run on a CPU that has a target has a second one beside it, `plan-gpu.json`: what it would take on GPUs.
+A run on a CPU that has a target also gets `plan-gpu.json`: the plan of the same run on GPUs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PhaseName = Literal["init", "forward", "backward", "step"]
 
 @dataclass(frozen=True)
 class Figure:
-    """A predicted number of bytes, and the band in which the measured one is expected."""
+    """A predicted number of bytes, with the band in which the measured figure is expected."""
 
     num_bytes: Count
     low_bytes: Count
@@ -37,7 +37,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class PhasePlan:
-    """The peak within one phase and what it is made of then: part -> bytes, which add up to `allocated_bytes`."""
+    """The peak within one phase, and its composition at that moment: part -> bytes; they sum to `allocated_bytes`."""
 
     phase: PhaseName
     allocated_bytes: Count
@@ -46,8 +46,8 @@ class PhasePlan:
 
 @dataclass(frozen=True)
 class RankPlan:
-    """One rank. `device_used` is what NVML will show (None on a CPU); `parts` make up `device_used`, or else
-    `reserved`, at the peak, allocator slack and context included. `host_bytes` is what offload keeps in host memory.
+    """One rank. `device_used`: what NVML will show, None on a CPU. `parts` sum to `device_used`, or on a CPU to
+    `reserved`, at the peak, including allocator slack and context. `host_bytes`: what offload keeps in host memory.
     """
 
     rank: Count
@@ -62,7 +62,7 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What was planned and under which assumptions. `ranks` holds the ranks that differ (the first, the last)."""
+    """What was planned, and under which assumptions. `ranks`: one plan for each kind of rank (the first, the last)."""
 
     name: str
     deepspeed: str
@@ -86,21 +86,22 @@ class Plan:
         return max(self.ranks, key=lambda rank: needed(rank).num_bytes)
 
     def of(self, rank: int) -> RankPlan:
-        """The plan for this rank, or the worst where it has none of its own."""
+        """The plan for this rank, or the worst one if this rank has none of its own."""
         return next((plan for plan in self.ranks if plan.rank == rank), self.worst)
 
 
 def needed(rank: RankPlan) -> Figure:
-    """What the device has to have: NVML's figure on a GPU, the allocated bytes on a CPU."""
+    """What the device must have: on a GPU NVML's figure, on a CPU the allocated bytes."""
     return rank.device_used or rank.allocated
 
 
 def write_plan(plan: Plan, run_dir: Path, name: str = PLAN_FILE) -> None:
+    """Writes RUN_DIR/resolved/NAME. Raises disk.WriteError."""
     write_text(run_dir / "resolved" / name, dump_plan(plan))
 
 
 def dump_plan(plan: Plan, **beside: Sequence[Filled] | Sequence[str]) -> str:
-    """As JSON, with what is told beside it by name: lists of lines, or of what was filled."""
+    """The plan as JSON, with further keys from `beside`: lists of lines, or of what was filled in."""
     told = {
         name: [dataclasses.asdict(one) if isinstance(one, Filled) else one for one in entries]
         for name, entries in beside.items()
@@ -109,6 +110,6 @@ def dump_plan(plan: Plan, **beside: Sequence[Filled] | Sequence[str]) -> str:
 
 
 def read_plan(run_dir: Path) -> Plan | None:
-    """The plan in a run's folder; None where there is none. Raises typed_json.DamagedError for one that is damaged."""
+    """The plan in a run's folder; None if there is none. Raises typed_json.DamagedError for a damaged one."""
     path = run_dir / "resolved" / PLAN_FILE
     return typed_json.read(path, Plan) if path.exists() else None

@@ -1,4 +1,4 @@
-"""Is it good? What each GPU took, against the target, the baseline, the plan, and the memory it has."""
+"""The verdict on memory: what each GPU took, against the target, the baseline, the plan, and the GPU's memory."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ NO_TARGETS = "no targets are set"
 
 @dataclass(frozen=True)
 class Measured:
-    """The peaks of one GPU, or of one rank on a CPU, over a run. What was not measured is None.
+    """The peaks of one GPU, or of one rank on a CPU, over a run. None: not measured.
 
-    `source` is "rank-N", or "gpu-N" or "host" of a watched program. `used_bytes` is the device's use by NVML,
-    `used_version` the version of the call that gave it. `allocator_bytes`: the CPU allocator's peak by phase.
-    `unknown` says since when, and why, `used_bytes` may not be all there was; None where it is.
+    `source`: "rank-N", or for a watched program "gpu-N" or "host". `used_bytes`: in use on the device, by NVML;
+    `used_version`: the version of the NVML call. `allocator_bytes`: the CPU allocator's peak by phase. `unknown`: since
+    when and why `used_bytes` may have missed a peak; None if it was known throughout.
     """
 
     source: str
@@ -44,8 +44,8 @@ class Measured:
 
 @dataclass(frozen=True)
 class Baseline:
-    """What is compared with: a figure of the run file's, or the peak that was measured in `run_dir`. `notes` say what
-    else than the settings differs there.
+    """What a run is compared with: the run file's figure, or the measured peak of the run in `run_dir`. `notes`: what
+    else but the optimisations differs in that run.
     """
 
     num_bytes: int
@@ -59,7 +59,7 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A planned figure beside the measured one. `error_percent` is (planned - measured) / measured x 100: above 0 the
+    """A planned figure and the measured one. `error_percent`: (planned - measured) / measured x 100; positive if the
     plan was too high.
     """
 
@@ -74,10 +74,10 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judgement on one GPU. `peak_bytes` is its use by NVML, everything on it; None where nobody could read it.
+    """The judgement on one GPU. `peak_bytes`: all memory in use on it, by NVML; None if it could not be read.
 
-    `reduction` is the fraction of the baseline that was saved, negative where more was taken. Headroom is below 0
-    where there is none. `notes` qualify the figures.
+    `reduction`: the fraction of the baseline that was saved, negative if more was used. Headrooms are negative if the
+    limit was exceeded. `notes` qualify the figures.
     """
 
     source: str
@@ -110,15 +110,15 @@ def judge(
     baseline: Baseline | None = None,
     plan: Plan | None = None,
 ) -> list[Verdict]:
-    """One verdict for each GPU, or each rank on a CPU. Without `baseline` the run file's figure is compared with."""
+    """One verdict for each GPU, or for each rank on a CPU. `baseline` replaces the run file's baseline."""
     if baseline is None and targets is not None:
         baseline = Baseline(targets.baseline_bytes)
     return [_judge(one, targets, baseline, plan) for one in measured]
 
 
 def predictions(plan: Plan, measured: Measured) -> tuple[Prediction, ...]:
-    """The plan for this rank against what was measured of it; nothing where it was planned for another kind of device,
-    or where no rank is known.
+    """The plan for this rank against its measured figures; empty if the plan is for another kind of device, or if the
+    rank is not known.
     """
     if measured.rank is None or (plan.device == CPU) != (measured.device == CPU):
         return ()
@@ -193,7 +193,7 @@ def _judgement(one: Measured, targets: TargetConfig | None) -> tuple[Judgement, 
         return "not judged", NO_READING + (f": {one.unknown}" if one.unknown else "")
     if targets is None:
         return "not judged", NO_TARGETS
-    # What was seen is enough to miss a target, whatever came after.
+    # A peak above the target is a miss, even if later samples are missing.
     if one.used_bytes > targets.target_bytes:
         return "missed", "peak device memory by NVML"
     if one.unknown is not None:

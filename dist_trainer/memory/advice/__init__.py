@@ -1,1 +1,1 @@
-"""What is said of a plan before a run: what it comes to, why it does not fit, the nearest change."""
+"""What is said of a plan before a run: how it compares with the limits, why it does not fit, the nearest change."""

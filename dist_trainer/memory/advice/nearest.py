@@ -10,14 +10,14 @@ from dist_trainer.memory.engines.settings import Settings
 from dist_trainer.memory.plan import Plan, needed
 from dist_trainer.units import counted, format_gb
 
-# A bucket of this many elements is enough for bandwidth, and costs 0.1 GB in 16-bit where DeepSpeed's 5e8 costs 1 GB.
+# Elements in a bucket: enough for full bandwidth, and 0.1 GB in 16-bit where DeepSpeed's default of 5e8 takes 1 GB.
 SMALL_BUCKET = 50_000_000
 MOST_RANKS_A_HOST = 8
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What is to run, on how many ranks. `max_ranks_a_host`: no more can be had; the number itself is fixed then."""
+    """What is to run, on how many ranks. `max_ranks_a_host`: advice may not ask for more ranks on a host than that."""
 
     request: Request
     num_ranks: int
@@ -27,7 +27,7 @@ class Setup:
 
 @dataclass(frozen=True)
 class Change:
-    """One step away from a setup: what to type for it, and what it costs. Of one `kind` only one is in force."""
+    """One step away from a setup: what to type, and what it costs. Only one change of each `kind` can be in force."""
 
     kind: str
     what: str
@@ -52,7 +52,7 @@ class TriedPlan:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Changes that together meet the limit, and the plan with them."""
+    """Changes that together meet the limits, and the plan with them."""
 
     changes: tuple[Change, ...]
     plan: Plan
@@ -67,7 +67,7 @@ class Suggestion:
 
 
 def changes(setup: Setup, settings: Settings, *, loss: str) -> list[Change]:
-    """The steps that may be taken from a setup, those that cost least first."""
+    """The possible changes to a setup, the least costly first."""
     return [
         *_buckets(settings),
         *_stage(settings, setup, 2, "no more communication"),
@@ -80,7 +80,7 @@ def changes(setup: Setup, settings: Settings, *, loss: str) -> list[Change]:
 
 
 def apply(request: Request, chosen: Sequence[Change]) -> Request:
-    """The request with the changes in force."""
+    """The request with the changes applied."""
     for change in chosen:
         said = {name: value for name, value in vars(change.switches).items() if value is not None}
         request = replace(
@@ -94,9 +94,10 @@ def apply(request: Request, chosen: Sequence[Change]) -> Request:
 def nearest(
     candidates: Sequence[Change], try_out: Callable[[Sequence[Change]], TriedPlan | None], *, start_bytes: int
 ) -> Suggestion | None:
-    """The smallest change that is good: the cheapest single one, else the fewest of them together; None: none is.
+    """The smallest change that is good: the least costly single one, else as few together as possible; None if none is.
 
-    `try_out` plans with changes in force, None where they cannot go together. At most 3 x len(candidates) trials.
+    `try_out` plans with changes applied; it returns None if they cannot be combined. Makes at most
+    3 x len(candidates) trials.
     """
     possible: list[Change] = []
     for change in candidates:
@@ -158,7 +159,7 @@ def _stage(settings: Settings, setup: Setup, stage: int, cost: str) -> Iterator[
 
 
 def _to_stage(settings: Settings, stage: int) -> list[str]:
-    """The stage; from stage 0, where buckets played no part, with buckets that are no larger than they need be."""
+    """The settings for the stage; from stage 0, which uses no buckets, also for small buckets."""
     wanted = [f"zero_optimization.stage={stage}"]
     if settings.stage == 0 and settings.reduce_bucket_size > SMALL_BUCKET:
         wanted.append("zero_optimization.reduce_bucket_size=5e7")

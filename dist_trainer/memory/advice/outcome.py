@@ -1,4 +1,4 @@
-"""What a plan comes to: against the device's memory, the target, the baseline's figure, and the host's memory."""
+"""A plan against its limits: the device's memory, the target, the baseline, and the host's memory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class HostMemory:
 
 @dataclass(frozen=True)
 class Standing:
-    """A planned figure against a limit: 'close' is under it, but the top of the band is not."""
+    """A planned figure against a limit. 'close': the figure is below the limit, but the top of its band is not."""
 
     needed: Figure
     limit_bytes: int
@@ -34,26 +34,26 @@ class Standing:
 
     @property
     def over_bytes(self) -> int:
-        """How far the figure is above the limit; below it this is negative."""
+        """By how much the figure exceeds the limit; negative if it is below."""
         return self.needed.num_bytes - self.limit_bytes
 
 
 def device_standing(plan: Plan) -> Standing | None:
-    """Against the GPU's memory; None on a CPU and where the GPU's memory is not known."""
+    """The plan against the GPU's memory; None on a CPU, and if the GPU's memory is not known."""
     if plan.device == "cpu" or plan.device_bytes is None:
         return None
     return Standing(needed(plan.worst), plan.device_bytes)
 
 
 def target_standing(plan: Plan) -> Standing | None:
-    """Against the run file's target, which is for a GPU; None where there is none."""
+    """The plan against the run file's target, which is for a GPU; None without one, and on a CPU."""
     if plan.device == "cpu" or plan.target_bytes is None:
         return None
     return Standing(needed(plan.worst), plan.target_bytes)
 
 
 def host_standing(plan: Plan, host: HostMemory | None) -> Standing | None:
-    """The ranks of one host together, against its memory: all they hold on a CPU, and what is offloaded on a GPU."""
+    """All ranks of a host against its memory: on a CPU everything they hold, on GPUs what is offloaded."""
     if host is None:
         return None
     if plan.device == "cpu":
@@ -68,20 +68,20 @@ def host_standing(plan: Plan, host: HostMemory | None) -> Standing | None:
 
 
 def reduction(plan: Plan) -> float | None:
-    """Fraction of the baseline's figure that the plan saves; None on a CPU or without such a figure."""
+    """The fraction of the baseline that the plan saves; None on a CPU, or without a baseline."""
     if plan.device == "cpu" or not plan.baseline_bytes:
         return None
     return 1 - needed(plan.worst).num_bytes / plan.baseline_bytes
 
 
 def is_good(plan: Plan, host: HostMemory | None) -> bool:
-    """Whether nothing that is known speaks against the plan: it fits the device and the host, and meets the target."""
+    """Whether the plan fits the device and the host and meets the target, as far as these are known."""
     known = (device_standing(plan), target_standing(plan), host_standing(plan, host))
     return all(standing is None or standing.state != "over" for standing in known)
 
 
 def plan_line(plan: Plan, host: HostMemory | None) -> str:
-    """The plan in one line, as a run says it before it starts."""
+    """The plan in one line, as printed before a run."""
     worst = plan.worst
     figure = format_gb(needed(worst).num_bytes)
     if plan.device == "cpu":

@@ -1,4 +1,4 @@
-"""Planning around a run: a request's plan, the advice where it is over a limit, and the step before a run starts."""
+"""Planning around a run: the plan of a request, advice if it exceeds a limit, and the check before a run starts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from dist_trainer.units import counted, format_gb
 
 @dataclass(frozen=True)
 class Case:
-    """All that a plan follows from. `host` is the memory of one host, None where it is not known."""
+    """Everything that a plan depends on. `host`: the memory of one host, None if not known."""
 
     setup: Setup
     facts: DeviceFacts
@@ -41,6 +41,7 @@ class Case:
         return resolve(self.setup.request, world_size=self.setup.num_ranks, device=self.facts)
 
     def changed(self, changes: Sequence[Change]) -> Case:
+        """The case with the changes applied; more ranks go onto the same hosts."""
         times = 1
         for change in changes:
             times *= change.times_ranks
@@ -54,6 +55,7 @@ class Case:
         return replace(self, setup=setup, host=host)
 
     def plan(self, resolved: ResolvedRun | None = None, ranks: tuple[int, ...] | None = None) -> Plan:
+        """Plans `ranks` (by default the first and the last) of the run; `resolved` saves resolving it again."""
         return make_plan(
             resolved or self.resolved(),
             world_size=self.setup.num_ranks,
@@ -65,8 +67,8 @@ class Case:
 
 @dataclass(frozen=True)
 class Preflight:
-    """What is said before a run. `plan` is None where none could be made; then a notice says why. `on_gpu` is what the
-    same run would take on GPUs, where it is on a CPU and has a target.
+    """What is said before a run. `plan` is None if none could be made; a notice then says why. `on_gpu`: for a run on a
+    CPU that has a target, the plan of the same run on GPUs.
     """
 
     plan: Plan | None
@@ -82,10 +84,10 @@ class Preflight:
 
 
 def preflight(case: Case, *, force: bool, resolved: ResolvedRun | None = None) -> Preflight:
-    """Plans a run that is about to start; `resolved` where that is known already.
+    """Plans a run that is about to start. `resolved`: the resolved run, if already known.
 
-    Raises UserError where the figure itself, not just its band, is over the memory there is, unless `force`. A plan
-    that cannot be made stops nothing.
+    Raises UserError if the figure itself, not only the top of its band, exceeds the memory there is, unless `force`. A
+    plan that cannot be made stops no run.
     """
     try:
         resolved = resolved or case.resolved()
@@ -109,7 +111,9 @@ def _on_gpu(case: Case, plan: Plan) -> Plan | None:
 
 
 def limiting(plan: Plan, host: HostMemory | None) -> tuple[str, Standing] | None:
-    """The memory that stops a run, with its name: the GPU's, or on a CPU the host's. None where it is not known."""
+    """The memory that can stop a run, by name, with the plan against it: the GPU's, on a CPU the host's. None if
+    unknown.
+    """
     standing = device_standing(plan) if plan.device == "cuda" else host_standing(plan, host)
     if standing is None:
         return None
@@ -119,7 +123,7 @@ def limiting(plan: Plan, host: HostMemory | None) -> tuple[str, Standing] | None
 def suggest(
     case: Case, resolved: ResolvedRun, plan: Plan, is_good: Callable[[Plan, HostMemory | None], bool]
 ) -> Suggestion | None:
-    """The nearest change to the case that is good, by planning its neighbours."""
+    """The nearest change to the case that is good, found by planning its neighbours."""
     settings = read_settings(resolved.deepspeed, cuda=plan.device == "cuda")
     candidates = nearest.changes(case.setup, settings, loss=resolved.run.model.loss)
     known: dict[frozenset[str], TriedPlan | None] = {}
@@ -140,14 +144,14 @@ def suggest(
 
 
 def explain(case: Case, resolved: ResolvedRun, plan: Plan, *, limit_bytes: int, limit_name: str) -> list[str]:
-    """The arithmetic behind a plan that is over a limit."""
+    """The arithmetic behind a plan that exceeds a limit."""
     settings = read_settings(resolved.deepspeed, cuda=plan.device == "cuda")
     count = num_parameters(resolved.run.model)
     return list(why.arithmetic(plan, settings, count, limit_bytes=limit_bytes, limit_name=limit_name))
 
 
 def dearer_than_baseline(case: Case, resolved: ResolvedRun, plan: Plan) -> str | None:
-    """A line where an optimised setting needs more on a GPU than the baseline (fp32, nothing on, one GPU) does."""
+    """A line if an optimised setting needs more on a GPU than the baseline (fp32, no optimisation, one GPU)."""
     least_bytes = 16 * num_parameters(resolved.run.model)  # weights, gradients and two moments, in fp32
     if plan.device == "cpu" or plan.worst.allocated.num_bytes < least_bytes or case.setup.request.no_optimize:
         return None

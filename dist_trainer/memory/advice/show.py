@@ -1,4 +1,4 @@
-"""A plan as text for a person."""
+"""A plan as text for people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def render(
     advice: Sequence[str] = (),
     filled: Sequence[str] = (),
 ) -> str:
-    """The whole plan: the rank that needs most in full, the others in a line each."""
+    """The whole plan: the rank that needs most in full, the others in one line each."""
     lines = [
         *_heading(plan),
         "",
@@ -53,7 +53,7 @@ def render(
 
 
 def add_up(parts: Mapping[str, int], unit_bytes: int) -> dict[str, int]:
-    """The parts in whole units, rounded so that they add up to their rounded total (largest remainders)."""
+    """The parts in whole units, rounded so that they sum to the rounded total (largest remainder method)."""
     whole = {name: num_bytes // unit_bytes for name, num_bytes in parts.items()}
     missing = round(sum(parts.values()) / unit_bytes) - sum(whole.values())
     for name in sorted(parts, key=lambda name: parts[name] % unit_bytes, reverse=True)[:missing]:

@@ -1,4 +1,4 @@
-"""Why a plan is over its limit, by arithmetic: what is held whatever else is done, and what ZeRO can take off."""
+"""Why a plan exceeds its limit, by arithmetic: what is held in any case, and what ZeRO can partition away."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dist_trainer.units import format_count, format_gb
 
 @dataclass(frozen=True)
 class HeldStates:
-    """Bytes a parameter that one rank's device holds of the model's states: `parts` name -> (bytes, over how many)."""
+    """Bytes per parameter of model states on one rank's device. `parts`: name -> (bytes, divided by how many ranks)."""
 
     parts: dict[str, tuple[float, int]]
 
@@ -28,9 +28,9 @@ class HeldStates:
 
 
 def held_states(settings: Settings, world_size: int, *, with_gradients: bool) -> HeldStates:
-    """What is held through a step (ZeRO paper, Rajbhandari et al. 2020, section 3.1, with DeepSpeed's own choices).
+    """What is held throughout a step (ZeRO paper, Rajbhandari et al. 2020, section 3.1, as DeepSpeed implements it).
 
-    From stage 1 on DeepSpeed keeps a master copy also of fp32 weights. What is offloaded is not on the device.
+    From stage 1 on DeepSpeed keeps a master copy even of fp32 weights. Offloaded states are not on the device.
     """
     parts: dict[str, tuple[float, int]] = {}
     stage = settings.stage
@@ -50,7 +50,7 @@ def held_states(settings: Settings, world_size: int, *, with_gradients: bool) ->
 def arithmetic(
     plan: Plan, settings: Settings, num_parameters: int, *, limit_bytes: int, limit_name: str
 ) -> Iterator[str]:
-    """Lines that say why the plan is over the limit: what is held whatever else is done, and what ZeRO can take off."""
+    """Lines that say why the plan exceeds the limit: what is held in any case, and what ZeRO can partition away."""
     held = held_states(settings, plan.world_size, with_gradients=False)
     held_bytes = round(held.per_parameter * num_parameters)
     where = "one GPU" if plan.world_size == 1 else f"each of {plan.world_size} GPUs"
@@ -76,9 +76,10 @@ def arithmetic(
 
 
 def most_saved(settings: Settings, world_size: int) -> float:
-    """The share of the model states (weights, gradients, master, moments) that the stage takes off one rank, at most.
+    """The largest fraction of the model states (weights, gradients, master weights, moments) that the stage can take
+    off one rank.
 
-    What offload takes off as well is not counted.
+    What offload takes off in addition is not counted.
     """
     here = replace(settings, offload_optimizer="none", offload_param="none")
     without = replace(here, stage=0, master_dtype="fp32")

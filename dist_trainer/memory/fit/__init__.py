@@ -1,1 +1,1 @@
-"""Searches the settings for those that fit a card and a target."""
+"""Searches for settings that fit a GPU and a target."""

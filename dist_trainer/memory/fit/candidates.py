@@ -1,4 +1,4 @@
-"""A choice of settings with what it needs and costs, and what plans many of them quickly."""
+"""A choice of settings with its memory and cost, and the planner that plans many choices quickly."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class MemoryLimits:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A choice with its memory (of the first or the last rank, whichever needs more) and its estimated cost."""
+    """A choice with the memory of its first or last rank, whichever needs more, and its estimated cost."""
 
     choice: Choice
     accumulation: int
@@ -55,7 +55,7 @@ class Candidate:
 
 
 class Planner:
-    """Plans choices of one run on so many ranks."""
+    """Plans choices for one run at one world size."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Planner:
         global_batch: int,
         on_plan: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_plan` is called after each plan that is made."""
+        """`on_plan` is called after each plan."""
         self.resolved = resolved
         self.device = device
         self.limits = limits
@@ -78,7 +78,7 @@ class Planner:
         self.num_parameters = num_parameters(resolved.run.model)
         self.traces = ScaledTraces()
         self.planned: set[Choice] = set()
-        # By the trace's identity; `traces` keeps each alive.
+        # Keyed by id(trace); `traces` holds a reference to each, so that ids are not reused.
         self._pass_bytes: dict[int, int] = {}
         self._candidates: dict[Choice, Candidate] = {}
 
@@ -102,11 +102,11 @@ class Planner:
         )
 
     def rank_key(self, choice: Choice) -> tuple[int, float]:
-        """In this order choices are preferred; a larger micro batch never comes later."""
+        """Sort key, the preferred choice first. A larger micro batch never has a larger key."""
         return choice.risk(self.accumulation(choice)), self.cost(choice).total_s
 
     def may_fit(self, choice: Choice) -> bool:
-        """Whether lower bounds of what the first rank needs are within the limits."""
+        """Whether lower bounds of rank 0's memory are within the limits."""
         settings = self.settings(choice)
         trace = self._trace(settings)
         if self._least_bytes(trace, settings) > self.limits.num_bytes:
@@ -115,7 +115,7 @@ class Planner:
         return self.limits.hold(self._rank(trace, settings, 0, is_quick=True, enough_bytes=0))
 
     def plan(self, choice: Choice) -> Candidate:
-        """The choice in full, from a trace scaled to its micro batch."""
+        """The full plan of the choice, from a trace scaled to its micro batch."""
         if choice not in self._candidates:
             self.planned.add(choice)
             settings = self.settings(choice)
@@ -129,7 +129,7 @@ class Planner:
         return self._candidates[choice]
 
     def plan_exactly(self, choice: Choice) -> Candidate:
-        """The choice as the `plan` command plans it."""
+        """The choice as the `plan` command would plan it."""
         settings = self.settings(choice)
         trace = self.traces.get_exact(self._spec(settings))
         ranks = [self._rank(trace, settings, rank, is_quick=False) for rank in sorted({0, self.world_size - 1})]
@@ -147,7 +147,7 @@ class Planner:
         return self.traces.get(self._spec(settings))
 
     def _least_bytes(self, trace: Trace, settings: Settings) -> int:
-        """What the model's own pass holds at its peak, beside weights, masters and states."""
+        """The peak of the model's own forward and backward, without weights, master weights and optimizer states."""
         if id(trace) not in self._pass_bytes:
             self._pass_bytes[id(trace)] = peak_bytes(trace)
         held = held_states(settings, self.world_size, with_gradients=False).per_parameter * self.num_parameters

@@ -1,4 +1,4 @@
-"""The settings that a search tries, each as a complete DeepSpeed JSON."""
+"""The settings that the search tries, each as a complete DeepSpeed JSON."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Precision = Literal["fp32", "bf16", "fp16", "bf16 states"]
 
 LARGEST_MICRO_BATCH = 256
 BUCKET_ELEMENTS = 20_000_000
-# So many gradients summed in 16-bit leave the last at least 5 significant bits, of bf16's 8 and fp16's 11. DeepSpeed
-# warns of more in bf16 itself (runtime/engine.py, _do_optimizer_sanity_check).
+# At most so many gradients are summed in 16-bit: the last summand then keeps at least 5 significant bits, of bf16's 8
+# and fp16's 11. DeepSpeed itself warns of more in bf16 (runtime/engine.py, _do_optimizer_sanity_check).
 MOST_SUMMED = {"bf16": 8, "fp16": 64}
 NEUTRAL, COARSE_SUMS, COARSE_WEIGHTS = range(3)
 
@@ -30,14 +30,15 @@ _OFFLOADS: dict[Offload, str] = {
 }
 _PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16", "bf16 states")
 _ADAM = ("adam", "adamw")
-# Optimizers that DeepSpeed has for the host.
+# Optimizers that DeepSpeed can run on the host.
 _ON_HOST = (*_ADAM, "lion", "adagrad")
 
 
 @dataclass(frozen=True)
 class Choice:
-    """One setting but for its accumulation. `offload`: 'optimizer', or 'all' for the parameters too. 'bf16 states':
-    masters and optimizer states in bf16 as well. `sums_in_fp32`: gradients of micro batches are added up in fp32.
+    """One setting, without its accumulation. `offload`: 'optimizer', or 'all' for parameters too. Precision 'bf16
+    states': master weights and optimizer states are bf16 as well. `sums_in_fp32`: gradients of micro batches are summed
+    in fp32.
     """
 
     stage: int
@@ -56,7 +57,7 @@ class Choice:
         return ", ".join(parts)
 
     def risk(self, accumulation: int) -> int:
-        """How far the setting may change what is learned: NEUTRAL, COARSE_SUMS or COARSE_WEIGHTS, in this order."""
+        """How much the setting may affect what is learned: NEUTRAL, COARSE_SUMS or COARSE_WEIGHTS, in rising order."""
         if self.precision == "bf16 states":
             return COARSE_WEIGHTS
         most = MOST_SUMMED.get(self.precision)
@@ -66,9 +67,9 @@ class Choice:
 
 
 def micro_batches(global_batch: int, world_size: int, wanted: int | None = None) -> tuple[int, ...]:
-    """The micro batches that divide a rank's share of the global batch, smallest first, or the one that is wanted.
+    """The micro batches that divide a rank's share of the global batch, smallest first; or only the wanted one.
 
-    Raises UserError where the ranks, or the ranks and the wanted one, do not divide the global batch.
+    Raises UserError if the ranks, or the ranks and the wanted micro batch, do not divide the global batch.
     """
     unit = world_size * (wanted or 1)
     if global_batch % unit:
@@ -86,7 +87,7 @@ def micro_batches(global_batch: int, world_size: int, wanted: int | None = None)
 
 
 def choices(base: Mapping[str, Any], half: Literal["bf16", "fp16"], switches: Switches) -> Iterator[Choice]:
-    """Every choice that DeepSpeed takes, at micro batch 1; `switches` fix what the user said."""
+    """Every choice that DeepSpeed accepts, at micro batch 1; `switches` fix what the user has set."""
     kind = str(block(base, "optimizer").get("type", "")).lower()
     precisions: list[tuple[Precision, bool]] = [("fp32", False), (half, False), (half, True)]
     if half == "bf16":
@@ -103,7 +104,7 @@ def choices(base: Mapping[str, Any], half: Literal["bf16", "fp16"], switches: Sw
 
 
 def _is_sensible(choice: Choice) -> bool:
-    """Offload and 16-bit states need ZeRO, parameter offload stage 3, and fp32 sums a partition to lie in."""
+    """Offload and 16-bit states require ZeRO, parameter offload requires stage 3, and fp32 sums a partition."""
     if choice.offload == "all":
         needed_stage = 3
     else:
@@ -119,7 +120,7 @@ def _is_allowed(choice: Choice, switches: Switches) -> bool:
 
 
 def neighbours(choice: Choice, found: Collection[Choice], sizes: Sequence[int]) -> list[tuple[str, Choice]]:
-    """What is one step from the choice, each with what is different. `found`: all choices, at micro batch 1."""
+    """The choices one step away, each with what is different. `found`: all valid choices, at micro batch 1."""
     place = sizes.index(choice.micro_batch)
     steps = [
         (f"micro batch {size}", replace(choice, micro_batch=size))
@@ -144,8 +145,8 @@ def neighbours(choice: Choice, found: Collection[Choice], sizes: Sequence[int]) 
 
 
 def configure(base: Mapping[str, Any], choice: Choice, accumulation: int, world_size: int) -> dict[str, Any]:
-    """A complete DeepSpeed JSON of the choice: optimizer, schedule, clipping and all that the search does not choose
-    are those of `base`, which is resolved.
+    """A complete DeepSpeed JSON of the choice. Optimizer, schedule, clipping and everything else that the search does
+    not choose are those of `base`, which has to be resolved.
     """
     config = copy.deepcopy(dict(base))
     config["train_batch_size"] = choice.micro_batch * accumulation * world_size
@@ -203,7 +204,7 @@ def _zero_block(choice: Choice) -> dict[str, Any]:
 
 
 def _set_optimizer(config: dict[str, Any], choice: Choice) -> None:
-    """With offload DeepSpeed's own Adam for the host, else torch's fused one."""
+    """With offload DeepSpeed's own Adam on the host, else torch's fused Adam."""
     kind = str(block(config, "optimizer").get("type", "")).lower()
     if kind not in _ADAM:
         return

@@ -1,10 +1,11 @@
-"""What a setting costs in time, estimated: enough to rank settings that fit, not to promise seconds.
+"""The estimated time of a setting: good enough to rank settings, not to predict seconds.
 
-The card's own figures are its vendor's (`gpus.speeds`), of which a share is reached; a card that is not known, and all
-that lies between cards, is assumed alike for every setting (the constants below), so that costs compare.
-Sources: 6N FLOPs a token for forward and backward and 2N for one forward (Kaplan et al. 2020, section 2.1; attention
-scores, the same for all settings, are left out); a ring all-reduce moves 2(W-1)/W of the data, reduce-scatter and
-all-gather half of that each (Rajbhandari et al. 2020, ZeRO, section 7); when what is sent, and what offload moves:
+The GPU's figures are its vendor's (`gpus.speeds`), of which only a fraction is reached. For an unknown GPU, and for the
+links between GPUs, the constants below are assumed, the same for every setting, so that costs can be compared.
+
+Sources: 6N FLOPs per token for forward and backward and 2N for one forward (Kaplan et al. 2020, section 2.1; attention
+scores, the same for all settings, are left out). A ring all-reduce moves 2(W-1)/W of the data, reduce-scatter and
+all-gather half of that each (Rajbhandari et al. 2020, ZeRO, section 7). When data is sent, and what offload moves:
 deepspeed/runtime/zero/stage_1_and_2.py and stage3.py of 0.19.8.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from dist_trainer.memory.engines.settings import Settings
 from dist_trainer.memory.gpus import Speeds
 
-# Shares of a card's peak that training reaches, and a card for where none is named.
+# Fractions of a GPU's peak that training reaches, in 16-bit and in fp32; and figures for an unnamed GPU.
 HALF_SHARE = 0.4
 SINGLE_SHARE = 0.6
 MEMORY_SHARE = 0.8
@@ -23,16 +24,16 @@ ANY_CARD = Speeds(half_flops_per_s=250e12, single_flops_per_s=25e12, memory_byte
 INTERCONNECT_BYTES_PER_S = 20e9
 HOST_LINK_BYTES_PER_S = 12e9
 HOST_MEMORY_BYTES_PER_S = 40e9
-# Adam reads weight, gradient and two moments in fp32 and writes all but the gradient.
+# Bytes per parameter: Adam reads weight, gradient and two moments in fp32, and writes all but the gradient.
 UPDATE_BYTES = 28
-# Kernels a layer, forward and backward, and the time to launch one.
+# Kernels per layer, forward and backward together, and the time to launch one.
 LAUNCHES_A_LAYER = 45
 LAUNCH_S = 6e-6
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Estimated seconds of one optimizer step on one rank, by what they go to; nothing is taken to overlap."""
+    """Estimated seconds of one optimizer step on one rank, by cause; no overlap is assumed."""
 
     compute_s: float
     recompute_s: float
@@ -58,7 +59,7 @@ class Cost:
 
 
 def assumptions(speeds: Speeds | None, name: str | None) -> str:
-    """What the estimate stands on, in a line."""
+    """What the estimate assumes, in one line."""
     card = f"{name} by its data sheet" if speeds is not None else "a card of which nothing is known"
     known = speeds or ANY_CARD
     return (
@@ -101,15 +102,15 @@ def estimate(
 def sent_bytes(settings: Settings, num_parameters: int, world_size: int) -> float:
     """Bytes that one rank sends in one optimizer step.
 
-    Stages 0 to 2 reduce with an all-reduce: DeepSpeed's own for stages 1 and 2 too (use_multi_rank_bucket_allreduce).
-    Stages 1 and 2 gather the weights once a step, stage 3 twice a micro batch.
+    Stages 0 to 2 reduce gradients by all-reduce, stages 1 and 2 because of use_multi_rank_bucket_allreduce. Stages 1
+    and 2 gather the weights once per step, stage 3 twice per micro batch.
     """
     ring = num_parameters * (world_size - 1) / world_size
     weights, gradients = ring * settings.weight_bytes, ring * settings.comm_bytes
     if settings.stage == 0:
         return 2 * gradients
     if settings.stage == 1:
-        # With fp32 sums the sums themselves are reduced.
+        # With fp32 gradient sums it is the sums that are reduced.
         return 2 * ring * max(settings.comm_bytes, settings.accum_bytes) + weights
     if settings.stage == 2:
         return 2 * gradients * settings.accumulation + weights
@@ -117,10 +118,11 @@ def sent_bytes(settings: Settings, num_parameters: int, world_size: int) -> floa
 
 
 def _offload_s(settings: Settings, share: float) -> float:
-    """`share`: elements of this rank's partition."""
+    """Seconds to move offloaded states. `share`: the number of elements in this rank's partition."""
     seconds = 0.0
     if settings.offload_optimizer != "none":
-        # From stage 2 on, sums of gradients lie on the host: each further micro batch fetches them and puts them back.
+        # From stage 2 on gradient sums are kept on the host: each further micro batch fetches them and writes them
+        # back.
         transfers = 2 * settings.accumulation - 1 if settings.stage >= 2 else 1
         moved = settings.accum_bytes * transfers + settings.weight_bytes
         seconds += share * (moved / HOST_LINK_BYTES_PER_S + UPDATE_BYTES / HOST_MEMORY_BYTES_PER_S)

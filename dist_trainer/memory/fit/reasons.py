@@ -1,4 +1,4 @@
-"""Why a search chose as it did: what is one step from the winner, and what would help where nothing fits."""
+"""Why the search chose as it did: the neighbours of the winner, and what would help if nothing fits."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ MORE_RANKS = (2, 4, 8, 16)
 def rejected(
     planner: Planner, winner: Candidate, found: Collection[Choice], sizes: Sequence[int]
 ) -> Iterator[tuple[str, str]]:
+    """For each neighbour of the winner: what is different, and why it was not chosen."""
     for label, choice in neighbours(winner.choice, found, sizes):
         yield label, _why_not(planner, winner, planner.plan(choice))
 
@@ -48,7 +49,7 @@ def _host_miss(limits: MemoryLimits, rank: RankPlan) -> str:
 
 
 def risk_line(candidate: Candidate) -> str:
-    """What the candidate may cost beyond time; empty where that is nothing."""
+    """What the candidate may cost apart from time; empty if nothing."""
     if candidate.risk == NEUTRAL:
         return ""
     precision = candidate.choice.precision
@@ -58,7 +59,7 @@ def risk_line(candidate: Candidate) -> str:
 
 
 def helps(planner: Planner, nearest: Candidate) -> list[str]:
-    """What would fit where nothing does: more ranks, and the other loss."""
+    """What would fit if nothing does: more ranks, or the other loss."""
     lines = []
     if not planner.limits.hold_on_host(nearest.rank):
         lines.append(_host_miss(planner.limits, nearest.rank))

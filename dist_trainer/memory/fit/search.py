@@ -1,14 +1,14 @@
-"""Searches the settings for those that fit a card and a target, cheapest first.
+"""Searches for settings that fit a GPU and a target, the cheapest first.
 
-The choices: ZeRO stage, offload, precision, the precision of gradient sums, activation checkpointing and micro batch;
-accumulation follows from the global batch. Three things keep the number of plans small:
+The choices are ZeRO stage, offload, precision, the precision of gradient sums, activation checkpointing and micro
+batch; accumulation follows from the global batch. Three things keep the number of plans small:
 
-- Memory never falls as the micro batch grows, so for each of the other choices the largest micro batch that fits is
-  found by bisection.
-- A larger micro batch never costs more, so choices are looked at in the order of what their largest would cost, until
-  nothing that is left can be among the cheapest.
-- What the trace and the states hold, and then what is allocated, are lower bounds of what NVML shows: the rest is
-  worked out only where they fit.
+- Memory never falls as the micro batch grows, so for each combination of the other choices the largest micro batch that
+  fits is found by bisection.
+- A larger micro batch never costs more, so combinations are visited in order of the cost at their largest micro batch,
+  until none that is left can be among the cheapest.
+- The bytes of trace and states, and next the allocated bytes, are lower bounds of what NVML will show; the full plan is
+  made only if they fit.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from dist_trainer.memory.fit.reasons import helps, rejected
 from dist_trainer.memory.planner.planner import PlannedDevice
 
 NUM_RANKED = 6
-# Of the card: what the context and the allocator may take beyond the plan. A target is compared as the verdict will.
+# Fraction of the GPU kept free for what context and allocator may take beyond the plan. A target has no such headroom.
 CARD_HEADROOM = 0.05
 
 
 @dataclass(frozen=True)
 class Fit:
-    """`ranking`: the cheapest that fit, those that may change what is learned after all others. `rejected`: what is
-    one step from the winner, with why it is not chosen.
+    """`ranking`: the cheapest candidates that fit; those that may affect what is learned come after all others.
+    `rejected`: neighbours of the winner, with the reason why each is not chosen.
 
-    Where nothing fits, `nearest` misses by least, and `helps` are lines on what would fit. `num_planned` of the
+    If nothing fits, `nearest` misses the limits by least, and `helps` are lines about what would fit. `num_planned` of
     `num_candidates` were planned; the others follow from them.
     """
 
@@ -65,8 +65,8 @@ class Fit:
 
 
 def at_batch(request: Request, global_batch: int, world_size: int) -> Request:
-    """The request at this global batch, so that what follows from it (steps of phases given in tokens, schedules) is
-    resolved for it. The micro batch that was asked for stays; a batch that does not divide is left to `search`.
+    """The request at this global batch, so that everything that depends on it (steps of phases given in tokens,
+    schedules) is resolved for it. The requested micro batch is kept; `search` reports a batch that it does not divide.
     """
     micro_batch = request.switches.micro_batch or 1
     accumulation = global_batch // (world_size * micro_batch)
@@ -88,11 +88,12 @@ def search(
     switches: Switches | None = None,
     on_plan: Callable[[], None] = lambda: None,
 ) -> Fit:
-    """Finds what fits the device and the run file's target. `global_batch` is in sequences for each optimizer step;
-    `ranks_a_host` None is all; `switches` are what the user has fixed; `on_plan` is called after each plan.
+    """Finds what fits the device and the run file's target. `global_batch`: sequences per optimizer step.
+    `ranks_a_host` None: all ranks are on one host. `switches`: what the user has fixed. `on_plan` is called after each
+    plan.
 
-    Raises UserError for a global batch that the ranks do not divide, a device whose memory is not known, and switches
-    that leave no choice.
+    Raises UserError for a global batch that the ranks do not divide, a device with unknown memory, and switches that
+    leave no choice.
     """
     started_s = time.perf_counter()
     fixed = switches or Switches()
@@ -142,9 +143,9 @@ def _limits(resolved: ResolvedRun, device: PlannedDevice, host_bytes: int | None
 
 
 def _ranking(planner: Planner, found: Sequence[Choice], sizes: Sequence[int]) -> list[Candidate]:
-    """The most preferred that fit, in their order; the first of them planned exactly."""
+    """The most preferred candidates that fit, in order of preference; the first one planned exactly."""
     order = itertools.count()
-    # What has not been bounded yet stands with the best that it could be.
+    # A best-first search: a choice not bounded yet is queued under its lowest possible cost, that of the largest size.
     queue = [
         (planner.rank_key(replace(choice, micro_batch=sizes[-1])), next(order), choice, len(sizes), False)
         for choice in found
@@ -178,7 +179,7 @@ def _num_that_may_fit(planner: Planner, choice: Choice, sizes: Sequence[int]) ->
 
 
 def write_config(candidate: Candidate, path: Path) -> None:
-    """The candidate as a complete DeepSpeed JSON. Raises UserError when the file cannot be written."""
+    """Writes the candidate as a complete DeepSpeed JSON. Raises UserError if the file cannot be written."""
     try:
         write_text(path, json.dumps(candidate.config, indent=2) + "\n")
     except OSError as error:

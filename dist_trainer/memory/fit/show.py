@@ -1,4 +1,4 @@
-"""A search as text for a person."""
+"""The result of a search as text for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dist_trainer.units import format_gb
 
 
 def render(fit: Fit) -> str:
-    """The whole search: the winner, what else fits, why the winner's neighbours were not chosen, what is assumed."""
+    """The winner, what else fits, why the winner's neighbours were not chosen, and what is assumed."""
     limit = f"{fit.limits.name}: {format_gb(fit.limits.num_bytes)}"
     lines = [
         f"{fit.num_candidates} candidates in {fit.seconds:.1f} s, against {limit} a GPU",
