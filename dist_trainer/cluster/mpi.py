@@ -9,9 +9,7 @@ from dist_trainer.errors import UserError
 
 
 def ask_mpi() -> RankInfo:
-    """Initialises MPI in this process and asks it. Rank 0 chooses address and port. Collective: every rank must call
-    it.
-    """
+    """Initialises MPI in this process and asks it; rank 0 chooses address and port. Collective."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:

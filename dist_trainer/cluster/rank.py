@@ -1,6 +1,4 @@
-"""Which rank this process is, of how many, and at which address the ranks rendezvous. A pure function of the
-environment.
-"""
+"""Which rank this process is, of how many, and where the ranks rendezvous. A pure function of the environment."""
 
 from __future__ import annotations
 

@@ -112,8 +112,8 @@ def _precision(config: dict[str, Any], device: DeviceFacts) -> list[str]:
     instead: Precision = other if supported[other] else "fp32"
     master = block(config, asked).get(f"{asked}_master_weights_and_grads")
     set_precision(config, instead)
-    # Without the key DeepSpeed refuses 16-bit master weights. Only bf16 may have them beside bf16 states; fp16 has
-    # none.
+    # Without its CPU Adam DeepSpeed refuses 16-bit master weights, except bf16 ones beside bf16 optimizer states;
+    # there are no fp16 states.
     if master is not None and instead != "fp32" and (not master or runs_cpu_adam(config)):
         config[instead][f"{instead}_master_weights_and_grads"] = master
     who = "DeepSpeed on the CPU" if device.kind == "cpu" else device.name

@@ -16,8 +16,8 @@ from dist_trainer.units import counted
 
 _NUM_ROUNDS = 6
 _MASK = 2**64 - 1
-# Windows shorter than the context are mixed over up to this many blocks: it keeps neighbours in the text out of one
-# batch.
+# Windows shorter than the context are mixed over up to this many blocks, so that neighbours in the text are not
+# in one batch.
 _MAX_CHUNK_BLOCKS = 64
 
 

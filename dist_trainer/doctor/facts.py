@@ -9,9 +9,7 @@ UNLIMITED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Revision:
-    """The project's code on a host. `digest` is over the bytes of its files; the rest is git's, None outside a
-    checkout.
-    """
+    """The project's code on a host. `digest`: of the bytes of its files. The rest is git's, None outside a checkout."""
 
     digest: str
     head: str | None = None
@@ -102,9 +100,7 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class GpuFacts:
-    """One GPU as NVML reports it. `used_bytes` includes all processes. `num_instances`: MIG instances it is divided
-    into.
-    """
+    """One GPU as NVML reports it. `used_bytes` is of all processes. `num_instances`: how many MIG instances it has."""
 
     index: int
     uuid: str

@@ -41,9 +41,7 @@ def kept_env(
 
 
 def mpi_env(request: LaunchRequest) -> tuple[tuple[str, str], ...]:
-    """What the ranks of an mpirun need besides its own variables: threads, the rendezvous, and chosen GPUs of this
-    host.
-    """
+    """What the ranks of an mpirun need besides its own variables: threads, rendezvous, this host's chosen GPUs."""
     return (
         *common_env(request),
         ("MASTER_ADDR", "127.0.0.1" if request.is_local else request.topology.hosts[0].name),

@@ -138,8 +138,7 @@ def _run(
             membership,
             start_limit_s=limits.start_s,
             say=say,
-            # With a rendezvous, rank 0 is on the endpoint's host, this one; else the launcher or hostfile gives the
-            # order.
+            # With a rendezvous rank 0 is on the endpoint's host, this one; else launcher or hostfile give the order.
             first_host=request.facts.hostname if request.rendezvous else None,
         ) as coordinator,
         _outputs(launcher_log) as (output, errors),

@@ -24,9 +24,7 @@ _MARK = "dist_trainer.phase:"
 
 @dataclass(frozen=True)
 class MemoryEvent:
-    """One allocation (`num_bytes` above 0) or release (below 0). `live_bytes`: bytes held after it, counted from
-    `start`.
-    """
+    """One allocation (`num_bytes` above 0) or release (below 0). `live_bytes`: held after it, counted from `start`."""
 
     time_ns: int
     num_bytes: int

@@ -36,8 +36,7 @@ MAX_NUM_RANKS_ALONE = 64
 # With thousands of GPUs a quiet one gets a line each half minute, not each second, and after n hours one each n half
 # minutes. New peaks and changes are still written at once.
 SPACING = 30.0
-# A rank's own figures are written when a peak has risen, at the end, and else each minute (after n hours: each n
-# minutes).
+# A rank's own figures are written when a peak has risen, at the end, and else each minute; after n hours, each n.
 RECORD_EVERY_S = 60.0
 RECORD_FRACTION = 1 / 60
 
@@ -102,8 +101,7 @@ def open_monitor(
     meet()
     monitor: RankMonitor | None = None
     if is_first and mailbox is not None:
-        # Every rank that will ever use the mailbox has it open: unlinked now, it leaves nothing behind if they are
-        # killed.
+        # Every rank that will use the mailbox has it open: unlinked now, it leaves nothing behind if ranks are killed.
         path.unlink()
         monitor = HostMonitor(records_dir, mailbox, place, interval_s, start_id=start_id)
     meet()

@@ -60,9 +60,7 @@ class OtherProcess:
 
 
 class ProcessTree:
-    """A process and its descendants. A descendant that was seen once counts until it ends, even if its parent has
-    ended.
-    """
+    """A process and its descendants. A descendant seen once counts until it ends, even if its parent has ended."""
 
     def __init__(self) -> None:
         self._known: dict[int, psutil.Process] = {}

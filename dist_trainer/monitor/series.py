@@ -52,9 +52,7 @@ class Series:
         self._write(self._downsampler.offer(sample, is_full=is_full))
 
     def close(self) -> None:
-        """Writes what the downsampler still holds back and marks the final sample as the last. Raises OSError as
-        `look`.
-        """
+        """Writes what the downsampler holds back, and marks the final sample as the last. Raises OSError."""
         self.source.close()
         if self._writer is not None:
             rest = [sample for sample in self._downsampler.flush() if sample is not self._newest]

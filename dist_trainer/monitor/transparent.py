@@ -1,6 +1,4 @@
-"""Runs one command as if it had been started directly: it keeps our stdin and stdout, gets our signals, and its exit
-status becomes ours.
-"""
+"""Runs one command as if it had been started directly: with our stdin and stdout, our signals, its exit status."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Signals that end a rank, handled on a thread of their own, because the main thread may be in a collective for
-minutes.
-"""
+"""Signals that end a rank, handled on a thread, because the main thread may be in a collective for minutes."""
 
 from __future__ import annotations
 

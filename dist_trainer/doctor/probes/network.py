@@ -24,9 +24,7 @@ def look_at_port(number: int) -> Port:
 
 
 def listen(number: int = 0) -> socket.socket:
-    """A listening socket that other hosts can reach, at this port or (0) at one that the kernel chooses. Raises
-    OSError.
-    """
+    """A listening socket that other hosts can reach, on this port or (0) on any free one. Raises OSError."""
     if socket.has_dualstack_ipv6():
         try:
             return socket.create_server(("", number), family=socket.AF_INET6, dualstack_ipv6=True, backlog=_QUEUE)

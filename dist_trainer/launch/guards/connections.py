@@ -113,9 +113,7 @@ class Connections:
                     self._to_flush.add(connection)
 
     def send_strangers_away(self) -> None:
-        """Closes connections without a proof whose time is over; all, and the listener, if no guard is awaited any
-        more.
-        """
+        """Closes connections that gave no proof in time; if no guard is awaited, all of them, and the listener."""
         now_s = time.monotonic()
         is_over = self._num_awaited == 0
         if is_over and self._listener.fileno() >= 0:

@@ -44,9 +44,7 @@ class Channel:
         self._waiting = bytearray()
 
     def seal(self, message: bytes) -> bytes:
-        """The bytes to send, in the order in which messages are sealed. Raises ValueError for a message that is too
-        long.
-        """
+        """The bytes to send, in the order in which messages are sealed. Raises ValueError if a message is too long."""
         if len(message) > MAX_MESSAGE_BYTES:
             raise ValueError(f"a message of {len(message)} bytes is longer than {MAX_MESSAGE_BYTES}")
         mac = _mac(self._send_key, self._num_sent, message)

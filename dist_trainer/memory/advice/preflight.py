@@ -111,9 +111,7 @@ def _on_gpu(case: Case, plan: Plan) -> Plan | None:
 
 
 def limiting(plan: Plan, host: HostMemory | None) -> tuple[str, Standing] | None:
-    """The memory that can stop a run, by name, with the plan against it: the GPU's, on a CPU the host's. None if
-    unknown.
-    """
+    """The memory that can stop a run (the GPU's, on a CPU the host's): its name, the plan against it. None: unknown."""
     standing = device_standing(plan) if plan.device == "cuda" else host_standing(plan, host)
     if standing is None:
         return None

@@ -121,8 +121,7 @@ def _offload_s(settings: Settings, share: float) -> float:
     """Seconds to move offloaded states. `share`: the number of elements in this rank's partition."""
     seconds = 0.0
     if settings.offload_optimizer != "none":
-        # From stage 2 on gradient sums are kept on the host: each further micro batch fetches them and writes them
-        # back.
+        # From stage 2 on gradient sums are on the host: each further micro batch reads them and writes them back.
         transfers = 2 * settings.accumulation - 1 if settings.stage >= 2 else 1
         moved = settings.accum_bytes * transfers + settings.weight_bytes
         seconds += share * (moved / HOST_LINK_BYTES_PER_S + UPDATE_BYTES / HOST_MEMORY_BYTES_PER_S)

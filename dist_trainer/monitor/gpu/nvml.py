@@ -77,9 +77,7 @@ class Nvml:
         raise failure
 
     def close(self) -> None:
-        """Shuts down this use of NVML; other users in the process keep theirs. A forked child leaves the parent's
-        alone.
-        """
+        """Shuts down this use of NVML; other users in the process keep theirs. A forked child leaves its parent's."""
         import pynvml
 
         if os.getpid() != self._pid:

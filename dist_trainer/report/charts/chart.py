@@ -73,9 +73,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Label:
-    """Text at a place along an axis, in percent of the axis from its beginning. `room`: the width it may take, in
-    percent.
-    """
+    """Text at a place along an axis, in percent of its length. `room`: the width it may take, in percent."""
 
     percent: float
     text: str
