@@ -40,7 +40,7 @@ class Newest:
 
 
 @dataclass(frozen=True)
-class Memory:
+class FullestGpu:
     """The GPU with the highest peak so far; `text` is for people."""
 
     judgement: Judgement
