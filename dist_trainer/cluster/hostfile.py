@@ -92,14 +92,6 @@ def parse_hostfile(text: str, *, where: str, forms: Forms = "deepspeed") -> Topo
     )
 
 
-def render_hostfile(topology: Topology) -> str:
-    """The text that `parse_hostfile` reads back. Raises ValueError unless the slots are 0 ... N-1."""
-    for host in topology.hosts:
-        if not host.has_first_slots:
-            raise ValueError(f"a hostfile cannot say that of {host.name} only the slots {host.slots} are used")
-    return render_openmpi_hostfile(topology)
-
-
 def render_openmpi_hostfile(topology: Topology) -> str:
     """Open MPI's hostfile gives a number of slots and never their names, so any topology can be written."""
     return "".join(f"{host.name} slots={host.num_slots}\n" for host in topology.hosts)

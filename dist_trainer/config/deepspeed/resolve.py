@@ -84,12 +84,12 @@ def _fill(values: dict[str, Any], rows: Rows, facts: Facts, config: Mapping[str,
 
 
 def _fill_autos(config: dict[str, Any], facts: Facts) -> None:
-    # The optimizer goes first, for a scheduler's peak is its learning rate; fp16 before bf16, which asks for it.
+    # The optimizer goes first, for a scheduler's peak is its learning rate.
     optimizer, scheduler = config["optimizer"], config.get("scheduler")
     _fill(optimizer["params"], optimizer_params(optimizer["type"]).rows, facts, config)
     if scheduler is not None:
         _fill(scheduler["params"], scheduler_params(scheduler["type"]).rows, facts, config)
-    for path in sorted(children(), key=lambda path: path != "fp16"):
+    for path in children():
         values: Any = config
         for name in path.split(".") if path else ():
             values = values.get(name) if isinstance(values, dict) else None

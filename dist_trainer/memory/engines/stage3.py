@@ -22,10 +22,12 @@ from dist_trainer.memory.engines.ledger import (
     PARAMETERS,
     TEMPORARIES,
     Block,
+    Ledger,
 )
 from dist_trainer.memory.engines.partitions import shard_numel
-from dist_trainer.memory.engines.settings import BYTES_OF
+from dist_trainer.memory.engines.settings import BYTES_OF, Settings
 from dist_trainer.memory.engines.stage0 import Bucket, Engine
+from dist_trainer.memory.trace.record import Trace
 
 # stage3.py takes the norm of an offloaded gradient in parts of so many elements.
 NORM_ELEMENTS = 250_000_000
@@ -46,19 +48,53 @@ class _Gather:
 class Zero3Engine(Engine):
     """Every parameter in shards; see the module."""
 
+    def __init__(
+        self,
+        trace: Trace,
+        settings: Settings,
+        ledger: Ledger,
+        host: Ledger,
+        *,
+        rank: int,
+        world_size: int,
+        built_on_device: bool,
+    ) -> None:
+        super().__init__(
+            trace, settings, ledger, host, rank=rank, world_size=world_size, built_on_device=built_on_device
+        )
+        self.offloads = settings.offload_optimizer != "none"
+        self.offloads_parameters = settings.offload_param != "none"
+        # On a CPU what is offloaded is where it was.
+        self.has_own_host = host is not ledger
+        self.shards = [shard_numel(numel, world_size) for numel in self.numels]
+        self.param_ledger = host if self.offloads_parameters else ledger
+        self.secondary: dict[int, Block] = {}
+        self.sub_groups = self._sub_groups()
+        self._persisted = self._persistent()
+        self.available: dict[int, Block | None] = {}
+        self.holders: Counter[int] = Counter()
+        self.saved: dict[int, tuple[int, Block]] = {}
+        self.active: dict[int, set[int]] = {p: set() for p in range(len(self.numels))}
+        self.in_flight: dict[int, _Gather] = {}
+        self.num_available = 0
+        self.recorded: list[int] = []
+        self.is_complete = False
+        self.step_id = 0
+        self.queue: deque[tuple[int, int]] = deque()
+        self.last_fetched: dict[int, int] = {}
+        self.buckets = {dtype: Bucket() for dtype in self.lanes()}
+        self.active_backward: dict[int, None] = {}
+        # The order of modules, and of their parameters with the step of each, once a whole micro batch was recorded.
+        self.order: tuple[int, ...] = ()
+        self.parameter_order: list[tuple[int, int]] = []
+        self._to_release: dict[int, set[int]] = {}
+
     def init(self) -> None:
         super().init()
         settings, ledger, world = self.settings, self.ledger, self.world_size
         size, master = settings.weight_bytes, settings.master_bytes
-        self.offloads = settings.offload_optimizer != "none"
-        self.offloads_parameters = settings.offload_param != "none"
-        # On a CPU what is offloaded is where it was.
-        self.has_own_host = self.host is not ledger
-        self.shards = [shard_numel(numel, world) for numel in self.numels]
+        param_ledger = self.param_ledger
         pieces = []
-        param_ledger = self.host if self.offloads_parameters else ledger
-        self.param_ledger = param_ledger
-        self.secondary: dict[int, Block] = {}
         for p, shard in enumerate(self.shards):
             self._keep_secondary(p)
             pieces.append(self._parameter(size * shard))
@@ -75,7 +111,6 @@ class Zero3Engine(Engine):
             for block in pieces if not settings.pins_param else ():
                 param_ledger.free(block)
             self._parameter(size * total)
-        self.sub_groups = self._sub_groups()
         state_ledger = self.host if self.offloads else ledger
         sizes = [sum(self.shards[p] for p in group) for group in self.sub_groups]
         for numel in sizes:
@@ -98,20 +133,6 @@ class Zero3Engine(Engine):
         # Where the hooks on the gradients are made each parameter is gathered once, alone.
         with ledger.temporary(size * world * max(self.shards), GATHERED):
             pass
-        self._persisted = self._persistent()
-        self.available: dict[int, Block | None] = {}
-        self.holders: Counter[int] = Counter()
-        self.saved: dict[int, tuple[int, Block]] = {}
-        self.active: dict[int, set[int]] = {p: set() for p in range(len(self.numels))}
-        self.in_flight: dict[int, _Gather] = {}
-        self.num_available = 0
-        self.recorded: list[int] = []
-        self.is_complete = False
-        self.step_id = 0
-        self.queue: deque[tuple[int, int]] = deque()
-        self.last_fetched: dict[int, int] = {}
-        self.buckets = {dtype: Bucket() for dtype in self.lanes()}
-        self.active_backward: dict[int, None] = {}
 
     def _parameter(self, num_bytes: int) -> Block:
         if self.offloads_parameters:
@@ -158,7 +179,7 @@ class Zero3Engine(Engine):
             self.is_complete = True
             self.order = tuple(self.recorded)
             self.parameter_order = [(p, step) for step, module in enumerate(self.order) for p in self.modules[module]]
-            self._to_release: dict[int, set[int]] = {}
+            self._to_release = {}
         if self.is_complete:
             self.queue = deque(self.parameter_order)
         self.last_fetched = {}

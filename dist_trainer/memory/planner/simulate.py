@@ -10,6 +10,7 @@ from dist_trainer.memory.engines.settings import Settings
 from dist_trainer.memory.engines.stage0 import Engine, Fp16Engine, UnfusedFp16Engine
 from dist_trainer.memory.engines.stage3 import Zero3Engine
 from dist_trainer.memory.engines.stages12 import Bf16Engine, Zero12Engine
+from dist_trainer.memory.planner.caching_allocator import ROUNDING
 from dist_trainer.memory.trace.record import (
     ALLOC,
     BACKWARD,
@@ -21,8 +22,6 @@ from dist_trainer.memory.trace.record import (
     GRADIENT,
     Trace,
 )
-
-CUDA_ROUNDING = 512
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ def simulate(
 
     `is_quick`: one step that begins with the states, which gives the same peaks in half the time.
     """
-    device = Ledger(CUDA_ROUNDING if cuda else 1, keep_events=keep_events)
+    device = Ledger(ROUNDING if cuda else 1, keep_events=keep_events)
     host = Ledger(1, keep_events=False) if cuda else device
     engine = engine_class(settings)(
         trace, settings, device, host, rank=rank, world_size=world_size, built_on_device=not cuda

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from dist_trainer.cluster.rank import FIRST_PORT, NUM_PORTS
 from dist_trainer.slurm.lint.batch_file import BatchFile
 from dist_trainer.slurm.lint.problem import Problem
 from dist_trainer.slurm.lint.steps import num_nodes
@@ -45,5 +46,5 @@ def fixed_port(file: BatchFile) -> Iterator[Problem]:
             yield Problem(
                 line.number,
                 f"two jobs on one node would both use port {match.group(1)}",
-                "derive it from the job: $((20000 + SLURM_JOB_ID % 10000))",
+                f"derive it from the job: $(({FIRST_PORT} + SLURM_JOB_ID % {NUM_PORTS}))",
             )
