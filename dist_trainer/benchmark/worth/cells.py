@@ -1,0 +1,165 @@
+"""The cells of the benchmark: runs that differ from the baseline in what is measured, and in nothing else.
+
+Every cell trains the same tokens a step from the same initial weights on the same data, so that speed, memory and loss
+can be compared. A cell is a DeepSpeed JSON and a run file, complete, from which it can be run again by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from dist_trainer.config import run as run_file
+from dist_trainer.config.deepspeed.batch import ACCUMULATION, MICRO
+from dist_trainer.config.files import DEEPSPEED_FILE, RUN_FILE, find_file
+from dist_trainer.config.optimisations import apply
+from dist_trainer.config.request import Switches
+
+Group = Literal["baseline", "noise", "alone", "without", "together", "preset", "zero"]
+
+BASELINE = "baseline"
+AGAIN = "baseline-again"
+OTHER_SEEDS = "other-seeds"
+ALL = "all"
+# Sequences of one rank a step: baseline.json's micro batch times what makes accumulation a choice.
+SEQUENCES_A_RANK = {"tiny": 4, "small": 2, "medium": 2, "large": 2}
+PRESETS = ("fast", "memory_saver")
+ZERO = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`optimisation` is what is on alone, or taken away from all. Of `OTHER_SEEDS` each round has a seed of its own."""
+
+    name: str
+    title: str
+    group: Group
+    deepspeed: Mapping[str, Any]
+    run: Mapping[str, Any]
+    optimisation: str | None = None
+
+
+Change = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """What is on in a cell: `change` takes the DeepSpeed JSON and the run file without it and gives both with it.
+
+    `in_all`: whether it is part of all together, of which fp16 and bf16 can be but one.
+    """
+
+    name: str
+    title: str
+    change: Change
+    in_all: bool = True
+
+
+def _switches(**switches: Any) -> Change:
+    return lambda deepspeed, run: (apply(deepspeed, Switches(**switches)), run)
+
+
+def _setting(section: str, **values: Any) -> Change:
+    return lambda deepspeed, run: (deepspeed, {**run, section: {**run.get(section, {}), **values}})
+
+
+def _accumulation(deepspeed: dict[str, Any], run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    num_sequences = deepspeed[MICRO] * deepspeed[ACCUMULATION]
+    return apply(deepspeed, Switches(micro_batch=1, accumulation=num_sequences)), run
+
+
+def _hygiene(deepspeed: dict[str, Any], run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {**deepspeed, "disable_python_gc": True}, run
+
+
+OPTIMISATIONS = (
+    Optimisation("accumulation", "gradient accumulation", _accumulation),
+    Optimisation("bf16", "bf16", _switches(precision="bf16")),
+    Optimisation("fp16", "fp16", _switches(precision="fp16"), in_all=False),
+    Optimisation("checkpointing", "activation checkpointing", _switches(checkpointing=True)),
+    Optimisation("loading", "loader workers", _setting("data", num_workers=1)),
+    Optimisation("hygiene", "memory hygiene", _hygiene),
+    Optimisation("fused", "fused AdamW", _switches(fused=True)),
+    Optimisation("compile", "torch.compile", _switches(compile=True)),
+    Optimisation("chunked-loss", "chunked loss", _setting("model", loss="chunked")),
+)
+
+
+def names() -> list[str]:
+    """Of all cells, in their order; `--only` takes those of optimisations, presets and ZeRO files, and `ALL`."""
+    return [cell.name for cell in matrix("tiny", num_steps=1)]
+
+
+def matrix(model_size: str, *, num_steps: int, sequence_length: int | None = None) -> list[Cell]:
+    """All cells for a shipped run file. `sequence_length` is by default the model's context.
+
+    Raises UserError for a model size that is no shipped run file.
+    """
+    run = base_run(model_size, num_steps=num_steps, sequence_length=sequence_length)
+    deepspeed = _with_batch(_shipped("baseline"), SEQUENCES_A_RANK.get(model_size, 2), 1)
+
+    def cell(name: str, title: str, group: Group, *on: Optimisation, about: str | None = None) -> Cell:
+        both = copy.deepcopy(deepspeed), copy.deepcopy(run)
+        for one in on:
+            both = one.change(*both)
+        return Cell(name, title, group, *both, optimisation=about)
+
+    every = [one for one in OPTIMISATIONS if one.in_all]
+    return [
+        cell(BASELINE, "baseline", "baseline"),
+        cell(AGAIN, "baseline again", "noise"),
+        cell(OTHER_SEEDS, "baseline, other seeds", "noise"),
+        *(cell(one.name, one.title, "alone", one, about=one.name) for one in OPTIMISATIONS),
+        *(
+            cell(
+                f"without-{one.name}",
+                f"all without {one.title}",
+                "without",
+                *(other for other in every if other is not one),
+                about=one.name,
+            )
+            for one in every
+        ),
+        cell(ALL, "all together", "together", *every),
+        *(_as_shipped(name, "preset", deepspeed, run) for name in PRESETS),
+        *(_as_shipped(name, "zero", deepspeed, run) for name in ZERO),
+    ]
+
+
+def base_run(model_size: str, *, num_steps: int, sequence_length: int | None = None) -> dict[str, Any]:
+    """The shipped run file with one phase, the full loss, no loader workers, dropout, checkpoints or evaluation."""
+    path = find_file(model_size, replace(RUN_FILE, switch="--model-size"))
+    config = run_file.check(run_file.read(path), source=str(path)).model_dump(mode="json", exclude_none=True)
+    length = sequence_length or config["model"]["context_length"]
+    return {
+        **config,
+        "model": {**config["model"], "loss": "full", "dropout": 0.0},
+        "data": {**config["data"], "num_workers": 0},
+        "phases": [{"name": "benchmark", "sequence_length": length, "steps": num_steps}],
+        "checkpoints": {"every_steps": 0, "every_minutes": 0.0, "at_end": False},
+        "evaluation": {"num_batches": 0},
+    }
+
+
+def _as_shipped(name: str, group: Group, baseline: Mapping[str, Any], run: Mapping[str, Any]) -> Cell:
+    """A shipped DeepSpeed file, at the baseline's number of sequences a step and, as it is, of a run's own loss."""
+    deepspeed = _shipped(name)
+    num_sequences = baseline[MICRO] * baseline[ACCUMULATION]
+    micro = min(int(deepspeed[MICRO]), num_sequences)
+    return Cell(name, f"{name}.json", group, _with_batch(deepspeed, micro, num_sequences // micro), copy.deepcopy(run))
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    path = find_file(name, DEEPSPEED_FILE)
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert isinstance(found, dict)
+    # The rates are those of the first steps: with a warm-up no loss would be comparable.
+    found.pop("scheduler", None)
+    return found
+
+
+def _with_batch(deepspeed: Mapping[str, Any], micro_batch: int, accumulation: int) -> dict[str, Any]:
+    return {**deepspeed, MICRO: micro_batch, ACCUMULATION: accumulation}
