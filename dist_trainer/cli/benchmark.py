@@ -7,7 +7,29 @@ from pathlib import Path
 
 from dist_trainer.cli.commands import run_one_of
 from dist_trainer.cli.parser import Parser, positive
-from dist_trainer.errors import EXIT_FAILURE, EXIT_OK
+from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK
+
+
+def build_worth_parser() -> Parser:
+    parser = Parser(
+        "benchmark",
+        "Measure what each optimisation is worth on this machine: cells that differ from a baseline in one thing, in\n"
+        "rounds of changing order. It goes on where it was stopped. Others: benchmark {memory,plan-error} --help",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--all", action="store_true", help="every cell")
+    what.add_argument("--only", type=_names, metavar="CELL,...", help="these cells, and the baselines")
+    parser.add_argument(
+        "--model-size", default="tiny", metavar="NAME", help="a shipped run file (default: %(default)s)"
+    )
+    parser.add_argument("--nproc-per-node", type=positive, default=2, metavar="N", help="ranks (default: %(default)s)")
+    parser.add_argument("--launcher", choices=("torchrun", "deepspeed", "mpirun"), default="torchrun")
+    parser.add_argument("--repeats", type=positive, metavar="N", help="rounds (default: by model size)")
+    parser.add_argument("--steps", type=positive, metavar="N", help="optimizer steps of a run (default: by model size)")
+    parser.add_argument("--sequence-length", type=positive, metavar="N", help="tokens (default: the model's context)")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="the folder; one of the same settings goes on")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
 
 
 def build_memory_parser() -> Parser:
@@ -46,7 +68,38 @@ def build_plan_error_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
+    if argv and argv[0].startswith("--"):
+        return _worth(argv)
     return run_one_of({"memory": _memory, "plan-error": _plan_error}, argv, of="benchmark")
+
+
+def _worth(argv: list[str]) -> int:
+    args = build_worth_parser().parse(argv)
+
+    from dist_trainer.benchmark.worth import measuring
+
+    wanted = measuring.Wanted(
+        model_size=args.model_size,
+        only=args.only,
+        num_ranks=args.nproc_per_node,
+        num_rounds=args.repeats,
+        num_steps=args.steps,
+        sequence_length=args.sequence_length,
+        launcher=args.launcher,
+        results=args.results,
+    )
+    bench = measuring.prepare(wanted, hardware=measuring.hardware_here())
+    _say(f"results    {bench.folder.path}")
+    try:
+        measuring.run(bench, say=_say)
+    except KeyboardInterrupt:
+        _say(f"stopped; it goes on with the same switches and --results {bench.folder.path}")
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 def _memory(argv: list[str]) -> int:

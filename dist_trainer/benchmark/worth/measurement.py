@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Annotated
@@ -34,6 +33,7 @@ MOST_OF_OTHERS = 0.1
 class Measurement:
     """`failure` says in a line why there are no figures. Steps are those of rank 0, which all ranks take together.
 
+    `round` and `place` count from 0, `place` within the round. `took_s`: the whole run, from its launch to its end.
     `first_step_s`: from the launch to the end of the first step. `warm_up_s`: the steps that are left out of `step_s`.
     `loss`: the mean over the last steps. `peak_bytes`: of the rank that has most, NVML's on a GPU, the CPU allocator's
     on a CPU; `planned_bytes` is the plan's for the same. `energy_j`: of all GPUs.
@@ -43,11 +43,12 @@ class Measurement:
     round: int
     place: int
     time_s: float
+    took_s: Seconds = 0.0
     failure: str | None = None
     num_tokens: int = 0
-    warm_up_s: Sequence[Seconds] = ()
-    step_s: Sequence[Seconds] = ()
-    data_wait_s: Sequence[Seconds] = ()
+    warm_up_s: tuple[Seconds, ...] = ()
+    step_s: tuple[Seconds, ...] = ()
+    data_wait_s: tuple[Seconds, ...] = ()
     first_step_s: Seconds | None = None
     loss: float | None = None
     peak_bytes: int | None = None

@@ -1,0 +1,131 @@
+"""The benchmark from its first round to its last: what is measured, what is left, and where it goes on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from dist_trainer.benchmark.worth.cells import AGAIN, BASELINE, OTHER_SEEDS, Cell, matrix
+from dist_trainer.benchmark.worth.folder import Folder, Settings, free_folder
+from dist_trainer.benchmark.worth.measurement import Measurement
+from dist_trainer.benchmark.worth.rounds import Turn, left, remaining_s, turns
+from dist_trainer.benchmark.worth.running import measure
+from dist_trainer.cache import code_digest
+from dist_trainer.errors import UserError
+from dist_trainer.memory.targets import CPU
+from dist_trainer.units import format_duration
+
+RESULTS = Path("benchmark_results")
+# What every selection is compared with, and by what its noise is known.
+ALWAYS = (BASELINE, AGAIN, OTHER_SEEDS)
+NUM_WARM_UP = 3
+# Of a run, by model size: more steps make a steadier median, and a round longer.
+NUM_STEPS = {"tiny": 10, "small": 7, "medium": 6, "large": 6}
+NUM_ROUNDS = {"tiny": 6, "small": 4, "medium": 3, "large": 3}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What was asked for; None is the default for the model size. `only` are names of cells, None all."""
+
+    model_size: str
+    only: tuple[str, ...] | None = None
+    num_ranks: int = 2
+    num_rounds: int | None = None
+    num_steps: int | None = None
+    sequence_length: int | None = None
+    launcher: str = "torchrun"
+    results: Path | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark that is to be run, or to go on."""
+
+    folder: Folder
+    settings: Settings
+    cells: tuple[Cell, ...]
+    num_rounds: int
+
+
+def prepare(wanted: Wanted, *, hardware: str) -> Bench:
+    """Writes the cells into the folder of the results: a new one, or one of the same to go on in.
+
+    Raises UserError for names and sizes that are not there, and for a folder with measurements of something else.
+    """
+    num_steps = wanted.num_steps or NUM_STEPS.get(wanted.model_size, NUM_STEPS["small"])
+    if num_steps <= NUM_WARM_UP:
+        raise UserError(
+            "too few steps: the first ones warm up",
+            where="--steps",
+            found=num_steps,
+            expected=f"more than {NUM_WARM_UP}",
+        )
+    every = matrix(wanted.model_size, num_steps=num_steps, sequence_length=wanted.sequence_length)
+    cells = _selected(every, wanted.only)
+    settings = Settings(
+        model_size=wanted.model_size,
+        num_ranks=wanted.num_ranks,
+        num_steps=num_steps,
+        num_warm_up=NUM_WARM_UP,
+        sequence_length=cells[0].run["phases"][0]["sequence_length"],
+        launcher=wanted.launcher,
+        hardware=hardware,
+        code=code_digest(sorted(Path(__file__).parents[2].rglob("*.py"))),
+    )
+    name = f"{date.today().isoformat()}-{wanted.model_size}-{_slug(hardware)}"
+    folder = Folder(wanted.results or free_folder(RESULTS, name, settings))
+    folder.begin(settings, cells)
+    num_rounds = wanted.num_rounds or NUM_ROUNDS.get(wanted.model_size, NUM_ROUNDS["small"])
+    return Bench(folder, settings, tuple(cells), num_rounds)
+
+
+def run(bench: Bench, *, say: Callable[[str], None]) -> list[Measurement]:
+    """Takes all turns that are left, each kept as soon as it is made. Raises KeyboardInterrupt where it is told to end;
+    the measurement that was under way is not kept.
+    """
+    measured = bench.folder.measurements()
+    todo = left(turns([cell.name for cell in bench.cells], bench.num_rounds), measured)
+    while todo:
+        turn = todo[0]
+        say(progress_line(bench, turn, todo, measured))
+        made = measure(bench.folder, turn, bench.settings)
+        bench.folder.add(made)
+        measured.append(made)
+        if made.failure is not None:
+            say(f"           {turn.cell} failed: {made.failure}")
+        todo = left(todo, measured)
+    return measured
+
+
+def progress_line(bench: Bench, turn: Turn, todo: Sequence[Turn], measured: Sequence[Measurement]) -> str:
+    seconds = remaining_s(todo, measured)
+    rest = "" if seconds is None else f", {format_duration(seconds)} to go"
+    return f"round {turn.round + 1} of {bench.num_rounds}: {turn.cell} ({len(todo)} left{rest})"
+
+
+def hardware_here() -> str:
+    """The name of this host's GPUs as torch sees them, or "cpu"."""
+    import torch
+
+    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != CPU:
+        return str(torch.cuda.get_device_name(0))
+    return CPU
+
+
+def _selected(every: Sequence[Cell], only: Sequence[str] | None) -> list[Cell]:
+    if only is None:
+        return list(every)
+    known = [cell.name for cell in every]
+    for name in only:
+        if name not in known:
+            raise UserError("there is no such cell", where="--only", found=name, expected=f"some of {', '.join(known)}")
+    return [cell for cell in every if cell.name in (*ALWAYS, *only)]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
