@@ -84,6 +84,11 @@ def add_single_optimisations(parser: argparse.ArgumentParser) -> None:
         metavar="RATE",
         help="the peak of the schedule, wherever optimizer and scheduler say it",
     )
+    single.add_argument(
+        "--matmul",
+        choices=("fp32", "tf32", "bf32", "auto"),
+        help="the precision in which fp32 matrices are multiplied (the run file's key matmul)",
+    )
     single.add_argument("--no-optimize", action="store_true", help="ds_configs/baseline.json: fp32, nothing on")
 
 
@@ -101,7 +106,7 @@ def request_from(args: argparse.Namespace) -> Request:
             compile=args.compile,
             learning_rate=args.learning_rate,
         ),
-        settings=tuple(args.settings),
+        settings=(*([f"matmul={args.matmul}"] if args.matmul else []), *args.settings),
         seed=args.seed,
         phase=args.phase,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dist_trainer.memory.advice.preflight import Preflight
     from dist_trainer.memory.targets import Baseline
     from dist_trainer.train.loop import PhaseData
+    from dist_trainer.train.matmul import Matmul
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Prepared:
     made_by: Made
     device: DeviceFacts
     num_threads: int
+    matmul: Matmul
     planned: Preflight | None
     baseline: Baseline | None
 
@@ -56,7 +58,7 @@ def prepare(job: RankJob) -> Prepared:
     baseline = read_baseline(job, asked)
     choose_cuda_allocator(asked.run.memory)
     let_threads_sleep()
-    from dist_trainer.train import process
+    from dist_trainer.train import matmul, process
     from dist_trainer.train.planning import plan_first
 
     with quiet_deepspeed():
@@ -67,11 +69,15 @@ def prepare(job: RankJob) -> Prepared:
         num_threads = process.set_threads(job.rank)
         resolved = resolve(job.request, world_size=job.rank.world_size, device=device, done=resume.phases)
         planned = plan_first(job.request, resolved, job.rank, device, force=job.force) if is_first else None
+        in_force, notice = matmul.choose(resolved, device, matmul.fast_here(device))
+        matmul.set_in_torch(in_force)
+        if notice is not None:
+            resolved = replace(resolved, notices=(*resolved.notices, notice))
         data = open_data(resolved, show_progress=is_first)
         now = describe_run(resolved, job.rank, data)
         if resume.found is not None:
             refuse_another_kind(resume.found, now)
-    return Prepared(resolved, resume, data, now, device, num_threads, planned, baseline)
+    return Prepared(resolved, resume, data, now, device, num_threads, in_force, planned, baseline)
 
 
 def read_baseline(job: RankJob, asked: ResolvedRun) -> Baseline | None:

@@ -22,6 +22,7 @@ from dist_trainer.train import op_builds, planning
 from dist_trainer.train.before_meeting import Prepared
 from dist_trainer.train.display import Display
 from dist_trainer.train.loop import Recorder
+from dist_trainer.train.matmul import Matmul
 from dist_trainer.units import counted, format_count
 
 
@@ -29,7 +30,7 @@ def open_run(prepared: Prepared, rank: RankInfo, run_dir: Path, *, recorder: Rec
     """Writes both resolved files and the plan into the run's folder, prints the first lines, records the start."""
     resolved, device = prepared.resolved, prepared.device
     _write_resolved(resolved, run_dir)
-    for line in opening_lines(resolved, rank, run_dir, device, prepared.num_threads):
+    for line in opening_lines(resolved, rank, run_dir, device, prepared.num_threads, prepared.matmul):
         display.note(line)
     if prepared.planned is not None:
         for line in planning.keep(prepared.planned, run_dir):
@@ -52,16 +53,17 @@ def open_run(prepared: Prepared, rank: RankInfo, run_dir: Path, *, recorder: Rec
 
 
 def opening_lines(
-    resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: DeviceFacts, num_threads: int
+    resolved: ResolvedRun, rank: RankInfo, run_dir: Path, device: DeviceFacts, num_threads: int, matmul: Matmul
 ) -> list[str]:
     model = resolved.run.model
     ranks = counted(rank.world_size, "rank")
     threads = f", {counted(num_threads, 'thread')} each" if device.kind == "cpu" else ""
+    products = "" if matmul == "fp32" else f", fp32 matrices multiplied in {matmul}"
     return [
         f"model      {resolved.run.name}: {format_count(num_parameters(model))} parameters, "
         f"{counted(model.num_layers, 'layer')} x {model.hidden_size}, vocabulary {model.vocab_size}, "
         f"context {model.context_length}",
-        f"world      {ranks} on {device.name} ({rank.source}){threads}",
+        f"world      {ranks} on {device.name} ({rank.source}){threads}{products}",
         f"batch      {counted(resolved.train_batch_size, 'sequence')} = {resolved.micro_batch} micro batch x "
         f"{resolved.accumulation} accumulation x {ranks}",
         f"deepspeed  {resolved.deepspeed_source}: "

@@ -19,7 +19,7 @@ def opening(tmp_path: Path, ds: object, **switches: float) -> list[str]:
     path.write_text(json.dumps(ds))
     request = Request(ds=str(path), switches=Switches(learning_rate=switches.get("learning_rate")))
     resolved = resolve(request, world_size=1, device=ANY_DEVICE)
-    return opening_lines(resolved, ALONE, tmp_path, ANY_DEVICE, 1)
+    return opening_lines(resolved, ALONE, tmp_path, ANY_DEVICE, 1, "fp32")
 
 
 def test_what_stands_for_an_auto_is_said_with_its_reason(tmp_path: Path) -> None:

@@ -66,6 +66,10 @@ def _setting(section: str, **values: Any) -> Change:
     return lambda deepspeed, run: (deepspeed, {**run, section: {**run.get(section, {}), **values}})
 
 
+def _top(**values: Any) -> Change:
+    return lambda deepspeed, run: (deepspeed, {**run, **values})
+
+
 def _accumulation(deepspeed: dict[str, Any], run: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     num_sequences = deepspeed[MICRO] * deepspeed[ACCUMULATION]
     return apply(deepspeed, Switches(micro_batch=1, accumulation=num_sequences)), run
@@ -84,6 +88,8 @@ OPTIMISATIONS = (
     Optimisation("hygiene", "memory hygiene", _hygiene),
     Optimisation("fused", "fused AdamW", _switches(fused=True)),
     Optimisation("compile", "torch.compile", _switches(compile=True)),
+    # With 16-bit weights it would do nothing.
+    Optimisation("matmul", "matrix products in tf32 or bf32", _top(matmul="auto"), in_all=False),
     Optimisation("chunked-loss", "chunked loss", _setting("model", loss="chunked")),
 )
 

@@ -1,0 +1,42 @@
+"""The precision in which fp32 matrices are multiplied, which is a choice of the run file and never torch's default."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+from dist_trainer.config.adapt import DeviceFacts
+from dist_trainer.config.deepspeed.rules import precision
+from dist_trainer.config.resolve import ResolvedRun
+
+Matmul = Literal["fp32", "tf32", "bf32"]
+# Ampere has TF32 first.
+_TF32_CAPABILITY = (8, 0)
+
+
+def choose(resolved: ResolvedRun, device: DeviceFacts, fast: Matmul | None) -> tuple[Matmul, str | None]:
+    """What runs, and a notice where that is not what was asked. `fast` is what the device has beside fp32."""
+    asked, weights = resolved.run.matmul, precision(resolved.deepspeed)
+    if asked == "auto":
+        return (fast if fast is not None and weights == "fp32" else "fp32"), None
+    if asked == "fp32":
+        return asked, None
+    if weights != "fp32":
+        return "fp32", f"matmul {asked} does nothing: weights and activations are {weights}, not fp32"
+    if asked != fast:
+        return "fp32", f"matmul {asked} is not supported by {device.name}: fp32 runs instead"
+    return asked, None
+
+
+def fast_here(device: DeviceFacts) -> Matmul | None:
+    """TF32 on GPUs that have it; bf32 on CPUs with bf16 products of their own (AVX512-BF16, AMX), as oneDNN finds."""
+    if device.kind == "cuda":
+        return "tf32" if torch.cuda.get_device_capability(0) >= _TF32_CAPABILITY else None
+    return "bf32" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+
+
+def set_in_torch(matmul: Matmul) -> None:
+    """For all products of this process from now on."""
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if matmul == "tf32" else "ieee"
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16" if matmul == "bf32" else "ieee"  # type: ignore[attr-defined]
