@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+from dist_trainer.model import loss as loss_module
 from dist_trainer.model.loss import chunked_loss, full_loss
 
 TOKENS, HIDDEN, VOCAB = 512, 64, 4096
@@ -20,12 +20,11 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-@pytest.mark.parametrize("without_torch_op", [False, True], ids=["torch", "deepspeed"])
+@pytest.mark.parametrize("chunk_elements", [2**22, 100 * VOCAB], ids=["one chunk", "chunks, the last not whole"])
 def test_chunked_loss_and_gradients_equal_the_full_ones(
-    dtype: torch.dtype, tolerance: float, without_torch_op: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tolerance: float, chunk_elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if without_torch_op:
-        monkeypatch.delattr(nn, "LinearCrossEntropyOptions", raising=False)
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", chunk_elements)
     results = []
     for loss_function in (full_loss, chunked_loss):
         hidden, weight, targets = inputs(dtype)
@@ -53,7 +52,33 @@ def peak_bytes(loss_function: object, dtype: torch.dtype) -> int:
     return peak
 
 
-def test_chunked_loss_takes_less_than_the_fp32_logits() -> None:
+def test_chunked_loss_takes_less_than_the_fp32_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss_module, "CHUNK_ELEMENTS", 32 * VOCAB)
     fp32_logits_bytes = TOKENS * VOCAB * 4
     assert peak_bytes(full_loss, torch.float32) > 1.9 * fp32_logits_bytes
-    assert peak_bytes(chunked_loss, torch.float32) < 0.9 * fp32_logits_bytes
+    assert peak_bytes(chunked_loss, torch.float32) < 0.5 * fp32_logits_bytes
+
+
+def test_the_chunked_loss_counts_by_what_comes_after_it() -> None:
+    gradients = []
+    for loss_function in (full_loss, chunked_loss):
+        hidden, weight, targets = inputs(torch.float32)
+        (3 * loss_function(hidden, weight, targets)).backward()
+        gradients.append(hidden.grad)
+    torch.testing.assert_close(gradients[1], gradients[0], atol=1e-6, rtol=1e-4)
+
+
+def test_without_gradients_none_are_made() -> None:
+    hidden, weight, targets = inputs(torch.float32)
+    with torch.no_grad():
+        loss = chunked_loss(hidden, weight, targets)
+    torch.testing.assert_close(loss, full_loss(hidden, weight, targets).detach())
+
+
+def test_under_autocast_the_product_is_autocasts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, weight, targets = inputs(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = chunked_loss(hidden, weight, targets)
+        full = full_loss(hidden, weight, targets)
+    torch.testing.assert_close(loss, full, atol=1e-3, rtol=0)
+    assert not torch.equal(full, full_loss(hidden, weight, targets))

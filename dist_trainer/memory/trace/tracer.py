@@ -177,7 +177,7 @@ def _watch(model: GPT, numbers: dict[nn.Parameter, int], log: _StorageLog) -> tu
 
 
 def _linears(model: GPT, numbers: dict[nn.Parameter, int], spec: TraceSpec) -> Iterator[tuple[int, int]]:
-    # In fp32 the chunked loss is one function of torch's own, which multiplies by itself.
+    # In fp32 the chunked loss multiplies by itself, and not by way of F.linear.
     if spec.loss == "full" or spec.dtype != "fp32":
         yield 0, numbers[model.get_parameter("token_embedding.weight")]
     for number, (name, module) in enumerate(model.named_modules()):
