@@ -68,7 +68,7 @@ def build_plan_error_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    if argv and argv[0].startswith("--"):
+    if argv and argv[0].startswith("-"):
         return _worth(argv)
     return run_one_of({"memory": _memory, "plan-error": _plan_error}, argv, of="benchmark")
 
