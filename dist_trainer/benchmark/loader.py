@@ -1,0 +1,117 @@
+"""How fast the data path is by itself: batches a second over worker counts and micro batches, against a plain read.
+
+A rank of this path reads windows in the order of a training run; the plain read takes the same file from its first byte
+to its last. Both with the file in the page cache (warm) and with the kernel asked to drop it first (cold).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from dist_trainer.data.loader import build_loader
+from dist_trainer.data.sampler import BatchPlan, Order
+from dist_trainer.data.tokens import TokenFile
+from dist_trainer.units import MIB, format_count
+
+NUM_WORKERS = (0, 1, 2, 4)
+MICRO_BATCHES = (1, 4, 16, 64)
+# What one measurement takes, at least: a cold one ends with the data.
+_MEASURE_S = 0.5
+_NUM_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens a second of one way to read, the median of some tries. `num_workers` None: the plain read."""
+
+    num_workers: int | None
+    micro_batch: int
+    is_warm: bool
+    tokens_per_s: float
+
+
+def measure(tokens: TokenFile, *, sequence_length: int, say: Callable[[str], None]) -> list[Rate]:
+    """Each way to read in turn, all of them before the next try, so that what else the machine does meets all alike."""
+    ways: list[tuple[int | None, int, bool]] = [(None, 0, warm) for warm in (True, False)]
+    ways += [(workers, micro, warm) for workers in NUM_WORKERS for micro in MICRO_BATCHES for warm in (True, False)]
+    found: dict[tuple[int | None, int, bool], list[float]] = {way: [] for way in ways}
+    for number in range(_NUM_TRIES):
+        say(f"try {number + 1} of {_NUM_TRIES}: {len(ways)} ways to read {tokens.path}")
+        for way in ways if number % 2 == 0 else reversed(ways):
+            found[way].append(_tokens_per_s(tokens, sequence_length, *way))
+    return [Rate(*way, median(rates)) for way, rates in found.items()]
+
+
+def table(rates: Sequence[Rate]) -> list[str]:
+    """Lines for a person: the best of each number of workers and its micro batch, and its share of the plain read."""
+    lines = []
+    for warm, name in ((True, "warm"), (False, "cold")):
+        plain = next(rate.tokens_per_s for rate in rates if rate.num_workers is None and rate.is_warm is warm)
+        lines.append(f"{name}  plain read, from first byte to last: {format_count(plain)} tokens/s")
+        for workers in NUM_WORKERS:
+            best = max(
+                (rate for rate in rates if rate.num_workers == workers and rate.is_warm is warm),
+                key=lambda rate: rate.tokens_per_s,
+            )
+            lines.append(
+                f"      {workers} workers: {format_count(best.tokens_per_s)} tokens/s at micro batch "
+                f"{best.micro_batch}, {best.tokens_per_s / plain:.0%} of the plain read"
+            )
+    return lines
+
+
+def _tokens_per_s(
+    tokens: TokenFile, sequence_length: int, num_workers: int | None, micro_batch: int, is_warm: bool
+) -> float:
+    if not is_warm:
+        drop_from_cache(str(tokens.path))
+    if num_workers is None:
+        return _rate(_plain_read(tokens), ends=True)
+    order = Order(tokens.num_tokens, sequence_length, sequence_length, seed=0)
+    plan = BatchPlan(order, micro_batch, accumulation=1, world_size=1)
+    loader = build_loader(
+        tokens, plan, rank=0, num_steps=10**9, num_workers=num_workers, prefetch_factor=2, pin_memory=False
+    )
+    with loader, closing(_sizes(iter(loader))) as sizes:
+        # The workers' start is no part of the path.
+        next(sizes)
+        return _rate(sizes, ends=False)
+
+
+def _sizes(batches: Iterable[tuple[object, ...]]) -> Iterator[int]:
+    for batch in batches:
+        yield batch[0].numel()  # type: ignore[attr-defined]
+
+
+def _plain_read(tokens: TokenFile) -> Iterator[int]:
+    block = bytearray(MIB)
+    with tokens.path.open("rb", buffering=0) as file:
+        while num_bytes := file.readinto(block):
+            yield num_bytes // np.dtype(tokens.dtype).itemsize
+
+
+def _rate(sizes: Iterator[int], *, ends: bool) -> float:
+    """Tokens a second over `_MEASURE_S`, or until there are no more."""
+    begin_s, num_tokens = time.perf_counter(), 0
+    for size in sizes:
+        num_tokens += size
+        if not ends and time.perf_counter() - begin_s >= _MEASURE_S:
+            break
+    return num_tokens / (time.perf_counter() - begin_s)
+
+
+def drop_from_cache(path: str) -> None:
+    """Asks the kernel to drop the file's pages; those that another process has mapped stay."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(descriptor)
