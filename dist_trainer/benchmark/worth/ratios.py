@@ -1,0 +1,127 @@
+"""How fast a cell is beside another one, with a 95% interval; docs/benchmark.md says how, and why so."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+from dist_trainer.benchmark.worth.measurement import Measurement
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Floats = np.ndarray[Any, np.dtype[np.float64]]
+
+Verdict = Literal["faster", "slower", "no difference shown", "too few rounds"]
+
+CONFIDENCE = 0.95
+# With fewer of either order more than one resample in twenty has no spread, and the interval no end.
+FEWEST_OF_AN_ORDER = 3
+NUM_RESAMPLES = 9999
+# A pivot of a resample without any spread; it is beyond every other one.
+_WITHOUT_SPREAD = 1e12
+# An interval wider than a factor of a million to either side says nothing: most of the values are one and the same.
+_WIDEST = math.log(1e6)
+
+# Of a cell: the logarithm of something for each round that has it.
+Logs = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A ratio of speeds, or a speed, over so many rounds. `low` and `high` are None where the rounds are too few."""
+
+    value: float
+    low: float | None
+    high: float | None
+    num_rounds: int
+
+    @property
+    def verdict(self) -> Verdict:
+        """Of a ratio of speeds. An interval that includes 1, or ends at it, shows no difference."""
+        if self.low is None or self.high is None:
+            return "too few rounds"
+        if self.low > 1:
+            return "faster"
+        return "slower" if self.high < 1 else "no difference shown"
+
+
+def log_speeds(measurements: Iterable[Measurement]) -> dict[str, dict[int, float]]:
+    """By cell and round; steps a second. What failed is left out, and of a round measured twice the later counts."""
+    found: dict[str, dict[int, float]] = {}
+    for one in measurements:
+        if one.failure is None and one.step_s and one.median_step_s > 0:
+            found.setdefault(one.cell, {})[one.round] = -math.log(one.median_step_s)
+    return found
+
+
+def paired(over: Logs, under: Logs) -> dict[int, float]:
+    """The logarithms of their ratio, of the rounds that both have."""
+    return {number: over[number] - under[number] for number in sorted(over.keys() & under.keys())}
+
+
+def ratio(measurements: Sequence[Measurement], cell: str, base: str) -> Estimate | None:
+    """The cell's speed as a multiple of the base's; None where there is no round in which both were measured."""
+    speeds = log_speeds(measurements)
+    return estimate(paired(speeds.get(cell, {}), speeds.get(base, {})))
+
+
+def estimate(logs: Logs) -> Estimate | None:
+    """The geometric mean, and its interval by a symmetric bootstrap-t; None where there is no round.
+
+    Rounds 2k and 2k+1 are one order and its reverse. The mean is that of both orders' means, each with its own spread
+    about it: what the machine's drift gives to a cell in one order it takes in the other.
+    """
+    if not logs:
+        return None
+    orders = [[value for number, value in sorted(logs.items()) if number % 2 == order] for order in (0, 1)]
+    mean = fmean(fmean(order) for order in orders if order)
+    half_width = None
+    if min(map(len, orders)) >= FEWEST_OF_AN_ORDER:
+        half_width = _half_width(orders[0], orders[1])
+    return Estimate(
+        value=math.exp(mean),
+        low=None if half_width is None else math.exp(mean - half_width),
+        high=None if half_width is None else math.exp(mean + half_width),
+        num_rounds=len(logs),
+    )
+
+
+def _half_width(one: Sequence[float], reverse: Sequence[float]) -> float | None:
+    """Symmetric and studentised: the quantile of |mean* - mean| / error* over resamples, times the error. None where
+    that has no end.
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    def mean(a: Floats, b: Floats) -> Floats:
+        middle: Floats = (a.mean(axis=-1) + b.mean(axis=-1)) / 2
+        return middle
+
+    def standard_error(a: Floats, b: Floats) -> Floats:
+        of_both: Floats = np.sqrt(a.var(axis=-1, ddof=1) / a.shape[-1] + b.var(axis=-1, ddof=1) / b.shape[-1]) / 2
+        return of_both
+
+    data = np.asarray(one), np.asarray(reverse)
+    middle, error = mean(*data), standard_error(*data)
+
+    def pivot(a: Floats, b: Floats, axis: int) -> Floats:
+        away, spread = np.abs(mean(a, b) - middle), np.asarray(standard_error(a, b))
+        return np.divide(away, spread, out=np.full_like(spread, _WITHOUT_SPREAD), where=spread > 0)
+
+    # The same measurements give the same table.
+    resampled = bootstrap(
+        data,
+        pivot,
+        vectorized=True,
+        axis=-1,
+        n_resamples=NUM_RESAMPLES,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    quantile = np.quantile(resampled.bootstrap_distribution, CONFIDENCE, method="higher")
+    half_width = float(quantile * error)
+    return half_width if half_width <= _WIDEST else None
