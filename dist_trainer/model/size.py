@@ -14,3 +14,13 @@ def num_parameters(config: ModelConfig) -> int:
     block = 12 * hidden**2 + 13 * hidden
     embeddings = (config.vocab_size + config.context_length) * hidden
     return embeddings + config.num_layers * block + 2 * hidden
+
+
+def num_flops_per_token(config: ModelConfig, sequence_length: int) -> int:
+    """Of the matrix products of forward and backward: 6 for each weight that is one's factor, and attention's 12 x
+    layers x width x length (Chowdhery et al. 2022, appendix B, which does not halve it for the causal mask).
+
+    What activation checkpointing or a chunked loss computes again does not count.
+    """
+    weights = 12 * config.num_layers * config.hidden_size**2 + config.vocab_size * config.hidden_size
+    return 6 * weights + 12 * config.num_layers * config.hidden_size * sequence_length

@@ -1,0 +1,87 @@
+"""What each optimisation is worth: alone, taken away from all, and as its part of what all are worth together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dist_trainer.benchmark.worth.cells import ALL, BASELINE, Cell
+from dist_trainer.benchmark.worth.measurement import Measurement
+from dist_trainer.benchmark.worth.ratios import Estimate, Logs, estimate, log_speeds, paired
+from dist_trainer.benchmark.worth.rows import latest
+from dist_trainer.typed_json import Finite
+
+
+@dataclass(frozen=True)
+class Contribution:
+    """Ratios of speeds with it to without it. `alone`: over the baseline; `in_all`: all over all but it. `share`: the
+    geometric mean of both, its part of what all are worth. The reductions are of peak memory, likewise.
+    """
+
+    optimisation: str
+    title: str
+    alone: Estimate | None
+    in_all: Estimate | None
+    share: Estimate | None
+    reduction_alone: Finite | None
+    reduction_in_all: Finite | None
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """`together`: all to the baseline. `rest`: what of that the shares leave over: what three and more of them do
+    together, and what those without a share do.
+    """
+
+    each: Sequence[Contribution]
+    together: Estimate | None
+    rest: Estimate | None
+
+
+def contributions(cells: Sequence[Cell], measurements: Sequence[Measurement]) -> Contributions:
+    """Shares are of those that were measured both alone and taken away."""
+    speeds = log_speeds(measurements)
+    peaks = _peaks(cells, measurements)
+    alone = {cell.optimisation: cell for cell in cells if cell.group == "alone" and cell.optimisation}
+    without = {cell.optimisation: cell for cell in cells if cell.group == "without" and cell.optimisation}
+    each, shares = [], []
+    for name, cell in alone.items():
+        less = without[name].name if name in without else ""
+        first = paired(speeds.get(cell.name, {}), speeds.get(BASELINE, {}))
+        last = paired(speeds.get(ALL, {}), speeds.get(less, {}))
+        share = {number: (first[number] + last[number]) / 2 for number in first.keys() & last.keys()}
+        if share:
+            shares.append(share)
+        each.append(
+            Contribution(
+                optimisation=name,
+                title=cell.title,
+                alone=estimate(first),
+                in_all=estimate(last),
+                share=estimate(share),
+                reduction_alone=_reduction(peaks, cell.name, BASELINE),
+                reduction_in_all=_reduction(peaks, ALL, less),
+            )
+        )
+    together = paired(speeds.get(ALL, {}), speeds.get(BASELINE, {}))
+    return Contributions(tuple(each), estimate(together), estimate(_rest(together, shares)))
+
+
+def _rest(together: Logs, shares: Sequence[Logs]) -> Logs:
+    """Of the rounds that have all; nothing where there is no share."""
+    if not shares:
+        return {}
+    common = set(together).intersection(*shares)
+    return {number: together[number] - sum(share[number] for share in shares) for number in common}
+
+
+def _peaks(cells: Sequence[Cell], measurements: Sequence[Measurement]) -> dict[str, float]:
+    known = {
+        cell.name: [one.peak_bytes for one in latest(measurements, cell.name) if one.failure is None and one.peak_bytes]
+        for cell in cells
+    }
+    return {name: max(peaks) for name, peaks in known.items() if peaks}
+
+
+def _reduction(peaks: Mapping[str, float], cell: str, base: str) -> float | None:
+    return 1 - peaks[cell] / peaks[base] if cell in peaks and base in peaks else None
