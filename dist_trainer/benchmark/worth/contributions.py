@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from dist_trainer.benchmark.worth.cells import ALL, BASELINE, Cell
 from dist_trainer.benchmark.worth.measurement import Measurement
 from dist_trainer.benchmark.worth.ratios import Estimate, Logs, estimate, log_speeds, paired
-from dist_trainer.benchmark.worth.rows import latest
+from dist_trainer.benchmark.worth.rows import Row
 from dist_trainer.typed_json import Finite
 
 
@@ -16,6 +16,7 @@ from dist_trainer.typed_json import Finite
 class Contribution:
     """Ratios of speeds with it to without it. `alone`: over the baseline; `in_all`: all over all but it. `share`: the
     geometric mean of both, its part of what all are worth. The reductions are of peak memory, likewise.
+    `spoils_alone`: the loss of it alone is spoiled; `spoils_in_all`: that of all is, and not that of all but it.
     """
 
     optimisation: str
@@ -25,6 +26,12 @@ class Contribution:
     share: Estimate | None
     reduction_alone: Finite | None
     reduction_in_all: Finite | None
+    spoils_alone: bool
+    spoils_in_all: bool
+
+    @property
+    def spoils(self) -> bool:
+        return self.spoils_alone or self.spoils_in_all
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,11 @@ class Contributions:
     rest: Estimate | None
 
 
-def contributions(cells: Sequence[Cell], measurements: Sequence[Measurement]) -> Contributions:
-    """Shares are of those that were measured both alone and taken away."""
+def contributions(cells: Sequence[Cell], measurements: Sequence[Measurement], rows: Sequence[Row]) -> Contributions:
+    """Shares are of those that were measured both alone and taken away. `rows`: those of the cells."""
+    spoiled = {row.cell for row in rows if row.loss_is_spoiled}
     speeds = log_speeds(measurements)
-    peaks = _peaks(cells, measurements)
+    peaks = {row.cell: row.peak_bytes for row in rows if row.peak_bytes}
     alone = {cell.optimisation: cell for cell in cells if cell.group == "alone" and cell.optimisation}
     without = {cell.optimisation: cell for cell in cells if cell.group == "without" and cell.optimisation}
     each, shares = [], []
@@ -61,6 +69,8 @@ def contributions(cells: Sequence[Cell], measurements: Sequence[Measurement]) ->
                 share=estimate(share),
                 reduction_alone=_reduction(peaks, cell.name, BASELINE),
                 reduction_in_all=_reduction(peaks, ALL, less),
+                spoils_alone=cell.name in spoiled,
+                spoils_in_all=ALL in spoiled and bool(less) and less not in spoiled,
             )
         )
     together = paired(speeds.get(ALL, {}), speeds.get(BASELINE, {}))
@@ -75,13 +85,5 @@ def _rest(together: Logs, shares: Sequence[Logs]) -> Logs:
     return {number: together[number] - sum(share[number] for share in shares) for number in common}
 
 
-def _peaks(cells: Sequence[Cell], measurements: Sequence[Measurement]) -> dict[str, float]:
-    known = {
-        cell.name: [one.peak_bytes for one in latest(measurements, cell.name) if one.failure is None and one.peak_bytes]
-        for cell in cells
-    }
-    return {name: max(peaks) for name, peaks in known.items() if peaks}
-
-
-def _reduction(peaks: Mapping[str, float], cell: str, base: str) -> float | None:
+def _reduction(peaks: Mapping[str, int], cell: str, base: str) -> float | None:
     return 1 - peaks[cell] / peaks[base] if cell in peaks and base in peaks else None

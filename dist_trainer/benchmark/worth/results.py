@@ -62,7 +62,7 @@ def make_results(
 ) -> Results:
     """`commands`: what runs a cell again by itself, by its name. Cells that were not measured yet have a row too."""
     rows = make_rows(cells, measurements, commands=commands, rates=environment.rates)
-    return Results(SCHEMA_VERSION, environment, tuple(rows), contributions(cells, measurements))
+    return Results(SCHEMA_VERSION, environment, tuple(rows), contributions(cells, measurements, rows))
 
 
 def json_text(results: Results) -> str:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
-from worth_runs import CELLS, rounds
+from worth_runs import CELLS, results
 
 from dist_trainer.benchmark.worth.cells import ALL, BASELINE, OPTIMISATIONS
-from dist_trainer.benchmark.worth.contributions import Contribution, contributions
+from dist_trainer.benchmark.worth.contributions import Contribution, Contributions
 from dist_trainer.benchmark.worth.ratios import Estimate
+
+
+def contributions(**how: Any) -> Contributions:
+    return results(**how).contributions
 
 
 def by_name(each: object) -> dict[str, Contribution]:
@@ -21,7 +26,7 @@ def value(estimate: Estimate | None) -> float:
 
 
 def test_alone_is_to_the_baseline_and_in_all_is_to_all_without_it() -> None:
-    found = by_name(contributions(CELLS, rounds(noise=0.0)).each)
+    found = by_name(contributions(noise=0.0).each)
     assert list(found) == [one.name for one in OPTIMISATIONS]
     bf16 = found["bf16"]
     assert (value(bf16.alone), value(bf16.in_all)) == (pytest.approx(1.5), pytest.approx(1.6))
@@ -30,7 +35,7 @@ def test_alone_is_to_the_baseline_and_in_all_is_to_all_without_it() -> None:
 
 
 def test_shares_and_the_rest_make_up_what_all_are_worth() -> None:
-    found = contributions(CELLS, rounds())
+    found = contributions()
     shares = [value(one.share) for one in found.each if one.share]
     assert len(shares) == len(OPTIMISATIONS) - 1
     assert math.prod(shares) * value(found.rest) == pytest.approx(value(found.together))
@@ -47,7 +52,7 @@ def test_where_optimisations_meddle_with_each_other_in_pairs_the_shares_leave_no
 
     speeds = {name: speed([name]) for name in names} | {ALL: speed(names)}
     speeds |= {f"without-{name}": speed([one for one in names if one != name]) for name in names}
-    found = contributions(CELLS, rounds(noise=0.0, speeds=speeds))
+    found = contributions(noise=0.0, speeds=speeds)
     assert value(found.rest) == pytest.approx(1.0)
     assert value(by_name(found.each)["compile"].share) == pytest.approx(
         math.exp(logs["compile"] + sum(value for pair, value in pairs.items() if "compile" in pair) / 2)
@@ -55,7 +60,7 @@ def test_where_optimisations_meddle_with_each_other_in_pairs_the_shares_leave_no
 
 
 def test_what_was_not_measured_or_is_no_part_of_all_has_no_share() -> None:
-    found = contributions(CELLS, rounds(failures={"without-bf16": "out of memory"}))
+    found = contributions(failures={"without-bf16": "out of memory"})
     each = by_name(found.each)
     assert each["bf16"].alone is not None and each["bf16"].in_all is None and each["bf16"].share is None
     assert each["bf16"].reduction_in_all is None
@@ -66,8 +71,19 @@ def test_what_was_not_measured_or_is_no_part_of_all_has_no_share() -> None:
 
 def test_without_all_or_a_baseline_there_is_nothing_to_divide() -> None:
     for missing in (ALL, BASELINE):
-        found = contributions(CELLS, rounds(failures={missing: "out of memory"}))
+        found = contributions(failures={missing: "out of memory"})
         assert found.together is None and found.rest is None
     alone = [cell for cell in CELLS if cell.group in ("baseline", "alone")]
-    found = contributions(alone, rounds(alone))
+    found = results(alone).contributions
     assert found.rest is None and all(one.share is None for one in found.each)
+
+
+def test_what_spoils_the_loss_is_marked_alone_and_in_all() -> None:
+    found = by_name(contributions(losses={"bf16": 9.0, "all": 9.0, "without-compile": 6.0, "without-bf16": 9.0}).each)
+    assert (found["bf16"].spoils_alone, found["bf16"].spoils_in_all, found["bf16"].spoils) == (True, False, True)
+    assert (found["compile"].spoils_alone, found["compile"].spoils_in_all, found["compile"].spoils) == (
+        False,
+        True,
+        True,
+    )
+    assert not by_name(contributions().each)["bf16"].spoils

@@ -115,8 +115,8 @@ def test_a_loss_beyond_the_seeds_spread_is_flagged_and_its_speed_not_praised() -
 
 def test_the_spread_counts_from_the_baselines_loss_wherever_that_lies_among_the_seeds() -> None:
     # The baseline's seed is the unluckiest of all: what is a hair above it is not spoiled.
-    found = rows(rounds(losses={BASELINE: 7.0, "bf16": 7.1, "fast": 8.01}))
-    assert found["bf16"].loss_is_spoiled is False and found["fast"].loss_is_spoiled is True
+    found = rows(rounds(losses={BASELINE: 7.0, "bf16": 7.1, "zero1": 7.99, "fast": 8.01}))
+    assert [found[name].loss_is_spoiled for name in ("bf16", "zero1", "fast")] == [False, False, True]
 
 
 def test_with_too_few_seeds_nothing_is_said_about_a_loss() -> None:

@@ -1,0 +1,60 @@
+"""Figures of a benchmark in words: the page, its Markdown, its tables and the comparison say them alike."""
+
+from __future__ import annotations
+
+from dist_trainer.benchmark.worth.cells import Group
+from dist_trainer.benchmark.worth.ratios import Estimate
+from dist_trainer.benchmark.worth.rows import Row
+
+NOTHING = "–"
+SPOILS = "spoils the loss"
+_MOST_DIGITS = 6
+
+_GROUPS: dict[Group, str] = {
+    "baseline": "baseline",
+    "noise": "baseline",
+    "alone": "one alone",
+    "without": "all without one",
+    "together": "all together",
+    "preset": "presets",
+    "zero": "ZeRO and offload",
+}
+
+
+def group_name(group: Group) -> str:
+    return _GROUPS[group]
+
+
+def times(ratio: Estimate) -> str:
+    """'x1.50 (1.46 to 1.54)', without an interval where there is none."""
+    return f"x{ratio.value:.2f}{_interval(ratio)}"
+
+
+def worth(ratio: Estimate, *, is_spoiled: bool) -> str:
+    """The same, but what spoils the loss, shows no difference or has no interval says so."""
+    if is_spoiled:
+        return f"{SPOILS}, {times(ratio)}"
+    if ratio.verdict == "no difference shown":
+        return f"{ratio.verdict}{_interval(ratio)}"
+    return f"{times(ratio)}, {ratio.verdict}" if ratio.verdict == "too few rounds" else times(ratio)
+
+
+def judged(row: Row) -> str:
+    """The judgement, with how much where it is a difference that the interval shows."""
+    if row.ratio is None or row.judgement not in ("faster", "slower"):
+        return row.judgement or NOTHING
+    return f"{abs(row.ratio.value - 1):.1%} {row.judgement}"
+
+
+def interval(ratio: Estimate | None) -> str:
+    if ratio is None or ratio.low is None or ratio.high is None:
+        return NOTHING
+    digits = 2 if ratio.high - ratio.low > 0.02 else 3
+    # No end looks as if it were 1 that is not.
+    while digits < _MOST_DIGITS and any(end != 1 and round(end, digits) == 1 for end in (ratio.low, ratio.high)):
+        digits += 1
+    return f"{ratio.low:.{digits}f} to {ratio.high:.{digits}f}"
+
+
+def _interval(ratio: Estimate) -> str:
+    return "" if ratio.low is None else f" ({interval(ratio)})"
