@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
-import shutil
-import subprocess
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chromium
 import pytest
 from plans import make_plan
 from run_folders import event, make_gpu_run, make_monitor_run
@@ -19,64 +17,12 @@ from dist_trainer.report.page import make_page, render_html
 from dist_trainer.report.reading.findings import read_findings
 from dist_trainer.report.summary import summary_of
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium, which the page is looked at with")
-
-# A frame of a given width around the page, which is asked what it shows; a headless window cannot be very narrow.
-FRAME = """<!doctype html><meta charset="utf-8"><body>
-<iframe id="f" style="border:0;width:{width}px;height:900px"></iframe>
-<pre id="answer"></pre><script>
-const f = document.getElementById("f");
-f.srcdoc = {page};
-f.onload = () => {{
-  const w = f.contentWindow, d = f.contentDocument;
-  const outside = [...d.querySelectorAll("main *, header *")].filter((e) => {{
-    if (e.closest(".scroll, svg, details:not([open])") || !e.getClientRects().length) return false;
-    const box = e.getBoundingClientRect();
-    return box.right > {width} + 0.5 || box.left < -0.5;
-  }});
-  const plot = d.querySelector(".plot"), box = plot.querySelector("svg").getBoundingClientRect();
-  const place = {{ clientX: box.left + box.width * 0.6, clientY: box.top + 20 }};
-  plot.dispatchEvent(new w.PointerEvent("pointermove", place));
-  const tip = plot.querySelector(".tip");
-  document.getElementById("answer").textContent = JSON.stringify({{
-    width: d.documentElement.clientWidth, scrollWidth: d.documentElement.scrollWidth,
-    outside: outside.map((e) => e.tagName + "." + e.className + " " + e.textContent.slice(0, 40)),
-    text: d.body.innerText, tip: tip.hidden ? null : tip.innerText,
-    plots: [...d.querySelectorAll(".plot svg")].map((s) => s.getBoundingClientRect()).map((s) => [s.width, s.height]),
-    background: w.getComputedStyle(d.body).backgroundColor, ink: w.getComputedStyle(d.body).color,
-  }});
-}};
-</script>"""
+pytestmark = pytest.mark.skipif(chromium.CHROMIUM is None, reason="no chromium, which the page is looked at with")
 
 
 @pytest.fixture
 def browse(tmp_path: Path) -> Callable[..., tuple[dict[str, Any], str]]:
-    """Shows a page in a frame of a width; gives what the frame says, and the browser's console."""
-
-    def run(page: str, width: int, *, dark: bool = False) -> tuple[dict[str, Any], str]:
-        source = json.dumps(page).replace("</", "<\\/")
-        path = tmp_path / f"frame-{width}.html"
-        path.write_text(FRAME.format(width=width, page=source), encoding="utf-8")
-        command = [
-            str(CHROMIUM),
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--dump-dom",
-            "--enable-logging=stderr",
-        ]
-        command += [f"--user-data-dir={tmp_path / 'browser'}", f"--window-size={max(width, 600)},1000"]
-        command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=3000"]
-        done = subprocess.run([*command, path.as_uri()], capture_output=True, text=True, timeout=90, check=False)
-        answer = re.search(r'<pre id="answer">(.*?)</pre>', done.stdout, re.DOTALL)
-        assert answer is not None and answer.group(1), done.stderr[-2000:]
-        text = answer.group(1)
-        for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&nbsp;", " "), ("&amp;", "&")):
-            text = text.replace(entity, character)
-        return json.loads(text), "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-
-    return run
+    return functools.partial(chromium.browse, tmp_path)
 
 
 def compared(run_dir: Path) -> Compared:
@@ -119,9 +65,5 @@ def test_pointing_at_a_chart_shows_the_values_there(
 
 def test_it_is_dark_where_one_prefers_that(browse: Callable[..., tuple[dict[str, Any], str]], page: str) -> None:
     (light, _), (dark, _) = browse(page, 390), browse(page, 390, dark=True)
-
-    def brightness(colour: str) -> float:
-        return sum(map(int, re.findall(r"\d+", colour)[:3])) / 3
-
-    assert brightness(light["background"]) > 200 > 100 > brightness(light["ink"])
-    assert brightness(dark["background"]) < 60 < 200 < brightness(dark["ink"])
+    assert chromium.brightness(light["background"]) > 200 > 100 > chromium.brightness(light["ink"])
+    assert chromium.brightness(dark["background"]) < 60 < 200 < chromium.brightness(dark["ink"])
