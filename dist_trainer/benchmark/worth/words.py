@@ -49,7 +49,7 @@ def judged(row: Row) -> str:
 def interval(ratio: Estimate | None) -> str:
     if ratio is None or ratio.low is None or ratio.high is None:
         return NOTHING
-    digits = 2 if ratio.high - ratio.low > 0.02 else 3
+    digits = 2
     # No end looks as if it were 1 that is not.
     while digits < _MOST_DIGITS and any(end != 1 and round(end, digits) == 1 for end in (ratio.low, ratio.high)):
         digits += 1

@@ -70,7 +70,7 @@ def test_both_forms_say_the_same() -> None:
     made = page(noise=0.0)
     seen, markdown = Read(render_html(made)).text, render_markdown(made)
     for words in (
-        "All together: 2.00 (2.000 to 2.000) times the baseline's speed, 25.0% less peak memory.",
+        "All together: 2.00 (2.00 to 2.00) times the baseline's speed, 25.0% less peak memory.",
         "Spoil the loss, and are not praised for their speed: fast.json.",
         "this processor has no fp16 arithmetic",
         "2 cores of a processor",
@@ -87,7 +87,7 @@ def test_each_row_has_its_judgement_and_each_column_its_figure() -> None:
     speed, memory = cells_of(markdown, "Speed"), cells_of(markdown, "Memory, loss and energy")
     assert len(speed) == len(memory) == len(CELLS)
     assert speed["bf16"][:8] == [
-        *("50.0% faster", "1,500", "1.500", "1.500 to 1.500"),
+        *("50.0% faster", "1,500", "1.500", "1.50 to 1.50"),
         *("333.3 ms", "666.7 ms", "4.00 s", "666.7 ms"),
     ]
     assert speed["bf16"][8] == "0.91%" and speed["bf16"][9] == "–" and speed["bf16"][11] == "7, 1 busy"
@@ -137,7 +137,7 @@ def test_a_cell_that_spoils_the_loss_is_not_praised_anywhere() -> None:
         ),
         (
             {"speeds": {ALL: 0.5}, "noise": 0.0, "peak_bytes": None},
-            "All together: 0.50 (0.500 to 0.500) times the baseline's speed.",
+            "All together: 0.50 (0.50 to 0.50) times the baseline's speed.",
         ),
         ({"cells": CELLS[:4]}, "All together were not measured."),
     ],

@@ -15,7 +15,7 @@ from dist_trainer.benchmark.worth.words import interval, times, worth
         # What ends a hair beside 1 does not look as if it ended there.
         (0.9, 0.9961, "0.900 to 0.996"),
         (0.9, 0.9996, "0.9000 to 0.9996"),
-        (1.0, 1.0, "1.000 to 1.000"),
+        (1.0, 1.0, "1.00 to 1.00"),
         (1.0, 1.5, "1.00 to 1.50"),
         (None, None, "–"),
     ],
