@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from statistics import median
 
@@ -79,7 +78,8 @@ def _tokens_per_s(
     loader = build_loader(
         tokens, plan, rank=0, num_steps=10**9, num_workers=num_workers, prefetch_factor=2, pin_memory=False
     )
-    with loader, closing(_sizes(iter(loader))) as sizes:
+    with loader:
+        sizes = _sizes(loader)
         # The workers' start is no part of the path.
         next(sizes)
         return _rate(sizes, ends=False)

@@ -19,6 +19,14 @@ def build_worth_parser() -> Parser:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--all", action="store_true", help="every cell")
     what.add_argument("--only", type=_names, metavar="CELL,...", help="these cells, and the baselines")
+    what.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("OLD", "NEW"),
+        help="two folders of results side by side; exit status 1 where their intervals show a regression",
+    )
+    what.add_argument("--loader", action="store_true", help="the data path alone, against a plain read of the file")
     parser.add_argument(
         "--model-size", default="tiny", metavar="NAME", help="a shipped run file (default: %(default)s)"
     )
@@ -75,8 +83,17 @@ def main(argv: list[str]) -> int:
 
 def _worth(argv: list[str]) -> int:
     args = build_worth_parser().parse(argv)
+    if args.compare:
+        from dist_trainer.benchmark.worth import compare
+
+        comparison = compare.compare_folders(*args.compare)
+        print(compare.text(comparison), end="")
+        return comparison.exit_status
+    if args.loader:
+        return _loader(args.model_size)
 
     from dist_trainer.benchmark.worth import measuring
+    from dist_trainer.benchmark.worth.telling import tell
 
     wanted = measuring.Wanted(
         model_size=args.model_size,
@@ -90,11 +107,30 @@ def _worth(argv: list[str]) -> int:
     )
     bench = measuring.prepare(wanted, hardware=measuring.hardware_here())
     _say(f"results    {bench.folder.path}")
+    status = EXIT_OK
     try:
         measuring.run(bench, say=_say)
     except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    for path in tell(bench):
+        _say(f"           {path}")
+    if status == EXIT_INTERRUPTED:
         _say(f"stopped; it goes on with the same switches and --results {bench.folder.path}")
-        return EXIT_INTERRUPTED
+    return status
+
+
+def _loader(model_size: str) -> int:
+    from dist_trainer.benchmark import loader
+    from dist_trainer.benchmark.worth.cells import base_run
+    from dist_trainer.data.corpus import standard_library_dataset
+    from dist_trainer.data.tokens import open_tokens
+
+    run = base_run(model_size, num_steps=1)
+    vocab_size = run["model"]["vocab_size"]
+    tokens = open_tokens(standard_library_dataset(vocab_size, progress=False), "train", vocab_size)
+    rates = loader.measure(tokens, sequence_length=run["phases"][0]["sequence_length"], say=_say)
+    for line in loader.table(rates):
+        _say(line)
     return EXIT_OK
 
 

@@ -1,0 +1,103 @@
+"""What was measured so far, as tables in the folder of results: results.json, results.csv, report.html, report.md."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+
+from dist_trainer import __version__, typed_json
+from dist_trainer.benchmark.worth.gemm import machine_flops_per_s
+from dist_trainer.benchmark.worth.measuring import Bench
+from dist_trainer.benchmark.worth.page import make_page, write_page
+from dist_trainer.benchmark.worth.results import Environment, Results, make_results, write_results
+from dist_trainer.benchmark.worth.rounds import Turn
+from dist_trainer.benchmark.worth.rows import MatmulRates
+from dist_trainer.benchmark.worth.running import command
+from dist_trainer.cluster.threads import count_host_cores, count_own_cores, threads_per_rank
+from dist_trainer.disk import write_text
+from dist_trainer.errors import UserError
+from dist_trainer.memory.gpus import find_gpu
+from dist_trainer.typed_json import DamagedError
+
+RATES_FILE = "rates.json"
+
+
+def tell(bench: Bench) -> tuple[Path, ...]:
+    """Writes the tables of all measurements there are, and returns their paths."""
+    results = results_of(bench)
+    return (*write_results(results, bench.folder.path), *write_page(make_page(results), bench.folder.path))
+
+
+def results_of(bench: Bench) -> Results:
+    measured = bench.folder.measurements()
+    settings = bench.settings
+    environment = Environment(
+        model_size=settings.model_size,
+        sequence_length=settings.sequence_length,
+        num_steps=settings.num_steps,
+        num_ranks=settings.num_ranks,
+        num_threads=_num_threads(settings.num_ranks),
+        hardware=hardware_in_words(settings.hardware),
+        started_s=min((one.time_s for one in measured), default=0.0),
+        revision=bench.settings.code[:10],
+        versions={
+            "dist_trainer": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
+        },
+        rates=_rates(bench),
+    )
+    commands = {
+        cell.name: shlex.join(["python", *command(bench.folder, Turn(cell.name, 0, 0), settings, Path("RUN_DIR"))[1:]])
+        for cell in bench.cells
+    }
+    return make_results(bench.cells, measured, environment, commands)
+
+
+def hardware_in_words(hardware: str) -> str:
+    """The CPU's name where ranks train on the CPU."""
+    if hardware != "cpu":
+        return hardware
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{name}, {count_own_cores()} cores"
+
+
+def data_sheet(hardware: str, num_ranks: int) -> dict[str, float]:
+    """FLOP/s of all ranks' GPUs by the data sheet; nothing for a CPU, and for a GPU that is not in the table."""
+    try:
+        gpu = find_gpu(hardware)
+    except UserError:
+        return {}
+    half, single = num_ranks * gpu.half_flops_per_s, num_ranks * gpu.single_flops_per_s
+    return {"fp32": single, "bf16": half, "fp16": half}
+
+
+def _num_threads(num_ranks: int) -> int:
+    return threads_per_rank({}, host_cores=count_host_cores(), own_cores=count_own_cores(), local_world_size=num_ranks)
+
+
+def _rates(bench: Bench) -> MatmulRates:
+    """Measured once a folder, by as many processes and threads as the cells have."""
+    path = bench.folder.path / RATES_FILE
+    if path.exists():
+        try:
+            return typed_json.read(path, MatmulRates)
+        except DamagedError:
+            pass
+    num_ranks = bench.settings.num_ranks
+    measured = {}
+    for name in ("fp32", "bf16", "fp16"):
+        rate = machine_flops_per_s(name, num_ranks=num_ranks, num_threads=_num_threads(num_ranks))
+        if rate is not None:
+            measured[name] = rate
+    rates = MatmulRates(measured, data_sheet(bench.settings.hardware, num_ranks))
+    write_text(path, json.dumps(asdict(rates)) + "\n")
+    return rates
