@@ -45,6 +45,7 @@ def rounds(
     speeds: Mapping[str, float] = SPEEDS,
     losses: Mapping[str, float] = LOSSES,
     failures: Mapping[str, str] = FAILURES,
+    failed_rounds: Sequence[tuple[str, int]] = (),
     noise: float = 0.005,
     tokens_per_s: float = 1000.0,
     **more: Any,
@@ -54,8 +55,9 @@ def rounds(
     for number in range(num_rounds):
         order = cells if number % 2 == 0 else list(reversed(cells))
         for place, cell in enumerate(order):
-            if cell.name in failures:
-                found.append(Measurement(cell.name, number, place, 1.0, failure=failures[cell.name]))
+            if cell.name in failures or (cell.name, number) in failed_rounds:
+                reason = failures.get(cell.name, f"out of memory in round {number}")
+                found.append(Measurement(cell.name, number, place, 1.0, failure=reason))
                 continue
             step_s = 500 / tokens_per_s / speeds.get(cell.name, 1.0) * math.exp(state.gauss(0, noise))
             loss = losses.get(cell.name, 6.0 + (0.1 * number if cell.name == OTHER_SEEDS else 0.0))

@@ -35,6 +35,8 @@ def test_results_beside_themselves_show_nothing() -> None:
     assert [change.title for change in found.changes] == [cell.title for cell in CELLS]
     assert text(found).endswith("\nNo regression is shown.\n")
     assert line_of(found, "bf16").endswith("no difference shown")
+    # The loss of fast.json is spoiled in both.
+    assert "spoils the loss" not in text(found)
 
 
 def test_a_cell_that_became_slower_is_a_regression_in_both_ways() -> None:

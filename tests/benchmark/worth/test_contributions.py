@@ -73,9 +73,16 @@ def test_without_all_or_a_baseline_there_is_nothing_to_divide() -> None:
     for missing in (ALL, BASELINE):
         found = contributions(failures={missing: "out of memory"})
         assert found.together is None and found.rest is None
-    alone = [cell for cell in CELLS if cell.group in ("baseline", "alone")]
-    found = results(alone).contributions
+    without_shares = [cell for cell in CELLS if cell.group != "without"]
+    found = results(without_shares).contributions
+    assert found.together is not None
     assert found.rest is None and all(one.share is None for one in found.each)
+
+
+def test_the_rest_is_of_the_rounds_that_have_every_share() -> None:
+    found = contributions(num_rounds=9, failed_rounds=[("bf16", 2), ("without-compile", 5)])
+    assert found.together is not None and found.together.num_rounds == 9
+    assert found.rest is not None and found.rest.num_rounds == 7
 
 
 def test_what_spoils_the_loss_is_marked_alone_and_in_all() -> None:

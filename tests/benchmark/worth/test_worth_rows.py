@@ -70,13 +70,7 @@ def test_a_cell_that_failed_keeps_its_row_with_the_reason() -> None:
 
 
 def test_a_cell_that_failed_in_some_rounds_has_figures_and_the_latest_reason() -> None:
-    measurements = [
-        Measurement(one.cell, one.round, one.place, 1.0, failure=f"out of memory in round {one.round}")
-        if one.cell == "bf16" and one.round in (1, 6)
-        else one
-        for one in rounds(num_rounds=10)
-    ]
-    row = rows(measurements)["bf16"]
+    row = rows(rounds(num_rounds=10, failed_rounds=[("bf16", 1), ("bf16", 6)]))["bf16"]
     assert (row.judgement, row.num_rounds, row.num_failed_rounds) == ("faster", 8, 2)
     assert row.failure == "out of memory in round 6"
 
