@@ -121,10 +121,12 @@ def test_without_measurements_there_are_no_bars() -> None:
 def test_the_waterfall_leads_without_a_gap_from_the_baseline_to_all_together(
     failures: dict[str, str], failed_rounds: Sequence[tuple[str, int]]
 ) -> None:
-    found = way(failures=failures, failed_rounds=failed_rounds, noise=0.02)
+    made = results(failures=failures, failed_rounds=failed_rounds, noise=0.02)
+    found, together = waterfall(made), made.contributions.together
+    assert found is not None and together is not None
     first, *steps, last = found.bars
     assert first.look == last.look == TOTAL and first.left == last.left == 0
-    assert last.width / first.width == pytest.approx(2.0, rel=0.04)
+    assert last.width / first.width == pytest.approx(together.value)
     level = first.width
     for bar in steps:
         before, after = sorted((bar.left, bar.left + bar.width), key=lambda end: abs(end - level))
