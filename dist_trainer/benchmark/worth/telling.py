@@ -20,7 +20,7 @@ from dist_trainer.benchmark.worth.running import command
 from dist_trainer.cluster.threads import count_host_cores, count_own_cores, threads_per_rank
 from dist_trainer.disk import write_text
 from dist_trainer.errors import UserError
-from dist_trainer.memory.gpus import find_gpu
+from dist_trainer.memory.gpus import find_gpu, speeds
 from dist_trainer.typed_json import DamagedError
 
 RATES_FILE = "rates.json"
@@ -73,10 +73,12 @@ def hardware_in_words(hardware: str) -> str:
 def data_sheet(hardware: str, num_ranks: int) -> dict[str, float]:
     """FLOP/s of all ranks' GPUs by the data sheet; nothing for a CPU, and for a GPU that is not in the table."""
     try:
-        gpu = find_gpu(hardware)
+        found = speeds(find_gpu(hardware).name)
     except UserError:
         return {}
-    half, single = num_ranks * gpu.half_flops_per_s, num_ranks * gpu.single_flops_per_s
+    if found is None:
+        return {}
+    half, single = num_ranks * found.half_flops_per_s, num_ranks * found.single_flops_per_s
     return {"fp32": single, "bf16": half, "fp16": half}
 
 
