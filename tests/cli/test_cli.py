@@ -50,6 +50,7 @@ SURFACE = {
             "--no-compile",
             "--learning-rate",
             "--lr",
+            "--matmul",
             "--no-optimize",
             "--measure-allocator",
             "--strict",
@@ -66,7 +67,7 @@ SURFACE = {
     "plan": (
         *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set", "--micro-batch"),
         *("--accumulation", "--precision", "--checkpointing", "--no-checkpointing", "--fused", "--no-fused"),
-        *("--compile", "--no-compile", "--learning-rate", "--lr", "--no-optimize"),
+        *("--compile", "--no-compile", "--learning-rate", "--lr", "--matmul", "--no-optimize"),
         *("--nproc-per-node", "--nproc_per_node", "--nnodes"),
         *("--hostfile", "--include", "--exclude", "--gpu", "--gpu-memory", "--host-memory", "--device", "--rank"),
         *("--fit", "--global-batch", "--write", "--json", "--debug"),
@@ -74,7 +75,7 @@ SURFACE = {
     "doctor": (
         *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set", "--micro-batch"),
         *("--accumulation", "--precision", "--checkpointing", "--no-checkpointing", "--fused", "--no-fused"),
-        *("--compile", "--no-compile", "--learning-rate", "--lr", "--no-optimize"),
+        *("--compile", "--no-compile", "--learning-rate", "--lr", "--matmul", "--no-optimize"),
         *("--hostfile", "--include", "--exclude"),
         *("--nproc-per-node", "--nproc_per_node", "--run-dir", "--json", "--debug"),
     ),
