@@ -11,7 +11,7 @@ from dist_trainer import __version__
 from dist_trainer.cli.commands import require_command
 from dist_trainer.disk import explained
 from dist_trainer.encoding import printable, set_up_streams
-from dist_trainer.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
+from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, UserError
 
 COMMANDS = {
     "train": "train the transformer: what one rank does (the default)",
@@ -64,6 +64,14 @@ def main(argv: list[str] | None = None) -> int:
                 raise
             print(printable(f"dist_trainer: error: {told}"), file=sys.stderr)
             return told.exit_status
+        except Exception as error:
+            # A fault of the program, or numbers that no arithmetic holds.
+            if "--debug" in arguments:
+                raise
+            said = (str(error).strip().splitlines() or ["no more is known"])[0]
+            print(printable(f"dist_trainer: error: {type(error).__name__}: {said}"), file=sys.stderr)
+            print("  do:       run again with --debug for the traceback", file=sys.stderr)
+            return EXIT_FAILURE
         finally:
             sys.stdout.flush()
     except BrokenPipeError:

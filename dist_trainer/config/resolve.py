@@ -77,7 +77,7 @@ def resolve(
     """
     run_path, config, settings = _run_config(request)
     ds_name = _deepspeed_name(request, config)
-    ds_path = find_file(ds_name, DEEPSPEED_FILE)
+    ds_path = _deepspeed_path(ds_name, run_path if ds_name == config.deepspeed and request.ds is None else None)
     source = str(ds_path)
     raw = deepspeed.read(ds_path)
     check_kind(ds_name, DEEPSPEED_FILE, raw, own=children()[""], others=RunConfig.model_fields)
@@ -153,6 +153,19 @@ def _run_config(request: Request) -> tuple[Path, RunConfig, list[tuple[str, str]
     if request.seed is not None:
         raw = {**raw, "seed": request.seed}
     return path, run.check(raw, source=str(path)), for_json
+
+
+def _deepspeed_path(name: str, run_path: Path | None) -> Path:
+    """The file. `run_path`: the run file that names it, None where a switch does."""
+    try:
+        return find_file(name, DEEPSPEED_FILE)
+    except UserError as error:
+        if run_path is None:
+            raise
+        hint = "a path is taken from the working folder; say --ds for another file"
+        raise UserError(
+            error.problem, where=str(run_path), key="deepspeed", found=name, expected=error.expected, hint=hint
+        ) from None
 
 
 def _deepspeed_name(request: Request, config: RunConfig) -> str:

@@ -33,6 +33,7 @@ from dist_trainer.doctor.session import Reply, Route, Session, read
 from dist_trainer.doctor.startup import look_again
 from dist_trainer.doctor.trial import trial_of
 from dist_trainer.doctor.ways import enough_files, routes
+from dist_trainer.errors import EXIT_USER_ERROR
 from dist_trainer.launch.hosts import remote
 from dist_trainer.launch.hosts.ssh import CONNECT_TIMEOUT_S
 
@@ -205,6 +206,8 @@ class _Visit:
         result = await remote.run_here(planning.planning_command(), stdin=order, timeout_s=_PLAN_LIMIT_S)
         if not result.is_ok:
             lines = result.stderr.strip().splitlines()
+            if result.status == EXIT_USER_ERROR and lines:
+                return replace(needs, refused=lines[-1])
             return replace(needs, plan_problem=str(result.problem or (lines[-1] if lines else "no plan was made")))
         return replace(needs, plan=planning.read_plan(result.stdout))
 

@@ -27,7 +27,9 @@ _MODULE = "dist_trainer.doctor.planning"
 
 @dataclass(frozen=True)
 class Needs:
-    """`num_workers`: data loader workers per rank; None if the number depends on the host's cores."""
+    """`num_workers`: data loader workers per rank; None if the number depends on the host's cores. `refused`: why the
+    run would not start with its files; `plan_problem`: why there is no plan though it would.
+    """
 
     name: str
     deepspeed: str
@@ -37,6 +39,7 @@ class Needs:
     offloads_to_nvme: bool
     plan: Plan | None = None
     plan_problem: str | None = None
+    refused: str | None = None
 
 
 def needs_of(resolved: ResolvedRun, *, world_size: int) -> Needs:

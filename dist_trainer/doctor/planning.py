@@ -20,7 +20,9 @@ def main() -> int:
             resolved = resolve(request, world_size=world_size, device=assumed_facts(device))
             plan = make_plan(resolved, world_size=world_size, device=PlannedDevice(device))
     except UserError as error:
-        print(error.problem, file=sys.stderr)
+        where = f"{error.key}: " if error.key else ""
+        do = f" ({error.hint})" if error.hint else ""
+        print(f"{where}{error.problem}{do}".replace("\n", " "), file=sys.stderr)
         return error.exit_status
     sys.stdout.write(dump_plan(plan))
     return EXIT_OK

@@ -143,8 +143,8 @@ def _tiles(summary: Summary) -> list[Tile]:
     if worst is not None:
         found += _memory_tiles(summary, len(summary.verdicts))
     if summary.last_loss is not None:
-        detail = "" if summary.validation_loss is None else f"validation {summary.validation_loss:.4f}"
-        found.append(Tile("loss", f"{summary.last_loss:.4f}", detail or of_last_steps(summary)))
+        validation = "" if summary.validation_loss is None else f"; validation {summary.validation_loss:.4f}"
+        found.append(Tile("loss", f"{summary.last_loss:.4f}", of_last_steps(summary) + validation))
     if summary.median_tokens_per_s is not None:
         found.append(Tile("tokens/s", format_count(summary.median_tokens_per_s), "median"))
     return found

@@ -18,7 +18,7 @@ from dist_trainer.report.charts.curves import Compared
 from dist_trainer.report.reading.asked import Asked
 from dist_trainer.report.reading.findings import Findings
 from dist_trainer.report.reading.measured import clock
-from dist_trainer.report.summary import Summary
+from dist_trainer.report.summary import Summary, of_last_steps
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
 from dist_trainer.units import counted, format_bytes, format_count, format_duration
 
@@ -185,7 +185,8 @@ def step_table(findings: Findings) -> Table | None:
         )
         for place in places
     )
-    return Table("Steps", ("step", "phase", "loss", "learning rate", "gradient norm", "tokens/s"), rows)
+    title = "Steps" if len(places) == count else f"{len(places)} of {counted(count, 'step')}"
+    return Table(title, ("step", "phase", "loss", "learning rate", "gradient norm", "tokens/s"), rows)
 
 
 def run_table(findings: Findings, summary: Summary) -> Table:
@@ -209,6 +210,10 @@ def run_table(findings: Findings, summary: Summary) -> Table:
         more = f" and {len(hosts) - 4} more" if len(hosts) > 4 else ""
         rows.append(("hosts", ", ".join(hosts[:4]) + more))
     rows += _batch_rows(asked)
+    changes = [event for event in findings.events if event.kind == "resume" and event.facts.get("changed")]
+    for event in changes:
+        said = "; ".join(str(line) for line in event.facts["changed"])
+        rows.append((f"changed at step {event.facts.get('step', '?')}", said))
     if asked.command:
         rows.append(("command", shlex.join(asked.command)))
     versions = facts.get("versions")
@@ -357,7 +362,7 @@ def _compare_column(run: Compared) -> dict[str, str]:
     column |= {
         "steps": str(summary.num_steps),
         "tokens": format_count(summary.num_tokens),
-        "last loss": _optional(summary.last_loss, ".4f"),
+        "loss": f"{_optional(summary.last_loss, '.4f')} ({of_last_steps(summary)})" if summary.num_steps else "",
         "validation loss": _optional(summary.validation_loss, ".4f"),
         "tokens/s": _optional(summary.median_tokens_per_s, ",.0f"),
         "waiting for data": "" if summary.data_wait_fraction is None else f"{100 * summary.data_wait_fraction:.1f}%",

@@ -606,3 +606,18 @@ def test_every_switch_reaches_the_request() -> None:
     switches = request.switches
     assert (switches.micro_batch, switches.accumulation, switches.precision) == (2, 16, "fp16")
     assert (switches.checkpointing, switches.fused, switches.compile) == (True, False, None)
+
+
+def test_a_fault_of_the_program_is_one_line_and_a_traceback_only_with_debug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise ZeroDivisionError("of a planner")
+
+    monkeypatch.setattr("dist_trainer.cli.plan.main", fail)
+    assert main(["plan"]) == 1
+    assert capsys.readouterr().err == (
+        "dist_trainer: error: ZeroDivisionError: of a planner\n  do:       run again with --debug for the traceback\n"
+    )
+    with pytest.raises(ZeroDivisionError):
+        main(["plan", "--debug"])

@@ -14,6 +14,7 @@ from dist_trainer.config import run
 from dist_trainer.config.adapt import ANY_DEVICE, DeviceFacts
 from dist_trainer.config.deepspeed import keys as deepspeed_keys
 from dist_trainer.config.deepspeed.rates import peak_rate
+from dist_trainer.config.files import RUN_FILE
 from dist_trainer.config.progress import Progress
 from dist_trainer.config.request import Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, names, resolve
@@ -492,3 +493,22 @@ def test_a_file_of_the_other_kind_is_answered_with_the_switch_that_takes_it(file
 def test_an_accumulation_beside_a_micro_batch_that_is_null_keeps_the_total(files: Files) -> None:
     files.ds.write_text(json.dumps({**DS, "train_batch_size": 12, "train_micro_batch_size_per_gpu": None}))
     assert files.resolve(switches=Switches(accumulation=4)).micro_batch == 3
+
+
+def test_a_deepspeed_file_that_the_run_file_names_and_is_not_there_is_the_run_files_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RUN_FILE.shipped()["tiny"].read_text().replace("deepspeed: zero2", "deepspeed: a2.json"))
+    with pytest.raises(UserError) as refused:
+        resolve(Request(config=str(path)), world_size=1, device=ANY_DEVICE)
+    assert (refused.value.where, refused.value.key, refused.value.found) == (str(path), "deepspeed", "a2.json")
+    with pytest.raises(UserError) as refused:
+        resolve(Request(config=str(path), ds="b2.json"), world_size=1, device=ANY_DEVICE)
+    assert (refused.value.where, refused.value.found) == ("--ds", "b2.json")
+
+
+def test_a_warm_up_that_is_longer_than_the_run_is_told() -> None:
+    settings = ("scheduler.params.warmup_num_steps=1000",)
+    notices = resolve(Request(settings=settings), world_size=1, device=ANY_DEVICE).notices
+    told = "scheduler.params.warmup_num_steps: the warm-up takes 1000 steps and the run has 300; "
+    assert [notice for notice in notices if notice.startswith(told)]
+    assert not [notice for notice in resolve(Request(), world_size=1, device=ANY_DEVICE).notices if "warm-up" in notice]

@@ -304,3 +304,15 @@ def test_nothing_from_outside_is_markup_wherever_it_stands(tmp_path: Path) -> No
     kinds = {one.type for token in tokens for one in (token, *(token.children or ()))}
     assert not kinds & {"html_inline", "html_block", "image", "link_open", "code_inline", "em_open", "s_open"}
     assert "\x1b" not in html + text
+
+
+def test_what_a_resumed_run_changed_stands_in_what_was_run(tmp_path: Path) -> None:
+    changed = ["optimizer.params.lr is 0.001, and was 0.0006", "the global batch is 8, and was 16"]
+    run_dir = make_gpu_run(tmp_path, events=[event("resume", "step-8", 15.0, step=8, changed=changed)])
+    rows = dict(make_page(compared(run_dir)).run.rows)
+    assert rows["changed at step 8"] == "; ".join(changed)
+
+
+def test_the_loss_says_of_how_many_steps_it_is_the_mean(met: Path) -> None:
+    (tile,) = [tile for tile in make_page(compared(met)).tiles if tile.name == "loss"]
+    assert tile.detail == "mean of the last 10 steps; validation 4.2500"

@@ -211,6 +211,12 @@ def warnings(raw: Mapping[str, Any], resolved: Mapping[str, Any], facts: Facts) 
             f"scheduler.params.{key}: the schedule ends at step {steps} and the run at step {facts.total_steps}; "
             'say "auto" to follow the phases'
         )
+    warmup = (block(resolved, "scheduler").get("params") or {}).get("warmup_num_steps")
+    if isinstance(warmup, int) and warmup > facts.total_steps:
+        notices.append(
+            f"scheduler.params.warmup_num_steps: the warm-up takes {warmup} steps and the run has {facts.total_steps}; "
+            "the peak of the rate is never reached"
+        )
     for kind in ("bf16", "fp16"):
         if block(resolved, kind).get(f"{kind}_master_weights_and_grads"):
             notices.append(

@@ -20,7 +20,9 @@ _DO = "`plan --fit` with the same switches searches for settings that fit"
 def check(exam: Examination) -> Iterator[Finding]:
     plan = exam.needs.plan
     if plan is None:
-        if exam.needs.plan_problem:
+        if exam.needs.refused:
+            yield Finding("fail", "plan", f"the run would be refused: {exam.needs.refused}")
+        elif exam.needs.plan_problem:
             yield Finding("warn", "plan", f"no plan could be made: {exam.needs.plan_problem}")
         return
     if plan.device == "cuda":

@@ -108,3 +108,12 @@ def test_on_a_cpu_all_that_the_ranks_hold_is_the_hosts() -> None:
 def test_a_plan_that_could_not_be_made_is_said() -> None:
     made = replace(two_hosts(), needs=replace(NEEDS, plan_problem="no torch"))
     assert lines(memory.check(made)) == [("warn", (), "no plan could be made: no torch")]
+
+
+def test_a_run_that_would_be_refused_fails_with_the_reason() -> None:
+    made = exam(
+        host("node1"), needs=replace(NEEDS, plan=None, refused="optimizer.type: DeepSpeed has no Lamb for the CPU")
+    )
+    assert lines(memory.check(made)) == [
+        ("fail", (), "the run would be refused: optimizer.type: DeepSpeed has no Lamb for the CPU")
+    ]
