@@ -45,7 +45,7 @@ def test_a_cell_is_measured_by_a_run_of_its_own(folder: Folder) -> None:
     assert made.num_tokens == 2 * 4 * 64
     assert made.loss is not None and 5 < made.loss < 8
     assert made.peak_bytes is not None and made.planned_bytes is not None
-    assert abs(made.planned_bytes / made.peak_bytes - 1) < 0.1
+    assert abs(made.planned_bytes / made.peak_bytes - 1) < 0.25
     assert made.first_step_s is not None and sum(made.warm_up_s) < made.first_step_s < made.took_s
     assert made.machine.others_share is not None and 0 <= made.machine.others_share <= 1
     assert made.energy_j is None
