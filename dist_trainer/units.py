@@ -54,10 +54,6 @@ def counted(count: int, noun: str) -> str:
     return f"1 {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def format_gib(num_bytes: float) -> str:
-    return f"{num_bytes / GIB:.2f} GiB"
-
-
 def format_count(count: float) -> str:
     """124439808 -> '124.4M'."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):

@@ -17,7 +17,7 @@ import numpy as np
 from dist_trainer.data.loader import build_loader
 from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import TokenFile
-from dist_trainer.units import MIB, format_count
+from dist_trainer.units import MIB, counted, format_count
 
 NUM_WORKERS = (0, 1, 2, 4)
 MICRO_BATCHES = (1, 4, 16, 64)
@@ -60,7 +60,7 @@ def table(rates: Sequence[Rate]) -> list[str]:
                 key=lambda rate: rate.tokens_per_s,
             )
             lines.append(
-                f"      {workers} workers: {format_count(best.tokens_per_s)} tokens/s at micro batch "
+                f"      {counted(workers, 'worker')}: {format_count(best.tokens_per_s)} tokens/s at micro batch "
                 f"{best.micro_batch}, {best.tokens_per_s / plain:.0%} of the plain read"
             )
     return lines

@@ -134,7 +134,7 @@ def test_a_driver_that_lies_about_its_gpus(ill: Diagnosis) -> None:
     (_, _, contradicted), (_, hosts, odd) = ill.named("driver's word")
     assert "it names GPU 0 at 00000000:10:00.0, where the kernel shows none" in contradicted
     assert hosts == ["node2"]
-    assert "named NVIDIA A100-SXM4-40GB, which has 40.00 GiB, and is said to have 24.00 GiB" in odd
+    assert "named NVIDIA A100-SXM4-40GB, which has 42.95 GB, and is said to have 25.77 GB" in odd
 
 
 @pytest.mark.usefixtures("ill")

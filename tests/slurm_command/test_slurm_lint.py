@@ -469,3 +469,27 @@ def test_a_script_that_no_person_wrote_is_refused(tmp_path: Path) -> None:
     script.write_text(GOOD + "x" * 300_000)
     with pytest.raises(UserError, match="too long"):
         lint_file(script)
+
+
+WRITTEN = "cat > ./run.sh {end}\nexport RANK={name}\nEOF\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "name", "run", "found"),
+    [
+        ("<<EOF", "$SLURM_PROCID", "bash run.sh", [("early-variable", 14)]),
+        ("<<EOF", "${SLURM_NODEID}", "./run.sh", [("early-variable", 14)]),
+        ("<<'EOF'", "$SLURM_PROCID", "bash run.sh", []),
+        ("<<EOF", "\\$SLURM_PROCID", "bash run.sh", []),
+        ("<<EOF", "$SLURM_JOB_ID", "bash run.sh", []),
+        ("<<EOF", "$SLURM_PROCID", "bash other.sh", []),
+    ],
+    ids=["bare", "braces", "quoted end", "escaped", "the same for all tasks", "not run by srun"],
+)
+def test_a_script_that_is_written_and_then_run_has_the_variables_of_its_writer(
+    end: str, name: str, run: str, found: list[tuple[str, int]]
+) -> None:
+    script = GOOD.replace("srun --kill", WRITTEN.format(end=end, name=name) + "srun --kill").replace(
+        "python train.py", run
+    )
+    assert rules(script.replace("python train.py", run)) == found

@@ -12,7 +12,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.launch.hosts.placement import SLOTS_HINT
 from dist_trainer.memory.gpus import find_gpu
 from dist_trainer.monitor.gpu.pci import kernel_address
-from dist_trainer.units import counted, format_gb, format_gib
+from dist_trainer.units import counted, format_gb
 
 # Less memory in use than this is the driver's or a desktop's.
 _NOTICED_BYTES = 2**29
@@ -179,8 +179,8 @@ def _about_names(gpus: HostGpus) -> str:
             continue
         if gpu.total_bytes and abs(gpu.total_bytes - nominal_bytes) > _MEMORY_TOLERANCE * nominal_bytes:
             odd.append(
-                f"GPU {gpu.index} is named {gpu.name}, which has {format_gib(nominal_bytes)}, "
-                f"and is said to have {format_gib(gpu.total_bytes)}"
+                f"GPU {gpu.index} is named {gpu.name}, which has {format_gb(nominal_bytes)}, "
+                f"and is said to have {format_gb(gpu.total_bytes)}"
             )
     return "; ".join(odd)
 

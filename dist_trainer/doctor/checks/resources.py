@@ -99,7 +99,7 @@ def _cpus(hosts: Known, needs: Needs) -> Iterator[Finding]:
             few[host.name] = f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')}"
         elif count < host.num_slots * (1 + workers):
             crowded[host.name] = (
-                f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')} with {workers} loader workers each"
+                f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')} with {counted(workers, 'loader worker')} each"
             )
         room[host.name] = (count, host.num_slots, workers)
     yield from grouped("warn", "CPUs", few, "ask the batch system or the container for more CPUs, or start fewer ranks")
@@ -108,7 +108,7 @@ def _cpus(hosts: Known, needs: Needs) -> Iterator[Finding]:
     )
     if not few and not crowded:
         count, ranks, workers = min(room.values(), default=(0, 0, 0))
-        text = f"at least {count:g} for {counted(ranks, 'rank')} with {workers} loader workers each"
+        text = f"at least {count:g} for {counted(ranks, 'rank')} with {counted(workers, 'loader worker')} each"
         yield from all_well("CPUs", text, room, _names(hosts))
 
 

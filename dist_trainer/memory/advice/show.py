@@ -13,7 +13,7 @@ from dist_trainer.memory.advice.outcome import (
     target_standing,
 )
 from dist_trainer.memory.plan import Plan, RankPlan, needed
-from dist_trainer.units import GB, counted, format_gb, format_gib
+from dist_trainer.units import GB, counted, format_gb
 
 THOUSANDTH = GB // 1000
 LABEL_WIDTH = 24
@@ -63,7 +63,7 @@ def add_up(parts: Mapping[str, int], unit_bytes: int) -> dict[str, int]:
 
 def _heading(plan: Plan) -> Iterator[str]:
     device = plan.device_name or ("a CPU" if plan.device == "cpu" else "a GPU")
-    memory = f" of {format_gb(plan.device_bytes)} ({format_gib(plan.device_bytes)})" if plan.device_bytes else ""
+    memory = f" of {format_gb(plan.device_bytes)}" if plan.device_bytes else ""
     yield f"{plan.name} with {plan.deepspeed}"
     yield (
         f"{_ranks(plan.world_size)}, each on {device}{memory}: "

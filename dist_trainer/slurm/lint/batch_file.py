@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from dist_trainer.slurm.lint.commands import Command, commands_of
 from dist_trainer.slurm.lint.lines import Heredoc, Line, logical_lines, split_lines
 from dist_trainer.slurm.lint.options import Option, read_options
-from dist_trainer.slurm.lint.variables import expand, expand_heredoc_line, without_substitutions
+from dist_trainer.slurm.lint.variables import PER_TASK, expand, expand_heredoc_line, without_substitutions
 
 _DIRECTIVE = re.compile(r"#SBATCH\s+(.*)")
 # The limit on all text that variables add: each may contain another twice, and so grow exponentially.
 _MOST_CHARACTERS_PUT_IN = 2**18
 _BYTE_ORDER_MARK = "\ufeff"
+# `cat > run.sh <<EOF`, `tee run.sh <<EOF`.
+_WRITTEN_FILE = re.compile(r"(?:>>?|\btee\s+(?:-a\s+)?)\s*([\w./-]+)")
+_PER_TASK = re.compile(r"(?<!\\)\$\{?(" + "|".join(PER_TASK) + r")\b")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class BatchFile:
     lines: tuple[Line, ...]
     commands: tuple[Command, ...]
     scripts: tuple[Embedded, ...] = ()
+    written: tuple[Written, ...] = ()
 
     @property
     def has_directives(self) -> bool:
@@ -44,6 +49,15 @@ class BatchFile:
     def option(self, *names: str) -> Option | None:
         """The last of these options that sbatch reads, which is the one that counts; None if there is none."""
         return next((option for option in reversed(self.options) if option.name in names), None)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A per-task variable in a heredoc that the script writes into the file `name`: its own shell expands it there."""
+
+    name: str
+    line: int
+    variable: str
 
 
 @dataclass(frozen=True)
@@ -73,6 +87,7 @@ def _parse(text: str, variables: Mapping[str, str], more: tuple[Option, ...], *,
     known = dict(variables)
     commands: list[Command] = []
     scripts: list[Embedded] = []
+    written: list[Written] = []
     openers = {heredoc.opener.number: heredoc for heredoc in heredocs}
     room = _MOST_CHARACTERS_PUT_IN
     for line in lines:
@@ -84,6 +99,7 @@ def _parse(text: str, variables: Mapping[str, str], more: tuple[Option, ...], *,
         inner = openers.get(line.number)
         if inner is not None and not is_embedded:
             submit = next((command for command in own if command.words[0] == "sbatch"), None)
+            written += _written(inner, expanded)
             if submit or any(map(_DIRECTIVE.match, inner.lines)):
                 scripts.append(_embedded(inner, known if room > 0 else {}, submit))
                 room -= sum(map(len, scripts[-1].file.raw_lines)) - sum(map(len, inner.lines))
@@ -97,7 +113,17 @@ def _parse(text: str, variables: Mapping[str, str], more: tuple[Option, ...], *,
         lines=lines,
         commands=tuple(commands),
         scripts=tuple(scripts),
+        written=tuple(written),
     )
+
+
+def _written(heredoc: Heredoc, opener: str) -> Iterator[Written]:
+    target = _WRITTEN_FILE.search(opener)
+    if target is None or not heredoc.is_expanded:
+        return
+    for number, line in enumerate(heredoc.lines, heredoc.number):
+        for match in _PER_TASK.finditer(line):
+            yield Written(PurePath(target.group(1)).name, number, match.group(1))
 
 
 def _embedded(heredoc: Heredoc, variables: Mapping[str, str], submit: Command | None) -> Embedded:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import PurePath
 
 from dist_trainer.slurm.lint.batch_file import BatchFile
 from dist_trainer.slurm.lint.problem import Problem
@@ -149,3 +150,11 @@ def early_variable(file: BatchFile) -> Iterator[Problem]:
                 f"the script's own shell expands ${name} before srun starts: all tasks get its value, 0",
                 f"leave it to the shell of each task, in single quotes: srun bash -c '... ${name} ...'",
             )
+        run_files = {PurePath(word).name for word in command.words}
+        for written in file.written:
+            if written.name in run_files:
+                yield Problem(
+                    written.line,
+                    f"the script's own shell expands ${written.variable} as it writes {written.name}: all tasks get 0",
+                    f"write \\${written.variable}, or quote the heredoc's end (<<'EOF')",
+                )

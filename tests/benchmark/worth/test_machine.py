@@ -32,3 +32,14 @@ def test_work_of_others_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("share", "is_busy"), [(None, False), (0.05, False), (0.3, True)])
 def test_a_machine_is_busy_where_others_take_more_than_a_tenth(share: float | None, is_busy: bool) -> None:
     assert replace(Machine(), others_share=share).is_busy is is_busy
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, FileNotFoundError])
+def test_a_kernel_that_does_not_tell_the_frequency_gives_none(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr("psutil.cpu_freq", fail)
+    assert machine.watch()().frequency_mhz is None

@@ -113,7 +113,7 @@ def test_the_same_gpu_on_two_hosts_is_a_lie() -> None:
 def test_a_card_has_the_memory_that_its_name_says() -> None:
     odd = gpus(gpu(0, total_bytes=24 * GIB))
     assert found_of(odd, "driver's word") == [
-        ("warn", ("node1",), "GPU 0 is named NVIDIA A100-SXM4-80GB, which has 80.00 GiB, and is said to have 24.00 GiB")
+        ("warn", ("node1",), "GPU 0 is named NVIDIA A100-SXM4-80GB, which has 85.90 GB, and is said to have 25.77 GB")
     ]
     assert found_of(gpus(gpu(0, name="NVIDIA Unheard-of", total_bytes=1)), "driver's word")[0][0] == "ok"
 
