@@ -99,7 +99,8 @@ def _cpus(hosts: Known, needs: Needs) -> Iterator[Finding]:
             few[host.name] = f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')}"
         elif count < host.num_slots * (1 + workers):
             crowded[host.name] = (
-                f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')} with {counted(workers, 'loader worker')} each"
+                f"{count:g}{of_all} CPUs for {counted(host.num_slots, 'rank')} "
+                f"with {counted(workers, 'loader worker')} each"
             )
         room[host.name] = (count, host.num_slots, workers)
     yield from grouped("warn", "CPUs", few, "ask the batch system or the container for more CPUs, or start fewer ranks")
