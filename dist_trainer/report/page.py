@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.resources
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
-import jinja2
-from markupsafe import Markup
-
-from dist_trainer.cache import write_whole
-from dist_trainer.encoding import printable
-from dist_trainer.report import tables
+from dist_trainer.report import rendering, tables
 from dist_trainer.report.charts import curves
 from dist_trainer.report.charts.breakdown import Breakdown, breakdown
 from dist_trainer.report.charts.chart import Chart, Drawn, draw
 from dist_trainer.report.charts.curves import Compared
-from dist_trainer.report.markdown import fenced, finalize, quoted
 from dist_trainer.report.summary import Summary, of_last_steps
 from dist_trainer.report.tables import Table
 from dist_trainer.report.verdict import format_error, fullest, is_on_cpu, label, main_prediction
 from dist_trainer.units import counted, format_bytes, format_count
-
-HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 
 
 @dataclass(frozen=True)
@@ -100,23 +89,16 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
 
 
 def render_html(page: Page) -> str:
-    """A single self-contained file: style and script are inline, and its Content-Security-Policy allows no loading."""
-    return _environment().get_template("report.html.j2").render(page=page, read=_read)
+    return rendering.html("report.html.j2", page)
 
 
 def render_markdown(page: Page) -> str:
-    environment = _environment(finalize=finalize)
-    environment.filters.update(quoted=quoted, fenced=fenced)
-    text = environment.get_template("report.md.j2").render(page=page)
-    return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
+    return rendering.markdown("report.md.j2", page)
 
 
 def write_page(page: Page, run_dir: Path) -> tuple[Path, Path]:
-    """Writes both files, each atomically, because someone may be reading the previous ones."""
-    paths = (run_dir / HTML_FILE, run_dir / MARKDOWN_FILE)
-    for path, text in zip(paths, (render_html(page), render_markdown(page)), strict=True):
-        write_whole(path, printable(text))
-    return paths
+    """Writes both files. Raises OSError."""
+    return rendering.write(render_html(page), render_markdown(page), run_dir)
 
 
 def headline(summary: Summary) -> Headline:
@@ -177,19 +159,3 @@ def _memory_tiles(summary: Summary, count: int) -> list[Tile]:
 
 def _drawn(found: Sequence[Chart]) -> tuple[Drawn, ...]:
     return tuple(drawn for chart in found if (drawn := draw(chart)) is not None)
-
-
-@cache
-def _environment(*, finalize: Callable[[object], Markup] | None = None) -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("dist_trainer.report"),
-        autoescape=True,
-        finalize=finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-
-
-def _read(name: str) -> str:
-    return (importlib.resources.files("dist_trainer.report") / "templates" / name).read_text(encoding="utf-8")

@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.resources
-import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-
-import jinja2
-from markupsafe import Markup
 
 from dist_trainer.benchmark.worth import tables
 from dist_trainer.benchmark.worth.cells import AGAIN, ALL
@@ -19,13 +12,11 @@ from dist_trainer.benchmark.worth.ratios import Estimate
 from dist_trainer.benchmark.worth.results import Results
 from dist_trainer.benchmark.worth.rows import Row
 from dist_trainer.benchmark.worth.words import interval, times
-from dist_trainer.cache import write_whole
-from dist_trainer.encoding import printable
-from dist_trainer.report.markdown import fenced, finalize, quoted
+from dist_trainer.report import rendering
 from dist_trainer.report.tables import Table
 from dist_trainer.units import counted
 
-HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
+PACKAGE = "dist_trainer.benchmark.worth"
 
 
 @dataclass(frozen=True)
@@ -71,23 +62,16 @@ def make_page(results: Results) -> Page:
 
 
 def render_html(page: Page) -> str:
-    """One file that needs no other and runs nothing: its policy lets it load nothing."""
-    return _environment().get_template("worth.html.j2").render(page=page, read=_read)
+    return rendering.html("worth.html.j2", page, package=PACKAGE)
 
 
 def render_markdown(page: Page) -> str:
-    environment = _environment(finalize=finalize)
-    environment.filters.update(quoted=quoted, fenced=fenced)
-    text = environment.get_template("worth.md.j2").render(page=page)
-    return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
+    return rendering.markdown("worth.md.j2", page, package=PACKAGE)
 
 
 def write_page(page: Page, folder: Path) -> tuple[Path, Path]:
-    """Writes both files, each whole or not at all: someone may be reading the ones before. Raises OSError."""
-    paths = (folder / HTML_FILE, folder / MARKDOWN_FILE)
-    for path, text in zip(paths, (render_html(page), render_markdown(page)), strict=True):
-        write_whole(path, printable(text))
-    return paths
+    """Writes both files. Raises OSError."""
+    return rendering.write(render_html(page), render_markdown(page), folder)
 
 
 def _headline(together: Row | None) -> tuple[str, str]:
@@ -145,20 +129,3 @@ def _notes(rows: dict[str, Row]) -> list[str]:
             "An interval takes three rounds of each order, six in all; seven or more show smaller differences."
         )
     return [note.strip() for note in notes]
-
-
-@cache
-def _environment(*, finalize: Callable[[object], Markup] | None = None) -> jinja2.Environment:
-    loaders = [jinja2.PackageLoader(package) for package in ("dist_trainer.benchmark.worth", "dist_trainer.report")]
-    return jinja2.Environment(
-        loader=jinja2.ChoiceLoader(loaders),
-        autoescape=True,
-        finalize=finalize,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-
-
-def _read(package: str, name: str) -> str:
-    return (importlib.resources.files(package) / "templates" / name).read_text(encoding="utf-8")
