@@ -99,8 +99,8 @@ def choose_cuda_allocator(memory: MemoryConfig) -> None:
 
 
 def let_threads_wait_briefly() -> None:
-    """OpenMP's threads, which read the environment when torch is imported, spin for some 10 microseconds while they
-    wait for each other, and then sleep, unless the user chose how they wait.
+    """OpenMP's threads, which read the environment when torch is imported, spin briefly while they wait for each other,
+    and then sleep, unless the user chose how they wait.
 
     Spinning on takes the core from whoever is waited for, where the host is busy; sleeping at once costs a wake-up at
     each of many short waits, where it is not. Measured in docs/launchers.md.

@@ -16,6 +16,7 @@ from dist_trainer.benchmark.worth.rounds import Turn, left, remaining_s, turns
 from dist_trainer.benchmark.worth.running import measure
 from dist_trainer.cache import code_digest
 from dist_trainer.errors import UserError
+from dist_trainer.launch.hosts.devices import smallest_visible_gpu
 from dist_trainer.memory.targets import CPU
 from dist_trainer.units import format_duration
 
@@ -110,12 +111,9 @@ def progress_line(bench: Bench, turn: Turn, todo: Sequence[Turn], measured: Sequ
 
 
 def hardware_here() -> str:
-    """The name of this host's GPUs as torch sees them, or "cpu"."""
-    import torch
-
-    if torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != CPU:
-        return str(torch.cuda.get_device_name(0))
-    return CPU
+    """The name of the GPU that a rank started here would see, or "cpu"."""
+    gpu = None if os.environ.get("DS_ACCELERATOR") == CPU else smallest_visible_gpu(os.environ)
+    return CPU if gpu is None else gpu.name
 
 
 def _selected(every: Sequence[Cell], only: Sequence[str] | None) -> list[Cell]:

@@ -25,7 +25,7 @@ from dist_trainer.memory.plan import needed
 from dist_trainer.memory.targets import CPU
 from dist_trainer.records import DeviceSample, MemoryRecord, memory_file, read_records, samples_file
 from dist_trainer.report.reading.findings import read_findings
-from dist_trainer.report.summary import summary_of
+from dist_trainer.report.summary import mean_of_last, summary_of
 from dist_trainer.report.verdict import fullest
 
 # The loss of a run is the mean over so many last steps.
@@ -109,7 +109,6 @@ def _with_figures(ended: Measurement, run_dir: Path, settings: Settings, *, begi
     skip = settings.num_warm_up
     if len(steps) <= skip:
         return replace(ended, failure=f"it has {len(steps)} steps, of which {skip} are warm-up")
-    losses = columns["loss"][-NUM_LAST_STEPS:]
     worst = fullest(summary_of(findings).verdicts)
     peak_bytes = None
     if worst is not None:
@@ -122,7 +121,7 @@ def _with_figures(ended: Measurement, run_dir: Path, settings: Settings, *, begi
         step_s=tuple(steps[skip:]),
         data_wait_s=tuple(waits[skip:]),
         first_step_s=_first_step_s(run_dir, begin_s),
-        loss=sum(losses) / len(losses),
+        loss=mean_of_last(list(columns["loss"][-NUM_LAST_STEPS:])),
         peak_bytes=peak_bytes,
         planned_bytes=planned,
         energy_j=energy_j(run_dir / "records", settings.num_ranks),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import shlex
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from dist_trainer.benchmark.worth.results import Environment, Results, make_resu
 from dist_trainer.benchmark.worth.rounds import Turn
 from dist_trainer.benchmark.worth.rows import MatmulRates
 from dist_trainer.benchmark.worth.running import command
-from dist_trainer.cluster.threads import count_host_cores, count_own_cores, threads_per_rank
+from dist_trainer.cluster.threads import count_own_cores, threads_here
 from dist_trainer.disk import write_text
 from dist_trainer.errors import UserError
 from dist_trainer.memory.gpus import find_gpu, speeds
@@ -83,7 +84,7 @@ def data_sheet(hardware: str, num_ranks: int) -> dict[str, float]:
 
 
 def _num_threads(num_ranks: int) -> int:
-    return threads_per_rank({}, host_cores=count_host_cores(), own_cores=count_own_cores(), local_world_size=num_ranks)
+    return threads_here(os.environ, num_ranks)
 
 
 def _rates(bench: Bench) -> MatmulRates:

@@ -11,6 +11,7 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 from dist_trainer.memory.engines.ledger import (
     BUCKETS,
@@ -22,12 +23,10 @@ from dist_trainer.memory.engines.ledger import (
     PARAMETERS,
     TEMPORARIES,
     Block,
-    Ledger,
 )
 from dist_trainer.memory.engines.partitions import shard_numel
-from dist_trainer.memory.engines.settings import BYTES_OF, Settings
+from dist_trainer.memory.engines.settings import BYTES_OF
 from dist_trainer.memory.engines.stage0 import Bucket, Engine
-from dist_trainer.memory.trace.record import Trace
 
 # stage3.py takes the norm of an offloaded gradient in parts of so many elements.
 NORM_ELEMENTS = 250_000_000
@@ -48,26 +47,16 @@ class _Gather:
 class Zero3Engine(Engine):
     """Every parameter in shards; see the module."""
 
-    def __init__(
-        self,
-        trace: Trace,
-        settings: Settings,
-        ledger: Ledger,
-        host: Ledger,
-        *,
-        rank: int,
-        world_size: int,
-        built_on_device: bool,
-    ) -> None:
-        super().__init__(
-            trace, settings, ledger, host, rank=rank, world_size=world_size, built_on_device=built_on_device
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """As `Engine`."""
+        super().__init__(*args, **kwargs)
+        settings = self.settings
         self.offloads = settings.offload_optimizer != "none"
         self.offloads_parameters = settings.offload_param != "none"
         # On a CPU what is offloaded is where it was.
-        self.has_own_host = host is not ledger
-        self.shards = [shard_numel(numel, world_size) for numel in self.numels]
-        self.param_ledger = host if self.offloads_parameters else ledger
+        self.has_own_host = self.host is not self.ledger
+        self.shards = [shard_numel(numel, self.world_size) for numel in self.numels]
+        self.param_ledger = self.host if self.offloads_parameters else self.ledger
         self.secondary: dict[int, Block] = {}
         self.sub_groups = self._sub_groups()
         self._persisted = self._persistent()
