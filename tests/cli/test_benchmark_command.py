@@ -1,0 +1,93 @@
+"""The switches of `benchmark`: what is measured, what is compared, and what a stop leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dist_trainer.benchmark.worth import measuring, telling
+from dist_trainer.benchmark.worth.folder import Folder, Settings
+from dist_trainer.benchmark.worth.measurement import Measurement
+from dist_trainer.benchmark.worth.rounds import Turn
+from dist_trainer.cli.main import main
+
+TABLES = {"report.html", "report.md", "results.csv", "results.json"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(telling, "machine_flops_per_s", lambda *_, **__: None)
+    monkeypatch.setattr(measuring, "hardware_here", lambda: "cpu")
+    return tmp_path
+
+
+@pytest.fixture
+def stopped_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int | None], None]:
+    """Runs that are made up; the one of this number is interrupted."""
+
+    def set_up(number: int | None) -> None:
+        count = iter(range(1000))
+
+        def measure(folder: Folder, turn: Turn, settings: Settings) -> Measurement:
+            if next(count) == number:
+                raise KeyboardInterrupt
+            return Measurement(
+                turn.cell, turn.round, turn.place, 5.0, took_s=2.0, num_tokens=64, warm_up_s=(0.2,), step_s=(0.1,)
+            )
+
+        monkeypatch.setattr(measuring, "measure", measure)
+
+    return set_up
+
+
+def test_some_cells_are_measured_and_told(
+    stopped_at: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_at(None)
+    assert main(["benchmark", "--only", "bf16,fused", "--repeats", "2", "--results", "out"]) == 0
+    assert {path.name for path in Path("out").iterdir()} > TABLES
+    assert len(Folder(Path("out")).measurements()) == 10
+    said = capsys.readouterr().out
+    assert said.startswith("results    out\nround 1 of 2: ")
+    assert said.endswith("out/report.html\n           out/report.md\n")
+
+
+def test_one_that_is_stopped_still_tells_and_says_how_it_goes_on(
+    stopped_at: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_at(3)
+    assert main(["benchmark", "--only", "bf16", "--repeats", "2", "--results", "out"]) == 130
+    assert {path.name for path in Path("out").iterdir()} > TABLES
+    assert capsys.readouterr().out.endswith("stopped; it goes on with the same switches and --results out\n")
+    stopped_at(None)
+    assert main(["benchmark", "--only", "bf16", "--repeats", "2", "--results", "out"]) == 0
+    assert len(Folder(Path("out")).measurements()) == 8
+
+
+def test_results_are_compared_with_themselves_without_a_regression(
+    stopped_at: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stopped_at(None)
+    assert main(["benchmark", "--only", "bf16", "--results", "out"]) == 0
+    capsys.readouterr()
+    assert main(["benchmark", "--compare", "out", "out"]) == 0
+    assert "No regression is shown." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("switches", "said"),
+    [
+        (["--model-size", "tiny"], "one of the arguments --all --only --compare --loader is required"),
+        (["--only", "fb16"], "there is no such cell"),
+        (["--all", "--model-size", "huge"], "no configs file of this name"),
+        (["--all", "--steps", "2"], "too few steps"),
+        (["--compare", "here", "there"], "here"),
+        (["speed"], "benchmark"),
+    ],
+)
+def test_mistakes_are_told(switches: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["benchmark", *switches]) == 2
+    assert said in capsys.readouterr().err
