@@ -160,6 +160,7 @@ def report_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
     """The report of a run with one file of its folder mutated."""
 
     def open_folder(folder: Path) -> tuple[Path, list[bytes], Parse]:
+        from dist_trainer.memory.plan import PLAN_ON_GPU_FILE, write_plan
         from dist_trainer.report.charts.curves import Compared
         from dist_trainer.report.page import make_page, render_html, render_markdown
         from dist_trainer.report.reading.findings import read_findings
@@ -172,6 +173,7 @@ def report_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
             folder / "run", (2_610_000_000, 2_200_000_000), plan=plan, num_samples=12, num_gpus_a_host=many
         )
         (run_dir / "resolved" / "launch.json").write_text(LAUNCH_JSON)
+        write_plan(plan, run_dir, PLAN_ON_GPU_FILE)
         run_folders.append(run_dir / "records" / "events.jsonl", MORE_EVENTS)
         path = run_dir / name
 
@@ -188,6 +190,39 @@ def report_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
             )
             list(lines(status))
             one_line(status)
+
+        return path, [path.read_bytes()], use
+
+    return open_folder
+
+
+def benchmark_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
+    """The tables of a benchmark, and two side by side, with one file of the folder mutated."""
+
+    def open_folder(folder: Path) -> tuple[Path, list[bytes], Parse]:
+        from dist_trainer.benchmark.worth import compare
+        from dist_trainer.benchmark.worth.folder import Folder
+        from dist_trainer.benchmark.worth.measurement import Measurement
+        from dist_trainer.benchmark.worth.measuring import Wanted, prepare
+        from dist_trainer.benchmark.worth.page import make_page, render_html, render_markdown
+        from dist_trainer.benchmark.worth.results import read_results
+        from dist_trainer.benchmark.worth.telling import RATES_FILE, results_of, tell
+
+        (folder / RATES_FILE).write_text('{"measured": {"fp32": 2e11}, "data_sheet": {}}')
+        bench = prepare(Wanted("tiny", only=("bf16",), results=folder), hardware="cpu")
+        for number in range(6):
+            for cell in ("baseline", "bf16", "other-seeds"):
+                made = Measurement(cell, number, 0, 5.0, 2.0, None, 64, (0.2,), (0.1, 0.1 + number / 100), (0.0, 0.0))
+                bench.folder.add(made)
+        tell(bench)
+        path = folder / name
+
+        def use() -> None:
+            Folder(folder).settings()
+            compare.text(compare.compare_folders(folder, folder))
+            page = make_page(results_of(bench) if name == "measurements.jsonl" else read_results(folder))
+            render_html(page)
+            render_markdown(page)
 
         return path, [path.read_bytes()], use
 
@@ -543,7 +578,12 @@ PARSERS: tuple[Parser, ...] = (
             ("resolved/ds_config.json", "json"),
             ("resolved/launch.json", "json"),
             ("resolved/plan.json", "json"),
+            ("resolved/plan-gpu.json", "json"),
         )
+    ),
+    *(
+        Parser(f"benchmark:{name}", form, benchmark_of(name), is_fatal=name != "measurements.jsonl")
+        for name, form in (("settings.json", "json"), ("measurements.jsonl", "jsonl"), ("results.json", "json"))
     ),
     Parser("checkpoint.json", "json", checkpoint_of("step-8/checkpoint.json")),
     Parser("latest", "text", checkpoint_of("latest")),

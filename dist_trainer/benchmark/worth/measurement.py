@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Annotated
 
-from annotated_types import Ge
-
-Seconds = Annotated[float, Ge(0)]
+from dist_trainer.typed_json import Count, Finite, Seconds
 
 
 @dataclass(frozen=True)
@@ -17,9 +14,9 @@ class Machine:
     CPU in the minute before. `others_share`: the share of all CPU time that other processes than the cell's took.
     """
 
-    load: float | None = None
-    others_share: float | None = None
-    frequency_mhz: float | None = None
+    load: Finite | None = None
+    others_share: Finite | None = None
+    frequency_mhz: Finite | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -40,21 +37,26 @@ class Measurement:
     """
 
     cell: str
-    round: int
-    place: int
-    time_s: float
+    round: Count
+    place: Count
+    time_s: Seconds
     took_s: Seconds = 0.0
     failure: str | None = None
-    num_tokens: int = 0
+    num_tokens: Count = 0
     warm_up_s: tuple[Seconds, ...] = ()
     step_s: tuple[Seconds, ...] = ()
     data_wait_s: tuple[Seconds, ...] = ()
     first_step_s: Seconds | None = None
-    loss: float | None = None
-    peak_bytes: int | None = None
-    planned_bytes: int | None = None
-    energy_j: float | None = None
+    loss: Finite | None = None
+    peak_bytes: Count | None = None
+    planned_bytes: Count | None = None
+    energy_j: Finite | None = None
     machine: Machine = field(default_factory=Machine)
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether the run came to its end, and took steps of some length."""
+        return self.failure is None and self.num_tokens > 0 and bool(self.step_s) and self.median_step_s > 0
 
     @property
     def median_step_s(self) -> float:

@@ -53,7 +53,7 @@ def log_speeds(measurements: Iterable[Measurement]) -> dict[str, dict[int, float
     """By cell and round; steps a second. What failed is left out, and of a round measured twice the later counts."""
     found: dict[str, dict[int, float]] = {}
     for one in measurements:
-        if one.failure is None and one.step_s and one.median_step_s > 0:
+        if one.has_figures:
             found.setdefault(one.cell, {})[one.round] = -math.log(one.median_step_s)
     return found
 

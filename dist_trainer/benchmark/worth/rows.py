@@ -89,7 +89,7 @@ def make_rows(
     """In the order of the cells, each of which has a row. `commands`: what runs a cell again, by its name."""
     speeds = log_speeds(measurements)
     by_cell = {cell.name: latest(measurements, cell.name) for cell in cells}
-    baseline = [one for one in by_cell.get(BASELINE, []) if one.failure is None]
+    baseline = [one for one in by_cell.get(BASELINE, []) if one.has_figures]
     spread = loss_spread(baseline, by_cell.get(OTHER_SEEDS, []))
     return [
         _row(
@@ -129,7 +129,7 @@ def _row(
     speeds: Mapping[str, Logs],
     spread: float | None,
 ) -> Row:
-    good = [one for one in measured if one.failure is None and one.step_s]
+    good = [one for one in measured if one.has_figures]
     failures = [one.failure or "no step was taken" for one in measured if one not in good]
     ratio = None if cell.name == BASELINE else estimate(paired(speeds.get(cell.name, {}), speeds.get(BASELINE, {})))
     tokens_per_s = _median(one.tokens_per_s for one in good)
@@ -196,7 +196,7 @@ def _is_spoiled(
 
 
 def _speed(good: Sequence[Measurement]) -> Estimate | None:
-    return estimate({one.round: math.log(one.tokens_per_s) for one in good if one.num_tokens and one.median_step_s > 0})
+    return estimate({one.round: math.log(one.tokens_per_s) for one in good})
 
 
 def _flops_per_token(cell: Cell) -> int:
