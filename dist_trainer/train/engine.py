@@ -46,15 +46,14 @@ def _refuse_one_leaf(engine: Any, resolved: ResolvedRun) -> None:
         where=resolved.deepspeed_source,
         key=f"zero_optimization.{name}",
         found=zero.get(name),
-        hint="lower the threshold, so that blocks become leaves, or remove it" if name == names[0] else "name blocks",
+        hint="lower the threshold until blocks become leaves, or remove it" if name == names[0] else "name blocks",
     )
 
 
 def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
     """Builds the model with the run's seed and wraps it; weights are the same on every rank and at every ZeRO stage.
 
-        hint="lower the threshold until blocks become leaves, or remove it" if name == names[0] else "name blocks",
-    UserError where the JSON makes the whole model one leaf module of ZeRO-3.
+    Raises UserError where the JSON makes the whole model one leaf module of ZeRO-3.
     """
     import deepspeed
 
