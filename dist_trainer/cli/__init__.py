@@ -1,4 +1,4 @@
-"""The command line: which command, its switches, its exit status. A command's module is imported when it runs."""
+"""The command line: a module for each command, with its switches. It is imported only when that command runs."""
 
 from dist_trainer.cli.main import main
 

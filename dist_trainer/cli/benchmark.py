@@ -1,4 +1,4 @@
-"""`dist_trainer benchmark`: what settings take, and how far plans lie from it."""
+"""`dist_trainer benchmark`: what settings are worth, what memory they take, and how far plans are off."""
 
 from __future__ import annotations
 

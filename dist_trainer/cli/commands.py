@@ -1,4 +1,4 @@
-"""The word that says what to do: the first of a command line, and the first after `data`, `slurm` and `benchmark`."""
+"""The word that names a command: the first of the command line, and the next after `data`, `slurm` and `benchmark`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from dist_trainer.errors import EXIT_OK, UserError
 
 
 def require_command(word: str, known: Collection[str], *, of: str | None = None) -> None:
-    """Raises UserError, which names the nearest, where `word` is none of the known commands (of the command `of`)."""
+    """Raises UserError, with the most similar command as a hint, if `word` is not in `known`.
+
+    `of` is the command that has these as subcommands; None for the commands at the top.
+    """
     if word in known:
         return
     near = difflib.get_close_matches(word, known, n=1)
@@ -23,8 +26,9 @@ def require_command(word: str, known: Collection[str], *, of: str | None = None)
 
 
 def run_one_of(commands: Mapping[str, Callable[[list[str]], int]], argv: list[str], *, of: str) -> int:
-    """Runs what the first word names, of the commands of `of`, with the other words, or shows which there are: the exit
-    status. Raises UserError.
+    """Runs the subcommand of `of` that the first word names, with the other words, and returns its exit status.
+
+    -h shows which there are; if there is only one, its switches. Raises UserError if the first word names none.
     """
     word = argv[0] if argv else ""
     if word in ("-h", "--help"):

@@ -62,7 +62,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """0 when no check failed (warnings are told, and pass), 1 when one did. Raises UserError."""
+    """0 if no check failed, whatever the warnings; 1 if one did. Raises UserError."""
     args = build_parser().parse(argv)
     facts = read_host_facts(os.environ)
     choice = HostChoice(args.hostfile, args.include, args.exclude, parse_ranks_per_host(args.nproc_per_node))
@@ -98,7 +98,10 @@ def main(argv: list[str]) -> int:
 
 
 def _where(choice: HostChoice, facts: HostFacts) -> tuple[How, Topology]:
-    """A hostfile that is named counts more than an allocation around it."""
+    """How the hosts are reached, and the hosts: those of --hostfile, else of the SLURM allocation, else this one.
+
+    Raises UserError in an allocation without srun.
+    """
     if choice.hostfile is None and in_allocation(facts.environ):
         if shutil.which("srun") is None:
             raise UserError(
@@ -124,6 +127,6 @@ def _port(environ: Mapping[str, str]) -> MeetingPort:
 
 
 def _folder(run_dir: Path) -> Path:
-    """The folder that is there, on whose storage the run's folder would be made."""
+    """The nearest folder that exists, `run_dir` or above it: the run's folder would be on its storage."""
     path = run_dir.absolute()
     return next(folder for folder in (path, *path.parents) if folder.is_dir())

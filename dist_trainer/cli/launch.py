@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from dist_trainer.config.resolve import ResolvedRun
     from dist_trainer.memory.advice.preflight import Preflight
 
-# They import torch first, and meanwhile there is time to plan; with the others rank 0 does it as soon.
+# These import torch before they start ranks: time enough to plan here. Under the others rank 0 plans as early.
 _COME_UP_SLOWLY = ("torchrun", "deepspeed")
 
 
@@ -118,11 +118,11 @@ def run(
 ) -> int:
     """Prints the command (--dry-run), or runs it and returns its exit status. Raises UserError.
 
-    `train_arguments` are passed on literally. `run_dir` is the folder that they name, None where they name none:
-    then the next free one is taken, and named to `train`. `train_request` is what they ask for, and is checked for
-    the number of ranks, with the checkpoint that `resume` means, before anything is made or a rank is started; None
-    where `module` is not ours, which names its folder. It is planned too: what would not fit this host is not started,
-    unless `force`.
+    `train_arguments` are passed on literally. `run_dir` is the folder that they name. If they name none it is None, and
+    the next free folder is taken and named to `train`. `train_request` is what they ask for: it is checked for the
+    number of ranks, together with the checkpoint that `resume` means, before anything is made or a rank is started. It
+    is planned too, and a run that would not fit this host is not started, unless `force`. It is None if `module` is
+    another program than ours; then `run_dir` is required.
     """
     environ = os.environ
     facts = read_host_facts(environ)
@@ -136,7 +136,7 @@ def run(
         check_ssh(args.ssh, topology, facts, rendezvous)
     told_port = read_count(environ, "MASTER_PORT")
     if args.ssh and rendezvous is not None:
-        # The hosts are those of the hostfile, and started from here: only the port is left to say.
+        # With --ssh the hostfile names the hosts, and this process starts them: only the port is still needed.
         told_port, rendezvous = rendezvous.port, None
     request = LaunchRequest(
         arguments=("train", *train_arguments),
@@ -171,7 +171,7 @@ def run(
         check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
         return run_beside(request, secret)
 
-    # Ranks find the folder held by the launch that started them, and know it by this.
+    # The folder's lock has this id, by which ranks know that it is held by the launch that started them.
     launch_id = secrets.token_hex(8)
 
     if not request.is_local:
@@ -179,14 +179,14 @@ def run(
 
     def prepare() -> Prepared:
         if request.is_local:
-            # While the launcher comes up.
+            # Done here, while the launcher comes up.
             checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
             if checked is not None:
                 from dist_trainer.launch.hosts.devices import check_async_io
 
                 check_async_io(checked)
         elif rendezvous is None and launcher != "srun":
-            # Only now: asyncio takes a third of the time in which a run on this host is on its way.
+            # Imported only if needed: importing asyncio takes a third of the time in which a run on this host starts.
             from dist_trainer.launch.hosts.reach import check_hosts
 
             check_hosts(request, secret, is_chosen=choice.names_slots)
@@ -203,7 +203,7 @@ def run(
             _say(planned, chosen_dir)
         return Prepared(chosen_dir, arguments_with(chosen_dir))
 
-    # A folder that is not named yet gives no port.
+    # The port is computed from the folder's path; as long as there is none, from this process's id.
     port = told_port or first_free_port(planned_port(run_dir or Path(str(os.getpid()))))
     with ExitStack() as held:
         return run_request(
@@ -217,10 +217,10 @@ def run(
 
 
 def check_files(request: Request | None, num_ranks: int, *, resume: str, run_dir: Path | None) -> ResolvedRun | None:
-    """The run on a device that can do everything; None where what is to run is not ours.
+    """The run, resolved for a device that supports everything; None if what is to run is not ours.
 
-    Raises UserError for a mistake in either file, or in what overrides them, and for a checkpoint that is not whole or
-    not of such a run.
+    Raises UserError for a mistake in either file or in what overrides them, and for a checkpoint that is not whole or
+    is another kind of run's.
     """
     if request is None:
         return None
@@ -230,7 +230,7 @@ def check_files(request: Request | None, num_ranks: int, *, resume: str, run_dir
 
 
 def _say_beside_the_command(resolved: ResolvedRun) -> None:
-    """What the start lines of the run will say of its settings: on stderr, for stdout is what a shell reads."""
+    """Prints what the run's first lines will say of its settings; on stderr, because a shell may read stdout."""
     lines = [*(f"filled     {one}" for one in resolved.filled), *(f"notice     {one}" for one in resolved.notices)]
     for line in lines:
         print(printable(line), file=sys.stderr)
@@ -244,9 +244,9 @@ def names_of(request: Request | None) -> tuple[str, str]:
 
 
 def plan_here(request: Request, topology: Topology, facts: HostFacts, *, force: bool) -> Preflight:
-    """Plans a run that is all on this host; else rank 0 plans, which sees its own device.
+    """Plans a run whose ranks are all on this host. (Any other is planned by its rank 0, which sees its own device.)
 
-    Raises UserError where the run would not fit, unless `force`.
+    Raises UserError if the run would not fit, unless `force`.
     """
     from dist_trainer.launch.hosts.devices import assumed_facts, host_memory_bytes, smallest_visible_gpu
     from dist_trainer.logs import quiet_deepspeed
@@ -282,7 +282,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """Checks what was asked, as every rank will, before a rank is started."""
+    """Checks what was asked, as every rank will, then launches; returns the exit status. Raises UserError."""
     outlive_readers()
     parser = build_parser()
     args, train_arguments = parser.parse_known_args(argv)

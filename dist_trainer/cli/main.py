@@ -20,7 +20,7 @@ COMMANDS = {
     "plan": "say how many bytes each rank will need",
     "doctor": "look on every host for what would keep a run from starting, or slow it down",
     "data": "make token files from text",
-    "benchmark": "measure what settings take, and how far plans lie from it",
+    "benchmark": "measure what settings are worth and what memory they take, and how far plans are off",
     "report": "judge a run's memory, and show the run as a page",
     "monitor": "record the memory of any program while it runs",
 }
@@ -40,9 +40,10 @@ dist_trainer COMMAND --help shows a command's switches.
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit status: 0, 1 when a run fails, 2 for the user's mistakes.
+    """Runs one command and returns its exit status (the constants of errors.py): 0; 1 if a run failed; 2 for the user's
+    mistakes; others by command.
 
-    Without `argv` it is that of this process: so the console command calls it.
+    `argv` is by default this process's command line. With --debug unforeseen exceptions are raised.
     """
     set_up_streams()
     arguments = without_local_rank(sys.argv[1:] if argv is None else argv)
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
             print(printable(f"dist_trainer: error: {error}"), file=sys.stderr)
             return error.exit_status
         except KeyboardInterrupt:
-            # The line that shows ^C is not at its end.
+            # The terminal shows ^C without ending its line.
             print("\ndist_trainer: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
         except OSError as error:
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
             print(printable(f"dist_trainer: error: {told}"), file=sys.stderr)
             return told.exit_status
         except Exception as error:
-            # A fault of the program, or numbers that no arithmetic holds.
+            # A bug, or figures too large for arithmetic (OverflowError).
             if "--debug" in arguments:
                 raise
             said = (str(error).strip().splitlines() or ["no more is known"])[0]
@@ -75,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        # Whoever read the output wants no more of it; what Python still holds of it must not fail at the exit.
+        # The reader of the output has gone (`| head`). What is still buffered must not make Python fail as it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
 
@@ -96,9 +97,9 @@ def _run(arguments: list[str]) -> int:
 
 
 def without_local_rank(argv: list[str]) -> list[str]:
-    """DeepSpeed's launcher puts --local_rank=N before everything else; the environment says the same.
+    """`argv` without the --local_rank=N that DeepSpeed's launcher puts first: the environment has LOCAL_RANK too.
 
-    What stands behind `--` belongs to another program.
+    What follows `--` belongs to another program and stays.
     """
     end = argv.index("--") if "--" in argv else len(argv)
     own = [argument for argument in argv[:end] if not argument.startswith(("--local_rank=", "--local-rank="))]

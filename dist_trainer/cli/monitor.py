@@ -66,7 +66,7 @@ def main(argv: list[str]) -> int:
     run_dir = _run_dir(args.output, command)
     with FolderLock(run_dir, "launch", say=lambda text: print(f"monitor: {text}", file=sys.stderr)):
         if args.output is not None:
-            # Another may have come and gone since.
+            # Another run may have used the folder, and ended, before this one had the lock.
             _require_unused(run_dir)
         return _watch(command, run_dir, interval_s=args.interval)
 
@@ -106,7 +106,7 @@ def _watch(command: list[str], run_dir: Path, *, interval_s: float) -> int:
 
 
 def summary_lines(watch: Watch, run_dir: Path, *, status: int, seconds: float) -> list[str]:
-    """The peaks, for the person at the terminal."""
+    """For the terminal: how the command ended (`status` as `main` returns it), the peaks, and the notices."""
     ending = f"ended by {signal.Signals(status - 128).name}" if _is_signal(status) else f"status {status}"
     lines = [f"monitor: {ending} after {format_duration(seconds)}; records in {run_dir}"]
     lines += [f"  {name:<6} {_peaks(series)}" for name, series in watch.series.items()]

@@ -12,7 +12,7 @@ from dist_trainer.units import whole_number
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises UserError where argparse would print its usage and exit, so that one rank alone can say it."""
+    """Raises UserError where argparse would print its usage and exit, so that one rank can report it for all."""
 
     def __init__(self, command: str, description: str) -> None:
         super().__init__(prog=f"dist_trainer {command}", description=description, allow_abbrev=False)
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
         return [option for action in self._actions for option in action.option_strings]
 
     def parse(self, argv: list[str], *, also_known: list[str] | None = None) -> argparse.Namespace:
-        """Parses all of `argv`; a switch that is not known is named with its nearest, of `also_known` too."""
+        """Raises UserError for an unknown switch, with the most similar one as a hint: its own, or of `also_known`."""
         args, unknown = self.parse_known_args(argv)
         if unknown:
             known = [*self.option_strings(), *(also_known or [])]

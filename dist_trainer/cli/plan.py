@@ -33,7 +33,7 @@ from dist_trainer.units import counted, format_gb, parse_bytes
 class World:
     """How many ranks, how many of them share a host at most, and whether they are all on this one.
 
-    `assumption` says so where nobody said the number.
+    `assumption` is a notice for the user, if nobody said how many and the number is an assumption.
     """
 
     num_ranks: int
@@ -200,7 +200,10 @@ def _fit(args: argparse.Namespace, case: Case, resolved: ResolvedRun) -> int:
 
 
 def find_world(args: argparse.Namespace, facts: HostFacts) -> World:
-    """The ranks that `launch` would start with these switches; --nproc-per-node N needs no GPU to be there."""
+    """The ranks that `launch` would start with these switches; --nproc-per-node N needs no GPU to be there.
+
+    Raises UserError if the switches contradict each other or name no such hosts.
+    """
     asked = parse_ranks_per_host(args.nproc_per_node)
     num_hosts = args.nnodes or 1
     if args.hostfile is not None:
@@ -254,7 +257,7 @@ def _device(args: argparse.Namespace, world: World, facts: HostFacts) -> Planned
 
 
 def _host(args: argparse.Namespace, world: World) -> outcome.HostMemory | None:
-    """The memory of a host: as said, or this one's where the ranks are on it and the GPU is not another's."""
+    """--host-memory, else this host's memory if the ranks are on it and on its own GPUs, else None."""
     num_bytes = args.host_memory
     if num_bytes is None:
         if not world.is_this_host or args.gpu is not None or args.gpu_memory is not None:

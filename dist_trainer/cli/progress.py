@@ -1,4 +1,4 @@
-"""How far a search is, on stderr: how many settings were planned so far, for nobody knows how many there will be."""
+"""A counter on stderr for a search: how many settings it has planned so far. How many there will be is not known."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def counting(what: str, *, enabled: bool) -> Iterator[Callable[[], None]]:
-    """Yields a function to call for each that is done. `what` is what is counted: "settings planned"."""
+    """Yields a function to call once for each thing done. `what` is what is counted: "settings planned"."""
     if not enabled:
         yield lambda: None
         return
@@ -17,7 +17,7 @@ def counting(what: str, *, enabled: bool) -> Iterator[Callable[[], None]]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn(f"{{task.completed}} {what}"), TimeElapsedColumn())
-    # What is found stands alone on the terminal afterwards.
+    # Transient: the counter disappears, so that only the result stays on the terminal.
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task(what, total=None)
         yield lambda: shown.advance(task)

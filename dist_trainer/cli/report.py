@@ -32,7 +32,7 @@ def build_parser() -> Parser:
 
 
 def main(argv: list[str]) -> int:
-    """0, or under --strict EXIT_TARGET_MISSED where the target is not known to be met. Raises UserError."""
+    """0, or under --strict EXIT_TARGET_MISSED if the target was missed or cannot be judged. Raises UserError."""
     args = build_parser().parse(argv)
 
     from rich.console import Console
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_names(run_dirs: list[Path]) -> list[str]:
-    """The folders' own names, with as much in front of them as tells them apart."""
+    """The folders' names, each with as many of its parent folders as it takes to tell all of them apart."""
     whole = [run_dir.resolve() for run_dir in run_dirs]
     for count in range(1, max(len(path.parts) for path in whole) + 1):
         names = [str(Path(*path.parts[-count:])) for path in whole]

@@ -1,4 +1,4 @@
-"""`dist_trainer slurm`: a run into SLURM's queue, where it is, and what is wrong with a batch script."""
+"""`dist_trainer slurm`: submits a run, says where it is, and says what is wrong with a batch script."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ from dist_trainer.slurm.script import TASK_MARK, Training, output_pattern, rende
 from dist_trainer.slurm.submit import read_submitted, submit
 from dist_trainer.units import counted
 
-# What `submit` writes for a switch of its own, and what would change the number of ranks or where the job runs.
+# Options that --sbatch refuses: those for which `submit` has a switch of its own, and those that would change the
+# number of ranks, where the job runs, or how it goes back into the queue.
 _SAID_BY_SWITCHES = (
     *("nodes", "gpus-per-node", "gres", "gpus-per-task", "ntasks-per-node", "ntasks", "cpus-per-task", "mem", "time"),
     *("partition", "account", "nodelist", "array", "signal", "no-requeue"),
@@ -125,7 +126,11 @@ def main(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """All that was checked, and the rest of the script but for a new run's folder. `tasks` are those of an array."""
+    """A checked request, and all else that its script needs except the folder of a new run.
+
+    `tasks`: the numbers of an array's tasks, empty without an array. `signal_s`: how long before its end the job is
+    told, None if it is not requeued. `names`: those of the run file and the DeepSpeed JSON.
+    """
 
     request: JobRequest
     tasks: tuple[int, ...]
@@ -141,7 +146,7 @@ class _Prepared:
 
 
 def _submit(argv: list[str]) -> int:
-    """Checks what was asked, as every rank will, before anything is made or queued."""
+    """Submits the run, or prints its script. Checks it as every rank will, before anything is made or queued."""
     parser = build_submit_parser()
     args, arguments = parser.parse_known_args(argv)
     prepared = _prepare(args, arguments, parser)
@@ -178,11 +183,11 @@ def _submit(argv: list[str]) -> int:
 
 
 def _prepare(args: argparse.Namespace, arguments: list[str], parser: Parser) -> _Prepared:
-    # sbatch passes this environment on to the job.
+    # sbatch passes this environment on to the job: a rank's number in it would reach every rank.
     refuse_stray_rank(os.environ, whose="of the job", again="submit")
     request = _request_from(args)
     tasks = _tasks(request)
-    # The tasks of an array differ in no more than their number.
+    # An array's tasks differ only in their number: its first and its last stand for all.
     edges = (tasks[0], tasks[-1]) if tasks else (None,)
     asked = [_train_arguments(arguments, task, parser) for task in edges]
     layout = lay_out(request)
@@ -249,7 +254,7 @@ def _request_from(args: argparse.Namespace) -> JobRequest:
                 "This follows from the other switches, or from how a job is run.", where="--sbatch", found=option
             )
     if args.no_requeue and args.signal is not None:
-        raise UserError("There is nothing to signal a job that is not requeued.", where="--signal", found=args.signal)
+        raise UserError("With --no-requeue a job is sent no signal.", where="--signal", found=args.signal)
     launcher: Launcher = args.launcher
     return JobRequest(
         launcher=launcher,
@@ -286,15 +291,18 @@ def _train_arguments(arguments: list[str], task: int | None, parser: Parser) -> 
 
 
 def _cluster(*, is_dry_run: bool) -> tuple[Cluster | None, tuple[str, ...]]:
-    """What there is, and why that is not known: without it a script can be shown, but not submitted."""
+    """What SLURM says of the cluster, or None and a notice why that is not known.
+
+    Without it a script can be printed (`is_dry_run`), but not submitted: then raises UserError.
+    """
     if is_dry_run and not is_here():
-        return None, ("there is no SLURM on this host: nothing is held against a cluster",)
+        return None, ("there is no SLURM on this host: the script is not checked against a cluster",)
     try:
         return read_cluster(os.environ), ()
     except UserError as error:
         if not is_dry_run:
             raise
-        return None, (f"{error.problem} Nothing is held against it.",)
+        return None, (f"{error.problem} The script is not checked against it.",)
 
 
 def _signal_s(request: JobRequest, checkpoints: CheckpointConfig, checked: Checked) -> int | None:
@@ -304,7 +312,7 @@ def _signal_s(request: JobRequest, checkpoints: CheckpointConfig, checked: Check
 
 
 def _refuse_second_job(run_dir: Path) -> None:
-    """Two jobs at once would write into the same files."""
+    """Raises UserError if a job for this folder is queued or runs: two would write into the same files."""
     before = read_submitted(run_dir)
     if before is None:
         return
@@ -327,7 +335,7 @@ def _size(prepared: _Prepared) -> str:
 
 
 def _status(argv: list[str]) -> int:
-    """0 while it is queued, runs, or has come to its end; 1 when a job has ended otherwise."""
+    """0 while the run is queued, runs, or has come to its end; 1 if a job has ended otherwise."""
     args = build_status_parser().parse(argv)
 
     from dist_trainer.slurm import status

@@ -124,7 +124,7 @@ def main(argv: list[str]) -> int:
     try:
         rank = find_rank(os.environ, ask_mpi)
     except UserError as error:
-        # Each speaks for itself where none knows which it is.
+        # A rank that does not know its number reports as rank 0 would: nobody else can do it for this one.
         fail_before_meeting(error, rank=0, debug="--debug" in argv)
     try:
         args = build_parser().parse(argv)

@@ -59,7 +59,7 @@ def test_the_issues_own_command(folder: Path, capsys: pytest.CaptureFixture[str]
     ]
     assert f"\npython={shlex.quote(sys.executable)}\n" in out
     assert "    --resume auto \\\n    --config large \\\n    --ds zero2 &\n" in out
-    assert err == "notice     there is no SLURM on this host: nothing is held against a cluster\n"
+    assert err == "notice     there is no SLURM on this host: the script is not checked against a cluster\n"
     assert list(folder.iterdir()) == []
     assert shown(capsys, *command.split()) == (out, err)
 
@@ -106,7 +106,7 @@ def test_what_the_end_of_the_time_costs_is_said(folder: Path, capsys: pytest.Cap
         (("--gpus-per-node", "2", "--array", "3-0"), "is not an array"),
         (("--gpus-per-node", "2", "--resume", "never"), "add --no-requeue"),
         (("--gpus-per-node", "2", "--time", "10", "--signal", "600"), "at most 599 seconds"),
-        (("--gpus-per-node", "2", "--no-requeue", "--signal", "60"), "There is nothing to signal"),
+        (("--gpus-per-node", "2", "--no-requeue", "--signal", "60"), "is sent no signal"),
         (("--gpus-per-node", "2", "--sbatch", "nodes=3"), "use --nodes"),
         (("--gpus-per-node", "2", "--sbatch", "wrap=true"), "follows from the other switches"),
         (("--gpus-per-node", "2", "--sbatch=--qos=long"), "like qos=long"),
