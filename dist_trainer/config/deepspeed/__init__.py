@@ -1,1 +1,1 @@
-"""One DeepSpeed JSON: its keys, what they may say, what contradicts, what it resolves to. Never torch, deepspeed."""
+"""One DeepSpeed JSON: keys, values, contradictions, what it resolves to. Imports no torch or deepspeed."""

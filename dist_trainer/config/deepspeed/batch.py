@@ -30,14 +30,15 @@ class Batch:
 
 
 def _divisors(value: int) -> set[int]:
-    """Those up to its root, or up to a million, and what they go into it with."""
+    """Divisors up to its square root, or up to a million if that is less, and the quotients they leave."""
     small = {size for size in range(1, min(math.isqrt(value), 10**6) + 1) if value % size == 0}
     return small | {value // size for size in small}
 
 
 def nearest(train: int, micro: int, accumulation: int, world_size: int) -> list[Batch]:
-    """Batches that multiply, near to what was asked: up to two that give `train` (or, where it is no multiple of the
-    world size, the multiples on either side), then the one that keeps micro batch and accumulation."""
+    """Consistent batches near to what was asked: two of size `train` at most, then the one that keeps micro batch and
+    accumulation. If `train` is no multiple of the world size, the multiples below and above take its place, one each.
+    """
     totals = (
         [train] if train % world_size == 0 else [train - train % world_size, train - train % world_size + world_size]
     )
@@ -75,10 +76,10 @@ def _does_not_multiply(train: int, micro: int | None, accumulation: int | None, 
 
 
 def derive(config: Mapping[str, Any], facts: Facts, *, source: str) -> Batch:
-    """The three sizes for this world size, as DeepSpeed's _set_batch_related_parameters derives what is missing.
+    """The three sizes for this world size; a missing one is derived as by DeepSpeed's _set_batch_related_parameters.
 
-    An "auto" is missing too, but for the default it stands for: a micro batch of facts.micro_batch where nothing else
-    tells it. Raises UserError where none of the three says how large a batch is, or where they do not multiply.
+    An "auto" counts as missing, but if the others leave it open it is facts.micro_batch or facts.accumulation.
+    Raises UserError if nothing says how large a batch is, or if the product is not train_batch_size.
     """
     world = facts.world_size
 

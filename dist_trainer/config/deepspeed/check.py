@@ -1,4 +1,4 @@
-"""Holds a raw configuration against the table: what is unknown, refused, of the wrong kind, or an unfillable "auto"."""
+"""Checks a raw configuration against the table: unknown or refused keys, wrong values, unfilled "auto"s."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ _BY_TYPE = ("optimizer.params", "scheduler.params")
 
 @dataclass
 class Examined:
-    """What a file says, in plain values: whole numbers as int, one spelling for each key; an "auto" stays.
+    """`config` is what a file says, in plain values: whole numbers as int, one spelling for each key; an "auto" stays.
 
-    Not in `config` are, by their paths, `left_out` (an "auto" for which DeepSpeed takes its default) and `remarks`;
-    nor a null in the place of a number, which says nothing. `mistakes` are all that the table alone can tell.
+    Left out of it are the keys in `left_out` (an "auto" for which DeepSpeed takes its default) and in `remarks` (names
+    that begin with _), both dotted paths, and a null in the place of a number, which says nothing. `mistakes` are all
+    that the table alone can tell.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -33,7 +34,10 @@ class Examined:
 
 
 def params_at(path: str, parent: Mapping[str, Any]) -> Params:
-    """The rows of the block at `path`, which stands in `parent`: those of its type, where it is the params of one."""
+    """The rows of the block at the dotted `path`; `parent` is the block around it.
+
+    The params of an optimizer or scheduler have the rows of the `type` that stands beside them in `parent`.
+    """
     kind = parent.get("type")
     if path == "optimizer.params":
         return optimizer_params(kind) if isinstance(kind, str) else _NO_ROWS
@@ -43,7 +47,7 @@ def params_at(path: str, parent: Mapping[str, Any]) -> Params:
 
 
 def _elsewhere(name: str) -> list[str]:
-    """Where else in the table a key of this name stands, the shallowest first; not in blocks of no use here."""
+    """Where in the table keys of this name stand, the shallowest first, without blocks that do nothing here."""
     useful = [path for path in table() if table()[path.partition(".")[0]].idle is None]
     places = [path for path in useful if path.rpartition(".")[2] == name]
     if name in optimizer_params("adamw").rows:
@@ -52,8 +56,10 @@ def _elsewhere(name: str) -> list[str]:
 
 
 def _nearest(path: str, name: str, rows: Rows) -> str | None:
-    """What was probably meant: a sibling nearly so called, or the same name elsewhere. A likeness in another block is
-    none: another key is meant there."""
+    """What was probably meant: a sibling of a similar name, or a key of the same name elsewhere.
+
+    A merely similar name in another block is not suggested: it is another key.
+    """
     known = [sibling for sibling, key in rows.items() if key.refused is None]
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
     if close:
@@ -79,15 +85,18 @@ def _unfilled(path: str) -> Mistake:
 
 
 def says_nothing(value: Any, path: str, key: Key) -> bool:
-    """A null where DeepSpeed asks a plain dict for a number: it takes its default, or breaks off at the first use."""
+    """Whether this is a null in the place of a number, in a block that DeepSpeed reads as a plain dict.
+
+    DeepSpeed takes its default for it, or fails at the first use.
+    """
     block = path.rpartition(".")[0]
     is_plain = block not in MODELLED and block not in _BY_TYPE
-    # Of clipping, null might mean none, and absent is 1.0.
+    # Not for gradient_clipping: its null may be meant as "none", but an absent key means 1.0.
     return value is None and key.type.is_number and is_plain and path != "gradient_clipping"
 
 
 def accepts_auto(path: str, key: Key) -> bool:
-    """Whether "auto" may stand there: it is filled, or left out for DeepSpeed's default, or a value like others."""
+    """Whether "auto" may stand there: it is filled, left out for DeepSpeed's default, or a value like any other."""
     return key.auto is not None or path.rpartition(".")[0] in MODELLED
 
 
@@ -118,7 +127,7 @@ def _block(raw: Mapping[str, Any], path: str, params: Params, seen: Examined) ->
         dotted = f"{path}.{name}" if path else name
         key = params.rows.get(name)
         if dotted == SCHEMA:
-            # Which schema an editor is to hold the file against.
+            # It tells an editor which schema to check the file against.
             continue
         if name.startswith("_"):
             seen.remarks.append(dotted)
@@ -142,7 +151,7 @@ def _block(raw: Mapping[str, Any], path: str, params: Params, seen: Examined) ->
 
 
 def examine(raw: Mapping[str, Any]) -> Examined:
-    """Holds a raw configuration against the table; what it returns is a deep copy."""
+    """Checks a raw configuration against the table. The result is a deep copy."""
     seen = Examined()
     seen.config = _block(raw, "", params_at("", {}), seen)
     return seen

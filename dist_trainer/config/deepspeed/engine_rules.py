@@ -1,4 +1,4 @@
-"""Combinations that DeepSpeed's engine breaks off at when it is built, or at its first step: a row each, with the place
+"""Combinations with which DeepSpeed's engine fails when it is built, or at its first step: a row each, with the place
 in DeepSpeed that shows it.
 
 rules.py has what DeepSpeed takes and this program does not, and what a key's own type cannot tell. Rows for one device
@@ -66,7 +66,7 @@ def _needs_cpu_adam_for_bf16(config: Config) -> bool:
 
 
 def _averages_in_scattered_buckets(config: Config) -> bool:
-    """Gradients that ZeRO 2 or 3 reduces to the rank that needs them, divided by the number of ranks."""
+    """Whether ZeRO 2 or 3 averages gradients by reduce-scatter, so that each rank gets the part that it needs."""
     averages = str(config.get("gradient_allreduce_op", "mean")).lower() == "mean"
     return zero_stage(config) >= 2 and averages and _zero(config).get("reduce_scatter", True) is not False
 
@@ -240,7 +240,7 @@ ENGINE_RULES: tuple[EngineRule, ...] = (
     EngineRule(
         "zero_optimization.zenflow",
         _zenflow_is(lambda config, zenflow: zero_stage(config) == 3),
-        "turns matrices round at stage 3, which this model's do not bear",
+        "transposes matrices at stage 3, which fails with this model",
         "set zero_optimization.stage to 1 or 2, or remove it",
         (_STAGE3, "if self.zenflow and len(param.ds_shape) != 1:"),
     ),
@@ -281,7 +281,7 @@ ENGINE_RULES: tuple[EngineRule, ...] = (
             and block(config, "torch_autocast").get("enabled") is True
             and dtype_family(block(config, "torch_autocast").get("dtype", "fp16")) == "fp16"
         ),
-        "scales the loss itself at ZeRO stage 0, and fp16's optimizer leaves it nothing to look at",
+        "scales the loss itself at ZeRO stage 0, and finds no gradients to check beside fp16's optimizer",
         "keep one of fp16 and torch_autocast",
         ("runtime/engine.py", "self.torch_autocast_z0_gradscaler"),
     ),

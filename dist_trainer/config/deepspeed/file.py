@@ -69,9 +69,10 @@ def _loads(text: str, source: str) -> Any:
 
 
 def parse(text: str, *, source: str) -> Any:
-    """The value `text` stands for, as JSON or, as DeepSpeed reads its files, as Hjson.
+    """The value of `text`, which may be JSON or, as for DeepSpeed, Hjson.
 
-    Raises UserError for what is neither and for any key said twice."""
+    Raises UserError if it is neither, and DeepSpeedFileError for every key that is said twice.
+    """
     try:
         value = _loads(text, source)
     except strict_json.TooMuchError as error:
@@ -84,7 +85,7 @@ def parse(text: str, *, source: str) -> Any:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError naming the file, and the line and column or the key."""
+    """The object in a file. Raises UserError, which names the file, and the line and column or the key."""
     source = str(path)
     try:
         text = path.read_text(encoding="utf-8-sig")

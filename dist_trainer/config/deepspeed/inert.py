@@ -1,6 +1,6 @@
-"""Keys that do nothing because another key says so: one row for each reason, with the place in DeepSpeed that shows it.
+"""Keys that do nothing because of another key: one row for each reason, with the place in DeepSpeed that shows it.
 
-keys.py has the keys that do nothing here whatever the others say. Together they answer for every key of the table.
+The keys that never do anything here are marked in keys.py (`idle`).
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _MISSING: Any = object()
 
 @dataclass(frozen=True)
 class Inert:
-    """Where `when` holds of the resolved configuration, DeepSpeed 0.19.8 does not look at `keys`, or puts something
-    else in their place.
+    """If `when` holds for the resolved configuration, DeepSpeed 0.19.8 does not look at `keys`, or overrides them.
 
-    `why` completes "does nothing: ..." and names what decides; `{stage}`, `{rate_key}` and `{rate}` stand in it.
+    `why` completes "does nothing: ..." and names what decides; `{stage}`, `{rate_key}` and `{rate}` in it are filled.
     `source` is a file of DeepSpeed's (or torch's) and a piece of its text that shows it. `harmless`: values that ask
-    for what happens anyway, beside those that ask for nothing (see `_asks`). `in_part`: some of the value counts.
+    for what happens anyway, in addition to those that ask for nothing (see `_asks`). `in_part`: a part of the value
+    does count.
     """
 
     keys: tuple[str, ...]
@@ -36,7 +36,7 @@ class Inert:
     in_part: bool = False
 
 
-# Booleans that DeepSpeed takes for true where they are not said: false asks for something there.
+# Booleans that are true by default in DeepSpeed, so that false asks for something.
 ON_BY_DEFAULT = frozenset(
     {
         "bf16.check_grad_overflow",
@@ -70,7 +70,7 @@ _TORCH_SCHEDULES = "torch/optim/lr_scheduler.py"
 
 
 def _under(path: str, *but: str) -> tuple[str, ...]:
-    """All keys of a block, in the spelling that check.examine() gives them, but for some."""
+    """The paths of all keys of a block except `but`, in the spelling that check.examine() gives them."""
     return tuple(
         f"{path}.{name}"
         for name, key in children()[path].items()
@@ -101,7 +101,7 @@ def _stage(*stages: int) -> Callable[[Config], bool]:
 
 
 def _off(name: str) -> Callable[[Config], bool]:
-    """The named block is there and its `enabled` is not true."""
+    """Whether the named block is absent, or its `enabled` is not true."""
     return lambda config: _says(config, f"{name}.enabled", False) is not True
 
 
@@ -114,7 +114,7 @@ def _scheduler_is(*names: str) -> Callable[[Config], bool]:
 
 
 def _is_overridden(name: str) -> Callable[[Config], bool]:
-    """The scheduler writes another rate over this one of the optimizer's."""
+    """Whether the scheduler replaces this rate of the optimizer's with another one."""
 
     def overridden(config: Config) -> bool:
         rate, own = overriding_rate(config), _value(config, f"optimizer.params.{name}")
@@ -554,7 +554,7 @@ def _asks(value: Any, path: str) -> bool:
 
 
 def _asked(said: Config, resolved: Config, path: str) -> Any:
-    """The value of a key that was said and asks for something, with what stands for its "auto"; else _MISSING."""
+    """The value of a key that the file has, its "auto" filled, if it asks for something; else _MISSING."""
     value = _value(said, path)
     if value is _MISSING:
         return _MISSING
@@ -595,8 +595,9 @@ def notices(said: Config, resolved: Config) -> list[str]:
 
 
 def _found(rule: Inert, said: Config, resolved: Config, named: Container[str]) -> list[str]:
-    """Those of the row's keys that ask for something and are not named yet, nor with the block they stand in, nor by
-    all that stands in them."""
+    """The row's keys that ask for something, except those that are in `named`, stand in a block that is, or are blocks
+    all of whose keys are.
+    """
     found = []
     for path in rule.keys:
         value = _asked(said, resolved, path)

@@ -5,7 +5,8 @@ DeepSpeed refuses the key or why it does nothing in this program. `optimizer.par
 different names for each `type`: params.py has those rows.
 
 Sources: deepspeed/runtime/config.py and constants.py (top level), and the config module of each block. A key with no
-`auto` may not say "auto", unless "auto" is one of DeepSpeed's own values there (`pipeline.stages`).
+`auto` may not say "auto", unless "auto" is one of DeepSpeed's own values there (`pipeline.stages`), or the key stands
+in a block of MODELLED, where DeepSpeed takes its default for it.
 """
 
 from __future__ import annotations
@@ -72,8 +73,10 @@ class Auto:
 
 @dataclass(frozen=True)
 class Key:
-    """One row. `refused` and `instead`: DeepSpeed 0.19.8 rejects the key; `idle`: accepted, and does nothing here;
-    `alias_of`: another spelling of that sibling, under which the resolved configuration has it."""
+    """One row. `refused`: why DeepSpeed 0.19.8 rejects the key, and `instead`: what to do; `idle`: why the key, though
+    accepted, does nothing here; `alias_of`: the sibling of which it is another spelling, and under which the resolved
+    configuration has it.
+    """
 
     type: Type
     auto: Auto | None = None
@@ -110,10 +113,12 @@ def _enabled(config: Mapping[str, Any], block: str) -> bool:
     return (config.get(block) or {}).get("enabled") is True
 
 
-_INT = integer(lax=True)  # L...: blocks that pydantic reads in DeepSpeed
+# Lax, as LAX_BOOL is: for blocks that DeepSpeed reads by pydantic, which takes a number in quotation marks.
+_INT = integer(lax=True)
 _SIZE = integer(0, lax=True)
 _POSITIVE = integer(1, lax=True)
 _SHARE = number(0, 1, lax=True)
+# Strict: for blocks that DeepSpeed reads as plain dicts.
 _COUNT = integer(1)
 _DTYPE = choice(
     *("fp32", "float32", "float", "torch.float32", "fp16", "float16", "half", "torch.float16"),
@@ -163,7 +168,7 @@ def _top_level() -> dict[str, Key]:
             "fp32_allreduce": _idle(ANYTHING, _IGNORED),
             "allreduce_always_fp32": _idle(ANYTHING, _IGNORED),
             "datastates_ckpt": either(BOOL, BLOCK),
-            # Removed: _REMOVED_TOP_LEVEL_CONFIG_KEYS. DeepSpeed raises on the key itself, even when it says false.
+            # DeepSpeed's _REMOVED_TOP_LEVEL_CONFIG_KEYS: it raises for the key itself, even if its value is false.
             "amp": _removed("NVIDIA Apex AMP", 'use "fp16", "bf16" or "torch_autocast"'),
             "nebula": _removed("Nebula checkpoints", "remove it"),
             "compression_training": _removed("the compression library", "remove it"),
@@ -282,7 +287,7 @@ def _zero() -> dict[str, Key]:
     persistence = Auto("10 x hidden size", lambda facts, config: 10 * facts.hidden_size)
     gather = Auto("the default", lambda facts, config: False)
     zero: dict[str, Type | Key] = {
-        "stage": _auto(integer(0, 3, lax=True), "as accelerate has it", lambda facts, config: 2),
+        "stage": _auto(integer(0, 3, lax=True), "accelerate's default", lambda facts, config: 2),
         "contiguous_gradients": LAX_BOOL,
         "reduce_scatter": LAX_BOOL,
         "reduce_bucket_size": Key(_POSITIVE, hidden_squared),
@@ -642,8 +647,8 @@ def _data_efficiency() -> dict[str, Key]:
     }
 
 
-# Blocks that DeepSpeed reads by pydantic models of its own: they leave out what says "auto", and take a null only where
-# one may stand.
+# Blocks that DeepSpeed reads by its own pydantic models. These drop every field that says "auto", which so has its
+# default, and refuse null for a field that is not optional.
 MODELLED = frozenset(
     {
         *("fp16", "bf16", "bfloat16", "compile", "comms_logger", "tensorboard", "csv_monitor", "wandb", "comet"),
@@ -652,7 +657,7 @@ MODELLED = frozenset(
         *("zero_optimization.zenflow", "zero_optimization.leaf_module"),
     }
 )
-# Keys of those for which "auto" is a value like others.
+# Keys in these blocks for which "auto" is a value like any other.
 MEANS_AUTO = frozenset(f"zero_optimization.zenflow.{name}" for name in _ZENFLOW_CHOOSES)
 
 # Objects whose insides DeepSpeed hands on unread, or reads by names that are the user's own.

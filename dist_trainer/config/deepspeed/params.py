@@ -106,7 +106,7 @@ def _keys(rows: Mapping[str, Type | Key]) -> Rows:
 
 _RATE = either(number(0), list_of(number(0)))
 _COUNT = integer(1)
-# This program itself brings a schedule to where a resumed run stands.
+# Not started: when a run is resumed, this program advances the schedule itself (train/schedule.py).
 _UNSTARTED = integer(-1, -1)
 
 
@@ -184,7 +184,7 @@ def _open_optimizer() -> Params:
 
 
 def optimizer_params(kind: str) -> Params:
-    """The rows for an optimizer's `type`; torch's own and mup's optimizers take whatever their constructor does."""
+    """The rows for an optimizer's `type`; torch's and mup's optimizers take whatever their constructors take."""
     return _optimizers().get(kind.lower(), _open_optimizer())
 
 
@@ -216,7 +216,7 @@ def scheduler_table() -> Mapping[str, Params]:
     stairs = integer(0)
     momentum = number(0, 1)
     gamma = number(0)
-    # Of the rate, and torch divides by it.
+    # A factor on the rate. 0 is excluded because torch divides by it.
     factor = number(0, 1, open_low=True)
     torch_last = {"last_epoch": _UNSTARTED}
     torch_momentum: dict[str, Type | Key] = {"cycle_momentum": BOOL, "base_momentum": _RATE, "max_momentum": _RATE}
@@ -316,5 +316,5 @@ def scheduler_table() -> Mapping[str, Params]:
 
 
 def scheduler_params(kind: str) -> Params:
-    """The rows for a scheduler's `type`; of an unknown type nothing is known (that type is itself a mistake)."""
+    """The rows for a scheduler's `type`; any names for an unknown type, which is a mistake in itself."""
     return scheduler_table().get(kind, Params({}, open_ended=True))

@@ -1,4 +1,4 @@
-"""The learning rate: which key says it where the optimizer's `lr` does not, and where a schedule starts.
+"""The learning rate: which key holds it if the optimizer's `lr` does not, and at which rate a schedule starts.
 
 Most schedules multiply the optimizer's rate; some write one of their own over it, whatever the optimizer says.
 Sources: deepspeed/runtime/lr_schedules.py and torch.optim.lr_scheduler.
@@ -15,8 +15,9 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class OwnRate:
-    """Names among a scheduler's params. `peak`: the rate that counts in place of the optimizer's; `lowest`: the one
-    from which the schedule rises; `unsaid`: DeepSpeed's peak where the file has none (None: the optimizer's)."""
+    """Keys among a scheduler's params. `peak`: the rate that counts in place of the optimizer's; `lowest`: the rate
+    from which the schedule rises. `unsaid`: what DeepSpeed takes without the key `peak` (None: the optimizer's rate).
+    """
 
     peak: str
     lowest: str | None = None
@@ -34,7 +35,7 @@ OWN_RATES: Mapping[str, OwnRate] = {
 
 
 def is_rate(value: Any) -> bool:
-    """Whether it is a figure, or a list with one for each group of parameters: not "auto", null or nothing."""
+    """Whether it is a number, or a list of one for each group of parameters: not "auto", null or an empty list."""
     if isinstance(value, list):
         return bool(value) and all(map(is_rate, value))
     return isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -68,7 +69,7 @@ def overriding_rate(config: Config) -> tuple[str, Any] | None:
     own = own_rate(config)
     if own is None:
         return None
-    # A null that was said is the optimizer's rate.
+    # An explicit null means the optimizer's rate.
     rate = params_of(config, "scheduler").get(own.peak, own.unsaid)
     return (f"scheduler.params.{own.peak}", rate) if is_rate(rate) else None
 
@@ -88,8 +89,8 @@ class IdleStart:
     key: str
 
 
-# The key of the lowest rate, what it is where it is not said, and how many updates get it. DeepSpeed's warm-ups have a
-# first update before the schedule begins, and begin it with the same rate.
+# The key of the lowest rate, its default (None: the key is required), and how many updates have that rate. DeepSpeed's
+# warm-ups give it to two: the update before the schedule's first step, and the one after.
 _STARTS: Mapping[str, tuple[str, float | None, int]] = {
     "WarmupLR": ("warmup_min_lr", 0.0, 2),
     "WarmupDecayLR": ("warmup_min_lr", 0.0, 2),
@@ -100,7 +101,7 @@ _STARTS: Mapping[str, tuple[str, float | None, int]] = {
 
 
 def idle_start(config: Config) -> IdleStart | None:
-    """What the schedule of a resolved configuration wastes at its start; None where its first update counts."""
+    """The updates at rate 0 with which the schedule of a resolved configuration begins; None if there are none."""
     start = _STARTS.get(scheduler_type(config) or "")
     if start is None:
         return None

@@ -1,8 +1,7 @@
 """A DeepSpeed JSON: read, checked against the table, and resolved to the one dict that planner, engine and report use.
 
-The table of keys is in keys.py (params.py: optimizers, schedulers), what contradicts in rules.py, what does nothing in
-inert.py.
-Nothing here imports torch or deepspeed.
+The table of keys is in keys.py (params.py: optimizers, schedulers), contradictions are in rules.py and engine_rules.py,
+keys without effect in inert.py. Nothing here imports torch or deepspeed.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _BATCH_KEYS = (batch.TRAIN, batch.MICRO, batch.ACCUMULATION)
 
 
 def _of_all_keys(config: Mapping[str, Any]) -> list[Mistake]:
-    """What only several keys together can tell; of a key that contradicts another, not what the engine says too."""
+    """Mistakes that only several keys together show; of a key in contradictions(), not what the engine refuses too."""
     mistakes = contradictions(config)
     known = {mistake.key for mistake in mistakes}
     return [*mistakes, *(mistake for mistake in refused_by_the_engine(config) if mistake.key not in known)]
@@ -46,7 +45,7 @@ def _checked(raw: Mapping[str, Any], source: str) -> dict[str, Any]:
 def check(raw: Mapping[str, Any], *, source: str) -> None:
     """Raises DeepSpeedFileError (a UserError) with everything in `raw` that DeepSpeed or this program cannot take.
 
-    What contradicts is looked for once each key by itself is right.
+    Contradictions between keys are looked for only if each key by itself is right.
     """
     _checked(raw, source)
 
@@ -84,7 +83,7 @@ def _fill(values: dict[str, Any], rows: Rows, facts: Facts, config: Mapping[str,
 
 
 def _fill_autos(config: dict[str, Any], facts: Facts) -> None:
-    # The optimizer goes first, for a scheduler's peak is its learning rate.
+    # The optimizer goes first: a scheduler's peak may be filled with its learning rate.
     optimizer, scheduler = config["optimizer"], config.get("scheduler")
     _fill(optimizer["params"], optimizer_params(optimizer["type"]).rows, facts, config)
     if scheduler is not None:
@@ -108,7 +107,7 @@ def resolve(raw: Mapping[str, Any], facts: Facts, *, source: str) -> dict[str, A
     _modernise(config)
     _leave_out_null_blocks(config)
     config.setdefault("optimizer", {**DEFAULT_OPTIMIZER, "params": dict(DEFAULT_OPTIMIZER["params"])})
-    # DeepSpeed unpacks a scheduler's params without asking whether there are any.
+    # DeepSpeed unpacks a scheduler's params even if there are none.
     for name in ("optimizer", "scheduler"):
         if name in config:
             config[name].setdefault("params", {})
@@ -122,7 +121,7 @@ def resolve(raw: Mapping[str, Any], facts: Facts, *, source: str) -> dict[str, A
 
 
 def read_resolved(path: Path) -> dict[str, Any]:
-    """What `resolve` gave, from the file in a run's folder. Raises UserError for what is not that."""
+    """The result of `resolve`, from the file in a run's folder. Raises UserError if it is no such file, or damaged."""
     config = _checked(read(path), str(path))
     missing = [key for key in _BATCH_KEYS if config.get(key) is None]
     for key in (*missing, *(left.key for left in _autos(config, config, children()[""], ""))):
@@ -132,7 +131,7 @@ def read_resolved(path: Path) -> dict[str, Any]:
 
 
 def _schedule(resolved: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Which key says when the schedule ends, and after how many steps."""
+    """The key that says when the schedule ends, and after how many optimizer steps; None if it has no end."""
     params = block(block(resolved, "scheduler"), "params")
     for name in ("total_num_steps", "T_max", "total_steps"):
         if isinstance(params.get(name), int):
@@ -146,9 +145,9 @@ def _schedule(resolved: Mapping[str, Any]) -> tuple[str, int] | None:
 
 @dataclass(frozen=True)
 class Filled:
-    """What stands in the place of an "auto", or of an optimizer that nobody named: the key, its value, and why.
+    """What was put in the place of an "auto", or of a missing optimizer: the dotted key, its value, and why.
 
-    Where nothing does, for DeepSpeed takes its own default, `is_left_out` is true and the value None.
+    `is_left_out`: nothing was, because DeepSpeed takes its own default; the value is None then.
     """
 
     key: str
@@ -192,8 +191,10 @@ def _idle_start(resolved: Mapping[str, Any]) -> list[str]:
 
 
 def warnings(raw: Mapping[str, Any], resolved: Mapping[str, Any], facts: Facts) -> list[str]:
-    """One line for each thing that is accepted but probably not what was meant: what does nothing, and what `raw` said
-    that will not be seen in `resolved`."""
+    """A line for each thing that is accepted but probably not what was meant, such as a key that does nothing.
+
+    `raw` is the file as it was read, `resolved` what resolve() made of it.
+    """
     seen = examine(raw)
     said = seen.config
     notices = [*inert.notices(said, resolved), *_idle_start(resolved)]

@@ -38,7 +38,7 @@ _OPTIMIZERS_REFUSED = {
     "sparseadam": "it takes sparse gradients alone, and this model's are dense",
     **dict.fromkeys(("muadam", "muadamw", "musgd"), "it is for models made with mup, which this program's are not"),
 }
-# Optimizers that see a matrix as a whole, which ZeRO cuts into flat pieces.
+# Optimizers that need whole matrices, where ZeRO gives them flat pieces.
 _OF_WHOLE_MATRICES = ("adafactor", "lamb")
 
 
@@ -75,8 +75,10 @@ def precision(config: Config) -> str:
 
 
 def gradient_clipping(config: Config) -> float | None:
-    """The norm to which gradients are clipped, 0 for none; DeepSpeed 0.19.8 clips where nothing is said. None for an
-    "auto" that is not filled yet."""
+    """The norm to which gradients are clipped, 0 for none; without the key DeepSpeed 0.19.8 clips to 1.0.
+
+    None for an "auto" that is not filled yet.
+    """
     said = config.get("gradient_clipping", 1.0)
     return None if said == "auto" else float(said)
 
@@ -90,7 +92,7 @@ def dtype_family(name: str) -> str:
 
 
 def is_bf16_optimizer(config: Config) -> bool:
-    """DeepSpeed's BF16_Optimizer, which it takes at stage 1 where bf16 gradients are summed in fp32."""
+    """Whether DeepSpeed takes its BF16_Optimizer: at stage 1, if bf16 gradients are summed in fp32, not on the CPU."""
     sums = block(config, "data_types").get("grad_accum_dtype")
     return (
         zero_stage(config) == 1
@@ -227,13 +229,13 @@ def _optimizer(config: Config) -> Iterator[Mistake]:
 
 
 def _optimizer_and_stage(kind: str, config: Config) -> Iterator[Mistake]:
-    """Where DeepSpeed 0.19.8 would train otherwise than the optimizer does, or break off."""
+    """Combinations with which DeepSpeed 0.19.8 would compute other updates than the optimizer's, or fail."""
     lowered, stage = kind.lower(), zero_stage(config)
     offloaded = offload_device(config, "optimizer") != "none"
     if stage > 0 and lowered in _OF_WHOLE_MATRICES:
         yield Mistake(
             "optimizer.type",
-            f"ZeRO hands the optimizer flat pieces of matrices, on which {kind} is another optimizer",
+            f"ZeRO hands the optimizer flat pieces of matrices, on which {kind} computes other updates",
             found=kind,
             hint="set zero_optimization.stage to 0, or use AdamW",
         )
@@ -310,7 +312,7 @@ def _scheduler(config: Config) -> Iterator[Mistake]:
 
 
 def _cyclic(kind: str, config: Config) -> Iterator[Mistake]:
-    """What torch's cyclic schedules need beside what the table says of each key."""
+    """What torch's cyclic schedules need that the table cannot tell of one key alone."""
     given = block(block(config, "scheduler"), "params")
     optimizer = str(block(config, "optimizer").get("type", ""))
     moves_momentum = kind in ("CyclicLR", "OneCycleLR") and given.get("cycle_momentum", True)
@@ -326,7 +328,7 @@ def _cyclic(kind: str, config: Config) -> Iterator[Mistake]:
 
 
 def too_short(config: Config, total_steps: int) -> list[Mistake]:
-    """A schedule that has no rate for the last of a run's `total_steps`. For a configuration without "auto"."""
+    """The mistake of a OneCycleLR that ends before the run's `total_steps`. `config` has no "auto" left."""
     given = block(block(config, "scheduler"), "params")
     if block(config, "scheduler").get("type") != "OneCycleLR":
         return []

@@ -77,7 +77,7 @@ def _by_type(path: str) -> dict[str, Any]:
     """A block whose `params` follow from its `type`."""
     block = _block(Params(children()[path]), path)
     if path == "optimizer":
-        # DeepSpeed takes the names of its own in any case; as they are usually written they are completed.
+        # DeepSpeed takes the names of its own optimizers in any case; an editor offers the usual spellings.
         kinds = {kind: optimizer_params(kind) for kind in TORCH_OPTIMIZERS}
         kinds |= {kind: optimizer_params(kind) for kind in (*DEEPSPEED_OPTIMIZERS, "Lamb", "Lion")}
         block["properties"]["type"] = {"anyOf": [{"enum": list(kinds)}, {"type": "string"}]}

@@ -15,14 +15,14 @@ _WORDS = {
 }
 
 
-# A number in quotation marks, whose range a schema cannot say.
+# A number in quotation marks. JSON Schema has no range for those.
 _NUMBER = r"^\s*[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?\s*$"
 
 
 @dataclass(frozen=True)
 class Type:
     """`expected` completes 'expected: ...'; `read` returns the plain value (5e8 -> 500000000) or raises ValueError;
-    `schema` says in JSON Schema's words what `read` takes.
+    `schema` is a JSON Schema of what `read` takes; `is_number` marks integer() and number().
     """
 
     expected: str
@@ -50,7 +50,7 @@ def _any_of(*schemas: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _text_of(*names: str) -> Mapping[str, Any]:
-    """Any of the names, in any case."""
+    """A JSON Schema of a string that is one of the names, in any case."""
     in_any_case = (
         "".join(f"[{c.lower()}{c.upper()}]" if c.isalpha() else re.escape(c) for c in name) for name in names
     )
@@ -105,6 +105,11 @@ def number(
     open_low: bool = False,
     lax: bool = False,
 ) -> Type:
+    """A finite number from `low` to `high`, both ends included unless `open_ends`; `open_low` excludes `low` alone.
+
+    `lax` also takes "1e-5", as pydantic does.
+    """
+
     def read(value: Any) -> float:
         if lax and isinstance(value, str):
             value = float(value)
@@ -183,7 +188,7 @@ def _read_infinity(value: Any) -> None:
 
 BOOL = _boolean(lax=False)
 LAX_BOOL = _boolean(lax=True)
-TEXT = Type("a text", _read_text, {"type": "string"})
+TEXT = Type("a string", _read_text, {"type": "string"})
 BLOCK = Type("an object", _read_block, {"type": "object"})
 NULL = Type("null", _read_null, {"type": "null"})
 NEVER = Type("Infinity", _read_infinity, {"enum": ["inf", "Infinity"]})
