@@ -1,7 +1,8 @@
-"""How fast the data path is by itself: batches a second over worker counts and micro batches, against a plain read.
+"""How fast the data path is by itself: tokens per second by worker count and micro batch, against a plain read.
 
-A rank of this path reads windows in the order of a training run; the plain read takes the same file from its first byte
-to its last. Both with the file in the page cache (warm) and with the kernel asked to drop it first (cold).
+The data path reads windows as one rank of a training run does, in its order; the plain read takes the same file from
+its first byte to its last. Both are measured with the file in the page cache (warm), and after the kernel was asked to
+drop it (cold).
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ from dist_trainer.units import MIB, counted, format_count
 
 NUM_WORKERS = (0, 1, 2, 4)
 MICRO_BATCHES = (1, 4, 16, 64)
-# What one measurement takes, at least: a cold one ends with the data.
+# How long the data path is measured. The plain read ends with the file.
 _MEASURE_S = 0.5
 _NUM_TRIES = 3
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second of one way to read, the median of some tries. `num_workers` None: the plain read."""
+    """Tokens per second of one way to read, the median of `_NUM_TRIES`. `num_workers` None: the plain read."""
 
     num_workers: int | None
     micro_batch: int
@@ -37,7 +38,7 @@ class Rate:
 
 
 def measure(tokens: TokenFile, *, sequence_length: int, say: Callable[[str], None]) -> list[Rate]:
-    """Each way to read in turn, all of them before the next try, so that what else the machine does meets all alike."""
+    """Measures all ways to read once per try, in alternating order, so that other load slows all of them alike."""
     ways: list[tuple[int | None, int, bool]] = [(None, 0, warm) for warm in (True, False)]
     ways += [(workers, micro, warm) for workers in NUM_WORKERS for micro in MICRO_BATCHES for warm in (True, False)]
     found: dict[tuple[int | None, int, bool], list[float]] = {way: [] for way in ways}
@@ -80,7 +81,7 @@ def _tokens_per_s(
     )
     with loader:
         sizes = _sizes(loader)
-        # The workers' start is no part of the path.
+        # The first batch waits for the workers to start, which is not counted.
         next(sizes)
         return _rate(sizes, ends=False)
 
@@ -98,7 +99,7 @@ def _plain_read(tokens: TokenFile) -> Iterator[int]:
 
 
 def _rate(sizes: Iterator[int], *, ends: bool) -> float:
-    """Tokens a second over `_MEASURE_S`, or until there are no more."""
+    """Tokens per second of all `sizes` (tokens each) if they end, else of those within `_MEASURE_S`."""
     begin_s, num_tokens = time.perf_counter(), 0
     for size in sizes:
         num_tokens += size

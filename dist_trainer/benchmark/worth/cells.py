@@ -22,9 +22,10 @@ Group = Literal["baseline", "noise", "alone", "without", "together", "preset", "
 
 BASELINE = "baseline"
 AGAIN = "baseline-again"
+# The baseline with another seed in each round.
 OTHER_SEEDS = "other-seeds"
 ALL = "all"
-# Sequences of one rank a step: baseline.json's micro batch times what makes accumulation a choice.
+# Sequences per rank and optimizer step, by model size. More than one, so that they can be accumulated.
 SEQUENCES_A_RANK = {"tiny": 4, "small": 2, "medium": 2, "large": 2}
 PRESETS = ("fast", "memory_saver")
 ZERO = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
@@ -32,7 +33,10 @@ ZERO = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 
 @dataclass(frozen=True)
 class Cell:
-    """`optimisation` is what is on alone, or taken away from all. Of `OTHER_SEEDS` each round has a seed of its own."""
+    """`deepspeed` and `run` are the contents of its two files.
+
+    `optimisation`: the one that is on alone, or taken away from all; None in other groups.
+    """
 
     name: str
     title: str
@@ -47,9 +51,9 @@ Change = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[s
 
 @dataclass(frozen=True)
 class Optimisation:
-    """What is on in a cell: `change` takes the DeepSpeed JSON and the run file without it and gives both with it.
+    """`change` takes the DeepSpeed JSON and the run file without the optimisation, and returns both with it.
 
-    `in_all`: whether it is part of all together, of which fp16 and bf16 can be but one.
+    `in_all`: whether it is one of all together. Those have bf16, which excludes fp16.
     """
 
     name: str
@@ -88,14 +92,14 @@ OPTIMISATIONS = (
     Optimisation("hygiene", "memory hygiene", _hygiene),
     Optimisation("fused", "fused AdamW", _switches(fused=True)),
     Optimisation("compile", "torch.compile", _switches(compile=True)),
-    # With 16-bit weights it would do nothing.
+    # Not in all: they have 16-bit weights, with which this does nothing.
     Optimisation("matmul", "matrix products in tf32 or bf32", _top(matmul="auto"), in_all=False),
     Optimisation("chunked-loss", "chunked loss", _setting("model", loss="chunked")),
 )
 
 
 def names() -> list[str]:
-    """Of all cells, in their order; `--only` takes those of optimisations, presets and ZeRO files, and `ALL`."""
+    """The names of all cells, in their order, as `--only` takes them."""
     return [cell.name for cell in matrix("tiny", num_steps=1)]
 
 
@@ -136,7 +140,10 @@ def matrix(model_size: str, *, num_steps: int, sequence_length: int | None = Non
 
 
 def base_run(model_size: str, *, num_steps: int, sequence_length: int | None = None) -> dict[str, Any]:
-    """The shipped run file with one phase, the full loss, no loader workers, dropout, checkpoints or evaluation."""
+    """The shipped run file with one phase, the full loss, no loader workers, dropout, checkpoints or evaluation.
+
+    Raises UserError for a model size that is no shipped run file.
+    """
     path = find_file(model_size, replace(RUN_FILE, switch="--model-size"))
     config = run_file.check(run_file.read(path), source=str(path)).model_dump(mode="json", exclude_none=True)
     length = sequence_length or config["model"]["context_length"]
@@ -151,7 +158,7 @@ def base_run(model_size: str, *, num_steps: int, sequence_length: int | None = N
 
 
 def _as_shipped(name: str, group: Group, baseline: Mapping[str, Any], run: Mapping[str, Any]) -> Cell:
-    """A shipped DeepSpeed file, at the baseline's number of sequences a step and, as it is, of a run's own loss."""
+    """The cell of a shipped DeepSpeed file, with the baseline's run file and number of sequences per step."""
     deepspeed = _shipped(name)
     num_sequences = baseline[MICRO] * baseline[ACCUMULATION]
     micro = min(int(deepspeed[MICRO]), num_sequences)
@@ -162,7 +169,7 @@ def _shipped(name: str) -> dict[str, Any]:
     path = find_file(name, DEEPSPEED_FILE)
     found = json.loads(path.read_text(encoding="utf-8"))
     assert isinstance(found, dict)
-    # The rates are those of the first steps: with a warm-up no loss would be comparable.
+    # Without its schedule: a run has few steps, and with a warm-up in them its loss would not be comparable.
     found.pop("scheduler", None)
     return found
 

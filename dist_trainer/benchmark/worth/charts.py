@@ -30,15 +30,17 @@ LOOKS = {
     "zero": "c5",
 }
 TOTAL, FASTER, SLOWER, NOT_SHOWN, SPOILED = "c0", "c1", "c5", "g1", "c2"
-# What a number beside a point takes, on a telephone too.
+# The room for a number beside a point, which is enough on a telephone too.
 LABEL_WIDTH, LABEL_HEIGHT = 5.0, 6.5
-# An interval of few rounds may reach far beyond all points; it is cut off so many times their range from them.
+# An interval of few rounds may reach far beyond all points: it is cut off at this fraction of their range from them.
 MOST_BEYOND = 0.5
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """`numbers` stand beside points and are those of the table's rows; their `kind` is a look."""
+    """`shapes`: class and SVG path. `numbers`: the place, the number of the point's row in the table, and its tooltip.
+    `legend`: look and name of each group. `left_out`: titles of rows that lack one of both figures.
+    """
 
     shapes: tuple[tuple[str, str], ...]
     x_labels: tuple[Label, ...]
@@ -54,7 +56,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class Bar:
-    """From `left`, so wide; a whisker from `low` to `high` where there is an interval."""
+    """A bar of `width` from `left`, with a whisker from `low` to `high` if there is an interval."""
 
     name: str
     text: str
@@ -67,7 +69,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Bars:
-    """`zero`: where a rule stands, None for none."""
+    """`zero`: the place of the rule that means no change; None for none."""
 
     bars: tuple[Bar, ...]
     zero: float | None
@@ -177,7 +179,7 @@ def worth_bars(found: Contributions) -> Bars | None:
 
 
 def waterfall(results: Results) -> Bars | None:
-    """From the baseline's speed by each share to that of all together; None where there is no such way."""
+    """From the baseline's speed, share by share, to that of all together; None if one of these was not measured."""
     found = results.contributions
     by_name = {row.cell: row for row in results.rows}
     shares = [(one.title, one.share, one.spoils) for one in found.each if one.share is not None]
@@ -185,7 +187,7 @@ def waterfall(results: Results) -> Bars | None:
     if start is None or found.together is None or not shares:
         return None
     factors = [share.value for _, share, _ in shares]
-    # Where a round lacks one of them the rest's own estimate would not lead to the end.
+    # Not found.rest, which is of the rounds that have every share: with it the steps might not lead to the end.
     factors.append(found.together.value / math.prod(factors))
     levels = list(itertools.accumulate(factors, lambda level, factor: level * factor, initial=start))
     widest = max(levels) * 1.02
@@ -223,7 +225,7 @@ def _look(ratio: Estimate, *, is_spoiled: bool) -> str:
 
 
 def _range(values: Iterable[float]) -> tuple[float, float]:
-    """With a margin on each side."""
+    """Lowest and highest, with a margin on each side."""
     known = list(values)
     margin = 0.08 * (max(known) - min(known)) or 0.1 * max(known) or 1.0
     return min(known) - margin, max(known) + margin

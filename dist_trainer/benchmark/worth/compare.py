@@ -20,9 +20,10 @@ Side = Literal["slower", "faster"]
 
 @dataclass(frozen=True)
 class Change:
-    """A cell in both results; None where it is in one alone. `ratio` is beside each result's own baseline, `speed` in
-    tokens/s, both None where nothing is shown or nothing can be judged. `fails`: why a cell that was measured fails
-    now, where that is judged.
+    """A cell in both results; `old` or `new` is None if that result does not have it.
+
+    `ratio`: what has become of its speed beside each result's own baseline, `speed`: of its tokens/s; None if no change
+    is shown, or none can be judged. `fails`: why a cell that was measured before fails now, if that is judged.
     """
 
     title: str
@@ -39,8 +40,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`other_hardware`: in which ways the machines differ; if in any, tokens/s are not judged. `differences`: in what
-    else the results do.
+    """`other_hardware`: how the machines differ; if they do, neither tokens/s nor what fails now is judged.
+    `differences`: how else the results differ.
     """
 
     changes: Sequence[Change]
@@ -57,7 +58,7 @@ class Comparison:
 
 
 def compare_folders(old: Path, new: Path) -> Comparison:
-    """Raises UserError where a folder has no results, or not those of the same work."""
+    """Raises UserError if a folder has no results, or if their model or sequence length is not the same."""
     results = read_results(old), read_results(new)
     for key in ("model_size", "sequence_length"):
         was, now = (getattr(one.environment, key) for one in results)
@@ -74,7 +75,7 @@ def compare_folders(old: Path, new: Path) -> Comparison:
 
 
 def compare(old: Results, new: Results) -> Comparison:
-    """Both of the same work."""
+    """The results have to be of the same model and sequence length."""
     other_hardware = tuple(_differences(old.environment, new.environment, ("hardware", "num_ranks", "num_threads")))
     before, after = ({row.cell: row for row in one.rows} for one in (old, new))
     cells = dict.fromkeys([*before, *after])
@@ -91,7 +92,7 @@ def compare(old: Results, new: Results) -> Comparison:
 
 
 def side(old: Estimate | None, new: Estimate | None) -> Side | None:
-    """What two intervals that do not touch show; None where they do, or where there is one without an interval."""
+    """Which way the new interval lies if the two do not touch; None if they do, or if one is missing."""
     if old is None or new is None or old.low is None or old.high is None or new.low is None or new.high is None:
         return None
     if new.high < old.low:

@@ -1,4 +1,4 @@
-"""What each optimisation is worth: alone, taken away from all, and as its part of what all are worth together."""
+"""What each optimisation is worth: alone, beside all the others, and as its share of what all are worth together."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from dist_trainer.typed_json import Finite
 
 @dataclass(frozen=True)
 class Contribution:
-    """Ratios of speeds with it to without it. `alone`: over the baseline; `in_all`: all over all but it. `share`: the
-    geometric mean of both, its part of what all are worth. The reductions are of peak memory, likewise.
-    `spoils_alone`: the loss of it alone is spoiled; `spoils_in_all`: that of all is, and not that of all but it.
+    """One optimisation. The estimates are ratios of speeds, with it to without it.
+
+    `alone`: it alone, to the baseline; `in_all`: all together, to all without it; `share`: the geometric mean of both,
+    its Shapley value as long as optimisations interact in pairs only (docs/benchmark.md). The reductions are fractions
+    of the peak memory without it. `spoils_alone`: the loss of it alone is spoiled; `spoils_in_all`: that of all
+    together is, and that of all without it is not.
     """
 
     optimisation: str
@@ -36,8 +39,8 @@ class Contribution:
 
 @dataclass(frozen=True)
 class Contributions:
-    """`together`: all to the baseline. `rest`: what of that the shares leave over: what three and more of them do
-    together, and what those without a share do.
+    """`together`: the speed of all together, to the baseline's. `rest`: `together` divided by all shares, which leaves
+    what three or more do together, and what those without a share do.
     """
 
     each: Sequence[Contribution]
@@ -46,7 +49,7 @@ class Contributions:
 
 
 def contributions(cells: Sequence[Cell], measurements: Sequence[Measurement], rows: Sequence[Row]) -> Contributions:
-    """Shares are of those that were measured both alone and taken away. `rows`: those of the cells."""
+    """Only what was measured both alone and in all has a share. `rows`: a row for each of the cells."""
     spoiled = {row.cell for row in rows if row.loss_is_spoiled}
     speeds = log_speeds(measurements)
     peaks = {row.cell: row.peak_bytes for row in rows if row.peak_bytes}
@@ -78,7 +81,7 @@ def contributions(cells: Sequence[Cell], measurements: Sequence[Measurement], ro
 
 
 def _rest(together: Logs, shares: Sequence[Logs]) -> Logs:
-    """Of the rounds that have all; nothing where there is no share."""
+    """For each round that has `together` and every share; empty if there are no shares."""
     if not shares:
         return {}
     common = set(together).intersection(*shares)

@@ -4,6 +4,8 @@ BENCHMARK_DIR/settings.json                       what all measurements have in 
 BENCHMARK_DIR/cells/NAME/ds_config.json, run.yaml a cell, complete
 BENCHMARK_DIR/measurements.jsonl                  a line a measurement, whole or not there
 BENCHMARK_DIR/logs/NAME-ROUND.log                 what a run that failed printed
+
+telling.py adds the results that follow from the measurements.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ DS_FILE, RUN_FILE = "ds_config.json", "run.yaml"
 
 @dataclass(frozen=True)
 class Settings:
-    """What all measurements of a folder have in common. Of a run's `num_steps` the first `num_warm_up` are left out of
-    its figures. `hardware` is "cpu", or the name of the GPUs; `code` a digest of the package's files.
+    """What all measurements of a folder have in common. Of a run's `num_steps` optimizer steps the first `num_warm_up`
+    are left out of its figures. `sequence_length` is in tokens. `hardware` is "cpu", or the name of the GPUs; `code` a
+    digest of the package's files.
     """
 
     model_size: str
@@ -54,9 +57,9 @@ class Folder:
         return self.path / "cells" / name
 
     def begin(self, settings: Settings, cells: Iterable[Cell]) -> None:
-        """Writes what is to be measured, or checks that a folder that was begun is of the same.
+        """Writes the settings, or checks that those of a folder that was begun before are the same; writes the cells.
 
-        Raises UserError where it is of something else.
+        Raises UserError if they are not the same, or cannot be read.
         """
         path = self.path / SETTINGS_FILE
         if path.exists():
@@ -108,7 +111,10 @@ class Folder:
 
 
 def free_folder(parent: Path, name: str, settings: Settings) -> Path:
-    """`parent`/`name`, or, where that has measurements of something else, the next with a number."""
+    """`parent`/`name`, or if that has other settings `name`-2, `name`-3, ...: the first that is new, or has the same.
+
+    Raises UserError if none is free.
+    """
     for number in range(1, 1000):
         path = parent / (name if number == 1 else f"{name}-{number}")
         if not (path / SETTINGS_FILE).exists() or Folder(path).settings() == settings:

@@ -1,8 +1,8 @@
-"""How fast this machine multiplies matrices, on the spot: what a step's share of it (MFU) is measured against.
+"""How fast this machine multiplies matrices: the rate of which a step's FLOP/s are a share, its MFU.
 
-    python -m dist_trainer.benchmark.worth.gemm DTYPE NUM_THREADS
+    python -m dist_trainer.benchmark.worth.gemm DTYPE NUM_THREADS RANK
 
-prints one process's rate in FLOP/s. On a CPU as many processes as ranks run at once, each with a rank's threads.
+prints one process's rate in FLOP/s. As many processes as ranks run at once, each with a rank's threads or GPU.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import subprocess
 import sys
 import time
 
-# Large enough for the best rate, small enough for some tries within a second on one core.
+# Rows and columns on a CPU: large enough for the best rate, small enough for some tries within a second on one core.
 SIZE = 1024
 _TRY_S = 1.0
-# Either the GPUs multiply, or the cores.
+# The same on a GPU.
 _CUDA_SIZE = 8192
 
 
 def machine_flops_per_s(dtype: str, *, num_ranks: int, num_threads: int) -> float | None:
-    """The sum over all ranks' processes at once; None where this hardware or torch does not multiply in `dtype`."""
+    """FLOP/s of all ranks' processes together; None if this hardware or torch cannot multiply in `dtype`."""
     words = [sys.executable, "-m", __name__, dtype, str(num_threads)]
     started = [
         subprocess.Popen(
@@ -38,7 +38,7 @@ def machine_flops_per_s(dtype: str, *, num_ranks: int, num_threads: int) -> floa
 
 
 def flops_per_s(dtype: str, num_threads: int, rank: int) -> float:
-    """The best of the tries within a second, after one that warms up."""
+    """2 x size^3 FLOP over the shortest of the tries within `_TRY_S`, after one that warms up."""
     import torch
 
     on_gpu = torch.cuda.is_available()

@@ -15,7 +15,7 @@ from dist_trainer.benchmark.worth.measurement import Machine
 
 @dataclass(frozen=True)
 class _Moment:
-    """CPU seconds since the start: of the machine, all that was not idle, and of the children that have ended."""
+    """CPU seconds so far: `busy_s` of the machine, not idle; `children_s` of this process's ended children."""
 
     time_s: float
     busy_s: float
@@ -23,7 +23,7 @@ class _Moment:
 
 
 def watch() -> Callable[[], Machine]:
-    """Looks now, and again when the returned function is called, which is after the children have ended."""
+    """Looks now, and again when the returned function is called. Call that after the children have ended."""
     load = os.getloadavg()[0]
     before = _now()
 
@@ -40,7 +40,7 @@ def watch() -> Callable[[], Machine]:
 def _now() -> _Moment:
     times = psutil.cpu_times()
     idle_s = times.idle + getattr(times, "iowait", 0.0)
-    # Guests' time is in the user's.
+    # User time already includes that of guests.
     busy_s = sum(times) - idle_s - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return _Moment(time.monotonic(), busy_s, children.ru_utime + children.ru_stime)

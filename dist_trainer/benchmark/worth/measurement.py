@@ -1,4 +1,4 @@
-"""One cell measured once, in a process of its own: what is kept of it, a line of `measurements.jsonl`."""
+"""What is kept of one cell measured once, in a run of its own: a line of `measurements.jsonl`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from dist_trainer.typed_json import Count, Finite, Seconds
 
 @dataclass(frozen=True)
 class Machine:
-    """The machine while a cell was measured; None is not known. `load`: the average number of processes that wanted a
-    CPU in the minute before. `others_share`: the share of all CPU time that other processes than the cell's took.
+    """The machine while a cell was measured; None: not known. `load`: its load average over the minute before.
+    `others_share`: the share of all CPU time that was taken by processes other than the cell's.
     """
 
     load: Finite | None = None
@@ -30,10 +30,11 @@ MOST_OF_OTHERS = 0.1
 class Measurement:
     """`failure` says in a line why there are no figures. Steps are those of rank 0, which all ranks take together.
 
-    `round` and `place` count from 0, `place` within the round. `took_s`: the whole run, from its launch to its end.
-    `first_step_s`: from the launch to the end of the first step. `warm_up_s`: the steps that are left out of `step_s`.
-    `loss`: the mean over the last steps. `peak_bytes`: of the rank that has most, NVML's on a GPU, the CPU allocator's
-    on a CPU; `planned_bytes` is the plan's for the same. `energy_j`: of all GPUs.
+    `round` and `place` count from 0, `place` within the round. `time_s`: when it began, as Unix time. `took_s`: the
+    whole run, from its launch to its end. `num_tokens`: of one step, over all ranks. `warm_up_s`: the times of the
+    first steps, which `step_s` leaves out. `first_step_s`: from the launch to the end of the first step. `loss`: the
+    mean over the last steps. `peak_bytes`: of the rank that has most, NVML's on a GPU, the CPU allocator's on a CPU;
+    `planned_bytes` is the plan's for the same. `energy_j`: of all GPUs.
     """
 
     cell: str
@@ -55,7 +56,7 @@ class Measurement:
 
     @property
     def has_figures(self) -> bool:
-        """Whether the run came to its end, and took steps of some length."""
+        """Whether the run came to its end, with tokens and steps of more than 0 s."""
         return self.failure is None and self.num_tokens > 0 and bool(self.step_s) and self.median_step_s > 0
 
     @property

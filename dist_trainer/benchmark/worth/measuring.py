@@ -21,10 +21,10 @@ from dist_trainer.memory.targets import CPU
 from dist_trainer.units import format_duration
 
 RESULTS = Path("benchmark_results")
-# What every selection is compared with, and by what its noise is known.
+# Part of every selection: the baseline, and what shows how much speed and loss vary by themselves.
 ALWAYS = (BASELINE, AGAIN, OTHER_SEEDS)
 NUM_WARM_UP = 3
-# Of a run, by model size: more steps make a steadier median, and a round longer.
+# Optimizer steps of one run, by model size: more make its median steadier, and a round longer.
 NUM_STEPS = {"tiny": 8, "small": 6, "medium": 6, "large": 6}
 # Below six rounds there is no interval; with seven most slow-downs of 5% are shown.
 NUM_ROUNDS = {"tiny": 7, "small": 6, "medium": 6, "large": 6}
@@ -32,7 +32,7 @@ NUM_ROUNDS = {"tiny": 7, "small": 6, "medium": 6, "large": 6}
 
 @dataclass(frozen=True)
 class Wanted:
-    """What was asked for; None is the default for the model size. `only` are names of cells, None all."""
+    """What was asked for; None: the default for the model size. `only`: names of cells, None for all."""
 
     model_size: str
     only: tuple[str, ...] | None = None
@@ -46,7 +46,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Bench:
-    """A benchmark that is to be run, or to go on."""
+    """A benchmark to be run or continued."""
 
     folder: Folder
     settings: Settings
@@ -55,9 +55,9 @@ class Bench:
 
 
 def prepare(wanted: Wanted, *, hardware: str) -> Bench:
-    """Writes the cells into the folder of the results: a new one, or one of the same to go on in.
+    """Writes the cells into the folder of the results: a new one, or one of the same settings, which is continued.
 
-    Raises UserError for names and sizes that are not there, and for a folder with measurements of something else.
+    Raises UserError for unknown cells and model sizes, too few steps, and a folder with other settings.
     """
     num_steps = wanted.num_steps or NUM_STEPS.get(wanted.model_size, NUM_STEPS["small"])
     if num_steps <= NUM_WARM_UP:
@@ -87,8 +87,9 @@ def prepare(wanted: Wanted, *, hardware: str) -> Bench:
 
 
 def run(bench: Bench, *, say: Callable[[str], None]) -> list[Measurement]:
-    """Takes all turns that are left, each kept as soon as it is made. Raises KeyboardInterrupt where it is told to end;
-    the measurement that was under way is not kept.
+    """Makes all measurements that are left, and keeps each at once.
+
+    Raises KeyboardInterrupt if it is told to end; the measurement that was under way is not kept.
     """
     measured = bench.folder.measurements()
     todo = left(turns([cell.name for cell in bench.cells], bench.num_rounds), measured)

@@ -75,7 +75,7 @@ def write_page(page: Page, folder: Path) -> tuple[Path, Path]:
 
 
 def _headline(together: Row | None) -> tuple[str, str]:
-    """A look of the report's style, and what all together came to."""
+    """The class in the report's style, and a sentence that says what all optimisations together came to."""
     if together is None or together.judgement == "not measured":
         return "not-judged", "All together were not measured."
     if together.judgement == "failed":
@@ -111,7 +111,10 @@ def _notes(rows: dict[str, Row]) -> list[str]:
         if again.ratio.verdict == "no difference shown":
             notes.append(f"{seen}. That is the noise floor; no difference is shown, as it should be.")
         else:
-            notes.append(f"{seen}. It differs from itself: the machine was not quiet, or it is the one in twenty. ")
+            notes.append(
+                f"{seen}. It differs from itself: the machine was not quiet, or this is the one interval in twenty "
+                "that does not contain the true value."
+            )
     spoiled = [row.title for row in rows.values() if row.loss_is_spoiled]
     if spoiled:
         notes.append(f"Spoil the loss, and are not praised for their speed: {', '.join(spoiled)}.")

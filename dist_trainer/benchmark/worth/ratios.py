@@ -1,4 +1,4 @@
-"""How fast a cell is beside another one, with a 95% interval; docs/benchmark.md says how, and why so."""
+"""How fast a cell is beside another one, with a 95% interval. docs/benchmark.md explains the method and its choice."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ if TYPE_CHECKING:
 Verdict = Literal["faster", "slower", "no difference shown", "too few rounds"]
 
 CONFIDENCE = 0.95
-# With fewer of either order more than one resample in twenty has no spread, and the interval no end.
+# With fewer rounds of either order, more than one resample in twenty has no spread, and the interval is unbounded.
 FEWEST_OF_AN_ORDER = 3
 NUM_RESAMPLES = 9999
-# A pivot of a resample without any spread; it is beyond every other one.
+# The pivot of a resample without any spread, which would be infinite: above every other one.
 _WITHOUT_SPREAD = 1e12
-# An interval wider than a factor of a million to either side says nothing: most of the values are one and the same.
+# An interval that reaches further than a factor of a million says nothing: most of the values are equal.
 _WIDEST = math.log(1e6)
 
-# Of a cell: the logarithm of something for each round that has it.
+# Of a cell: round -> natural logarithm of its speed, or of a ratio of speeds, in that round.
 Logs = Mapping[int, float]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A ratio of speeds, or a speed, over so many rounds. `low` and `high` are None where the rounds are too few."""
+    """A ratio of speeds, or a speed in tokens/s, over `num_rounds` rounds, with its 95% interval.
+
+    `low` and `high` are None if there are too few rounds.
+    """
 
     value: float
     low: float | None
@@ -50,7 +53,10 @@ class Estimate:
 
 
 def log_speeds(measurements: Iterable[Measurement]) -> dict[str, dict[int, float]]:
-    """By cell and round; steps a second. What failed is left out, and of a round measured twice the later counts."""
+    """cell -> round -> log of steps per second, by the median step.
+
+    What failed is left out; if a round was measured twice, the later one counts.
+    """
     found: dict[str, dict[int, float]] = {}
     for one in measurements:
         if one.has_figures:
@@ -59,7 +65,7 @@ def log_speeds(measurements: Iterable[Measurement]) -> dict[str, dict[int, float
 
 
 def paired(over: Logs, under: Logs) -> dict[int, float]:
-    """The logarithms of their ratio, of the rounds that both have."""
+    """The logarithms of their ratio, for the rounds that both have."""
     return {number: over[number] - under[number] for number in sorted(over.keys() & under.keys())}
 
 
@@ -91,8 +97,10 @@ def estimate(logs: Logs) -> Estimate | None:
 
 
 def _half_width(one: Sequence[float], reverse: Sequence[float]) -> float | None:
-    """Symmetric and studentised: the quantile of |mean* - mean| / error* over resamples, times the error. None where
-    that has no end.
+    """Half the width of a symmetric bootstrap-t interval: the quantile of |mean* - mean| / error* over resamples, times
+    the error. None if it is unbounded.
+
+    Source: P. Hall, On Symmetric Bootstrap Confidence Intervals, J. R. Statist. Soc. B 50 (1988).
     """
     import numpy as np
     from scipy.stats import bootstrap
@@ -112,7 +120,7 @@ def _half_width(one: Sequence[float], reverse: Sequence[float]) -> float | None:
         away, spread = np.abs(mean(a, b) - middle), np.asarray(standard_error(a, b))
         return np.divide(away, spread, out=np.full_like(spread, _WITHOUT_SPREAD), where=spread > 0)
 
-    # The same measurements give the same table.
+    # With a fixed seed, so that the same measurements give the same table.
     resampled = bootstrap(
         data,
         pivot,

@@ -21,7 +21,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.typed_json import Count, Seconds
 
 JSON_FILE, CSV_FILE = "results.json", "results.csv"
-# One more with every change that a reader of the version before would misread; a new key is none.
+# Rises with every change that would mislead a reader of the previous version; a new key does not.
 SCHEMA_VERSION = 1
 
 
@@ -60,7 +60,7 @@ def make_results(
     environment: Environment,
     commands: Mapping[str, str],
 ) -> Results:
-    """`commands`: what runs a cell again by itself, by its name. Cells that were not measured yet have a row too."""
+    """`commands`: by cell name, the command that runs it by itself. Cells not measured yet have a row too."""
     rows = make_rows(cells, measurements, commands=commands, rates=environment.rates)
     return Results(SCHEMA_VERSION, environment, tuple(rows), contributions(cells, measurements, rows))
 

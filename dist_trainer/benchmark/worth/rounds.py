@@ -41,8 +41,8 @@ def left(wanted: Iterable[Turn], measured: Iterable[Measurement]) -> list[Turn]:
 
 
 def remaining_s(left_over: Sequence[Turn], measured: Sequence[Measurement]) -> float | None:
-    """What the rest will take: each cell as long as it took at its median, one that has not been measured as all others
-    did on average. None where nothing has been measured.
+    """How long the remaining turns will take: each as long as its cell's median; if the cell was not measured yet, as
+    long as the mean of the others' medians. None if nothing was measured.
     """
     took: dict[str, list[float]] = {}
     for one in measured:

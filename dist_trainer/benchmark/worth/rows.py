@@ -16,7 +16,7 @@ from dist_trainer.config.run import ModelConfig
 from dist_trainer.model.size import num_flops_per_token
 from dist_trainer.typed_json import Count, Finite, Seconds
 
-# What stands beside a cell's name, once.
+# The one word or phrase that stands beside a cell's name.
 Judgement = Literal[
     "",
     "faster",
@@ -33,8 +33,8 @@ FEWEST_SEEDS = 3
 
 @dataclass(frozen=True)
 class MatmulRates:
-    """FLOP/s of a large matrix product on all that the ranks have, by "fp32", "bf16" and "fp16": measured in the same
-    run, and of the GPU's data sheet.
+    """FLOP/s of large matrix products on all ranks' cores or GPUs together, by dtype ("fp32", "bf16", "fp16"): measured
+    by the same benchmark, and by the GPU's data sheet. A dtype that is not known is missing.
     """
 
     measured: Mapping[str, Finite]
@@ -43,12 +43,15 @@ class MatmulRates:
 
 @dataclass(frozen=True)
 class Row:
-    """None is not known. `failure` is the latest one's reason, though other rounds may have been measured.
+    """None: not known. `failure` is the reason of the latest failed round, though others may have been measured.
 
     `tokens_per_s`: the median over rounds of each round's median step. `speed`: the same as a geometric mean, with its
-    interval, which other results are compared by. `ratio`: to the baseline's speed, paired by round. Step times are of
-    all rounds' steps together; `first_step_s`, `compile_s`, `loss` and `energy_j` are medians over rounds.
-    `loss_is_spoiled`: the loss lies further above the baseline's than the seeds' losses lie apart.
+    interval, by which results are compared with others. `ratio`: to the baseline's speed, paired by round. Step times
+    are of all rounds' steps together; `first_step_s`, `compile_s`, `loss` and `energy_j` are medians over rounds.
+    `planned_bytes` and `peak_bytes` are the highest of any round; `reduction` is 1 - peak / the baseline's peak. `mfu`
+    is the model's FLOP/s over `MatmulRates.measured`, `mfu_of_data_sheet` over `MatmulRates.data_sheet`.
+    `data_wait_share` is of the step time. `loss_is_spoiled`: the loss lies further above the baseline's than the seeds'
+    losses lie apart.
     """
 
     cell: str
@@ -86,7 +89,7 @@ def make_rows(
     commands: Mapping[str, str],
     rates: MatmulRates,
 ) -> list[Row]:
-    """In the order of the cells, each of which has a row. `commands`: what runs a cell again, by its name."""
+    """A row for each cell, in their order. `commands`: by cell name, the command that runs it by itself."""
     speeds = log_speeds(measurements)
     by_cell = {cell.name: latest(measurements, cell.name) for cell in cells}
     baseline = [one for one in by_cell.get(BASELINE, []) if one.has_figures]
@@ -225,7 +228,7 @@ def _highest(values: Iterable[int | None]) -> int | None:
 
 
 def _quantile(values: Sequence[float], fraction: float) -> float | None:
-    """Between the two values nearest to it, as numpy's."""
+    """Interpolated between the two nearest values, as numpy.quantile does; None without values."""
     if not values:
         return None
     ordered = sorted(values)

@@ -36,7 +36,7 @@ _MESSAGE = re.compile(r"^dist_trainer: (?:error: )?(.*)$", re.MULTILINE)
 
 
 def command(folder: Folder, turn: Turn, settings: Settings, run_dir: Path) -> list[str]:
-    """What runs the cell, here and for anybody."""
+    """The command line that runs the cell. It needs nothing but the folder, so that anybody can repeat it."""
     cell = folder.cell(turn.cell)
     seed = ["--seed", str(1000 + turn.round)] if turn.cell == OTHER_SEEDS else []
     return [
@@ -70,7 +70,7 @@ def measure(folder: Folder, turn: Turn, settings: Settings) -> Measurement:
 
 
 def reason(text: str, status: int) -> str:
-    """The first line of the message with which a run ended."""
+    """Why a run failed: the first line of its error message in `text`, its output; else its exit status."""
     found = _MESSAGE.search(text)
     return printable(found.group(1)) if found else f"it ended with status {status}"
 
@@ -82,7 +82,10 @@ def _run(words: Sequence[str], log: Path) -> int:
 
 @contextlib.contextmanager
 def _ended_with_us(words: Sequence[str], out: object) -> Iterator[subprocess.Popen[bytes]]:
-    """The process in a group of its own, so that a terminal's Ctrl-C comes to it by way of this process alone."""
+    """Starts the process in a session of its own, so that a terminal's Ctrl-C does not reach it directly.
+
+    If it still runs at the end of the block, it is sent SIGINT, and after `END_GRACE_S` its group is killed.
+    """
     process = subprocess.Popen(
         words,
         stdin=subprocess.DEVNULL,
@@ -129,14 +132,14 @@ def _with_figures(ended: Measurement, run_dir: Path, settings: Settings, *, begi
 
 
 def _first_step_s(run_dir: Path, begin_s: float) -> float | None:
-    """By the clock that all processes of a host share."""
+    """From the launch to the end of rank 0's first step, by the monotonic clock that all processes of a host share."""
     records = read_records(run_dir / "records" / memory_file(0), MemoryRecord)
     first = next((record for record in records if record.step == 1 and record.monotonic_s is not None), None)
     return None if first is None or first.monotonic_s is None else max(0.0, first.monotonic_s - begin_s)
 
 
 def energy_j(records_dir: Path, num_ranks: int) -> float | None:
-    """What the GPUs took while they were sampled: power over time, between samples as their mean. None without NVML."""
+    """Energy of all GPUs while they were sampled: their power integrated by the trapezoidal rule. None without NVML."""
     total, is_known = 0.0, False
     for rank in range(num_ranks):
         path = records_dir / samples_file(f"rank-{rank}")

@@ -48,7 +48,6 @@ def speed_table(rows: Sequence[Row]) -> Table:
 
 
 def memory_table(rows: Sequence[Row]) -> Table:
-    """Memory, loss and energy."""
     return Table(
         "Memory, loss and energy",
         ("", "planned peak", "measured peak", "reduction", "loss", "loss within the seeds' spread", "energy"),
@@ -126,7 +125,7 @@ def environment_table(environment: Environment) -> Table:
 
 
 def numbered(number: int, row: Row) -> str:
-    """As the chart's points are."""
+    """The row's title with the number that stands beside its point in the chart."""
     return f"{number}. {row.title}"
 
 

@@ -1,4 +1,4 @@
-"""What was measured so far, as tables in the folder of results: results.json, results.csv, report.html, report.md."""
+"""Writes what was measured so far into the folder of results: results.json, results.csv, report.html, report.md."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def results_of(bench: Bench) -> Results:
 
 
 def hardware_in_words(hardware: str) -> str:
-    """The CPU's name where ranks train on the CPU."""
+    """The GPUs' name as it is; for "cpu" the processor's name and the number of cores."""
     if hardware != "cpu":
         return hardware
     try:
@@ -88,7 +88,7 @@ def _num_threads(num_ranks: int) -> int:
 
 
 def _rates(bench: Bench) -> MatmulRates:
-    """Measured once a folder, by as many processes and threads as the cells have."""
+    """Measured once per folder, where RATES_FILE keeps them, with as many processes and threads as the cells have."""
     path = bench.folder.path / RATES_FILE
     if path.exists():
         try:

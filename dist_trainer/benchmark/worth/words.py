@@ -31,7 +31,7 @@ def times(ratio: Estimate) -> str:
 
 
 def worth(ratio: Estimate, *, is_spoiled: bool) -> str:
-    """The same, but what spoils the loss, shows no difference or has no interval says so."""
+    """As `times`, but says so if the loss is spoiled, no difference is shown, or there are too few rounds."""
     if is_spoiled:
         return f"{SPOILS}, {times(ratio)}"
     if ratio.verdict == "no difference shown":
@@ -40,7 +40,7 @@ def worth(ratio: Estimate, *, is_spoiled: bool) -> str:
 
 
 def judged(row: Row) -> str:
-    """The judgement, with how much where it is a difference that the interval shows."""
+    """The judgement; with a percentage if it is "faster" or "slower"."""
     if row.ratio is None or row.judgement not in ("faster", "slower"):
         return row.judgement or NOTHING
     return f"{abs(row.ratio.value - 1):.1%} {row.judgement}"
@@ -50,7 +50,7 @@ def interval(ratio: Estimate | None) -> str:
     if ratio is None or ratio.low is None or ratio.high is None:
         return NOTHING
     digits = 2
-    # No end looks as if it were 1 that is not.
+    # More digits, so that an end that is not 1 does not look like 1.
     while digits < _MOST_DIGITS and any(end != 1 and round(end, digits) == 1 for end in (ratio.low, ratio.high)):
         digits += 1
     return f"{ratio.low:.{digits}f} to {ratio.high:.{digits}f}"
