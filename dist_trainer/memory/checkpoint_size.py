@@ -2,7 +2,7 @@
 
 Source: what DeepSpeed 0.19.8's engine writes. With ZeRO each rank writes its part of the master weights (fp32, or as
 the JSON says) and of the optimizer's states, and up to stage 2 rank 0 writes the whole weights beside them; at stage 3
-those parts are all there is of the weights.
+the weights are in those parts only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FRAME_BYTES = 100_000
 
 
 def checkpoint_bytes(settings: Settings, num_parameters: int, world_size: int) -> int:
-    """Of one checkpoint, all files of all ranks together."""
+    """Bytes of one checkpoint: all files of all ranks together."""
     weights = settings.weight_bytes if settings.stage < 3 else 0
     # Plain fp32 training has no copy of the weights beside the model's own.
     master = settings.master_bytes if settings.stage > 0 or settings.dtype != "fp32" else 0
@@ -25,7 +25,10 @@ def checkpoint_bytes(settings: Settings, num_parameters: int, world_size: int) -
 
 
 def num_checkpoints(steps_by_phase: Sequence[int], *, every_steps: int, at_end: bool) -> int:
-    """How many a run writes that goes through phases of these lengths; those every so many minutes are not counted."""
+    """How many checkpoints a run writes: every `every_steps` steps (0: none), with `at_end` after each phase.
+
+    Those at intervals of minutes are not counted.
+    """
     total, ends = 0, set()
     for steps in steps_by_phase:
         total += steps

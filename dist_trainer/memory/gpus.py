@@ -59,7 +59,7 @@ _CARDS = {
     "v100-32g": (32768, 125, 15.7, 900),
 }
 _ALSO = {"h100": "h100-80g", "rtxa6000": "a6000", "rtx3060": "rtx3060-12g", "rtx3080": "rtx3080-10g"}
-# What torch lets cuBLAS have: two buffers of 4 MiB and eight of 16 KiB, 32 MiB on Hopper.
+# What torch gives cuBLAS: two buffers of 4 MiB and eight of 16 KiB; 32 MiB on Hopper.
 WORKSPACE_BYTES = 2 * 4 * MIB + 8 * 16 * 2**10
 HOPPER_WORKSPACE_BYTES = 32 * MIB
 _HOPPER = ("h100", "h200", "gh200", "h20", "h800")
@@ -101,12 +101,12 @@ def speeds(name: str | None) -> Speeds | None:
 
 
 def has_bf16(name: str | None) -> bool:
-    """Whether the card computes in bf16; one that is not named is taken to."""
+    """Whether the card computes in bf16. True for one that is not named or not known."""
     return name is None or not _bare(name).startswith(_WITHOUT_BF16)
 
 
 def cublas_workspace_bytes(name: str | None) -> int:
-    """What torch gives cuBLAS on the card, from its own allocator (parseChosenWorkspaceSize): more on Hopper."""
+    """What torch gives cuBLAS on the card from its own allocator (CUDABlas: parseChosenWorkspaceSize)."""
     return HOPPER_WORKSPACE_BYTES if name is not None and _bare(name).startswith(_HOPPER) else WORKSPACE_BYTES
 
 

@@ -101,7 +101,7 @@ def write_plan(plan: Plan, run_dir: Path, name: str = PLAN_FILE) -> None:
 
 
 def dump_plan(plan: Plan, **beside: Sequence[Filled] | Sequence[str]) -> str:
-    """The plan as JSON, with further keys from `beside`: lists of lines, or of what was filled in."""
+    """The plan as JSON, with further keys from `beside`: lists of lines, or of what was filled in for "auto"."""
     told = {
         name: [dataclasses.asdict(one) if isinstance(one, Filled) else one for one in entries]
         for name, entries in beside.items()

@@ -153,7 +153,7 @@ def test_what_cannot_be_met_is_told_with_the_arithmetic(capsys: pytest.CaptureFi
     status, text = plan(capsys, "--ds", "zero1", "--nproc-per-node", "2", "--gpu-memory", "1 MB")
     assert status == 1
     assert "16-bit tiny on each of 2 GPUs holds 8 bytes a parameter (2 weights + 4 master / 2 + 8 moments / 2)" in text
-    assert "x 1.1M = 0.01 GB before its gradients; the GPU's memory is 0.00 GB: it cannot be met so" in text
+    assert "x 1.1M = 0.01 GB before its gradients; the GPU's memory is 0.00 GB, too little for these settings" in text
     assert "ZeRO-1 on 2 ranks can take at most 37.5% off the model states" in text
     assert "nearest    none of the changes tried here is enough" in text
 

@@ -94,7 +94,7 @@ def apply(request: Request, chosen: Sequence[Change]) -> Request:
 def nearest(
     candidates: Sequence[Change], try_out: Callable[[Sequence[Change]], TriedPlan | None], *, start_bytes: int
 ) -> Suggestion | None:
-    """The smallest change that is good: the least costly single one, else as few together as possible; None if none is.
+    """The smallest change with a good plan: the least costly single one, else as few together as possible; else None.
 
     `try_out` plans with changes applied; it returns None if they cannot be combined. Makes at most
     3 x len(candidates) trials.

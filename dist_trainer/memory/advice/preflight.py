@@ -121,7 +121,7 @@ def limiting(plan: Plan, host: HostMemory | None) -> tuple[str, Standing] | None
 def suggest(
     case: Case, resolved: ResolvedRun, plan: Plan, is_good: Callable[[Plan, HostMemory | None], bool]
 ) -> Suggestion | None:
-    """The nearest change to the case that is good, found by planning its neighbours."""
+    """The smallest change to the case whose plan `is_good`, found by planning; None if there is none."""
     settings = read_settings(resolved.deepspeed, cuda=plan.device == "cuda")
     candidates = nearest.changes(case.setup, settings, loss=resolved.run.model.loss)
     known: dict[frozenset[str], TriedPlan | None] = {}

@@ -60,7 +60,7 @@ def arithmetic(
         f"{format_count(num_parameters)} = {format_gb(held_bytes)} before its gradients; "
         f"{limit_name} is {format_gb(limit_bytes)}"
     )
-    yield line + (": it cannot be met so" if held_bytes > limit_bytes else "")
+    yield line + (", too little for these settings" if held_bytes > limit_bytes else "")
     if settings.stage and plan.world_size == 1:
         yield f"ZeRO-{settings.stage} on 1 rank takes nothing off the model states: there is nobody to share them with"
     elif settings.stage:

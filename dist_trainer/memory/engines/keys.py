@@ -1,7 +1,7 @@
 """What each key of a DeepSpeed JSON does to memory: it is counted, it moves nothing, or it is named as not modelled.
 
-Every key that is accepted stands here or is idle in the table of keys (config/deepspeed/keys.py), as one of the three:
-a test holds that nothing lies between them, and each row against the plan or DeepSpeed 0.19.8's own engine.
+Every accepted key is in one of the three collections here, or idle in the table of keys (config/deepspeed/keys.py).
+Tests check that none is missing, and compare each row with the plan or with DeepSpeed 0.19.8's own engine.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ Effect = Literal["counted", "inert", "unmodelled"]
 
 @dataclass(frozen=True)
 class Unmodelled:
-    """Why a key moves memory that no plan counts. Without effect at `off`, or at another ZeRO stage than `stages`."""
+    """What a key does to memory that no plan counts. It has no effect at a value in `off`, or at a ZeRO stage that is
+    not in `stages`, which are empty where another key's line names the effect.
+    """
 
     why: str
     off: tuple[Any, ...] = (None, False, 0, -1, "", {}, [])
@@ -52,7 +54,7 @@ COUNTED = frozenset(
         ),
     }
 )
-# Of optimizer.params, whatever the optimizer; the others are numbers that decide no size.
+# Keys of optimizer.params, of any optimizer. The others are numbers on which no size depends.
 COUNTED_PARAMS = frozenset({"torch_adam", "fused", "foreach", "amsgrad", "momentum", "fp32_optimizer_states"})
 
 INERT = frozenset(
@@ -121,7 +123,7 @@ UNMODELLED: Mapping[str, Unmodelled] = {
 
 
 def effect(path: str) -> Effect:
-    """What an accepted key does to memory, in the spelling without aliases. Raises KeyError for one not decided on."""
+    """What an accepted key does to memory. `path`: dotted, without aliases. Raises KeyError if no collection has it."""
     names = path.split(".")
     around = [".".join(names[:count]) for count in range(len(names), 0, -1)]
     for name in around:

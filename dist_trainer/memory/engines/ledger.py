@@ -30,7 +30,7 @@ EMPTY_CACHE: Event = (0, 0, COMPUTE)
 
 
 class Block(NamedTuple):
-    """One allocation; `size` is what was asked for, rounded as the device's allocator counts it."""
+    """One allocation. `size`: the bytes asked for, rounded up as the device's allocator counts them."""
 
     number: int
     size: int
@@ -43,9 +43,9 @@ def pinned(num_bytes: int) -> int:
 
 
 class Ledger:
-    """Counts allocations. `rounding`: the allocator counts multiples of so many bytes (CUDA 512, CPU 1).
+    """Counts allocated bytes. `rounding`: the allocator counts multiples of so many bytes (CUDA 512, CPU 1).
 
-    `events`, where kept, is the whole history for a replay, in which EMPTY_CACHE stands for itself.
+    `events`, if kept, is the whole history, for a replay. `peaks`: phase -> (bytes in all, bytes of each part).
     """
 
     def __init__(self, rounding: int, *, keep_events: bool) -> None:
@@ -80,7 +80,7 @@ class Ledger:
             self.events.append((block.number, 0, COMPUTE))
 
     def empty_cache(self) -> None:
-        """The caching allocator gives back what it holds unused."""
+        """Records that the caching allocator is told to give back what it holds unused."""
         if self.events is not None:
             self.events.append(EMPTY_CACHE)
 

@@ -1,4 +1,4 @@
-"""How ZeRO cuts flat groups of parameters into one partition a rank (stage 1, 2), or each parameter (stage 3).
+"""How ZeRO partitions over the ranks: flat groups of parameters at stages 1 and 2, each parameter at stage 3.
 
 Source: DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py and partition_parameters.py.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+# A flat group is padded to a multiple of this many elements a rank.
 ALIGNMENT = 2
 
 
@@ -21,7 +22,9 @@ class Slice:
 
 @dataclass(frozen=True)
 class FlatGroup:
-    """One parameter group of stage 1 or 2: `order` is how its parameters lie in the flat buffer."""
+    """One parameter group of stage 1 or 2, in elements. `order`: how its parameters lie in the flat buffer, whose size
+    `flat_numel` includes padding. `slices`: by parameter.
+    """
 
     order: tuple[int, ...]
     flat_numel: int
@@ -37,6 +40,7 @@ class FlatGroup:
 
 
 def flat_group(parameters: Sequence[int], numels: Sequence[int], world_size: int, *, round_robin: bool) -> FlatGroup:
+    """Lays the parameters out in one flat buffer, cut into equal partitions. `numels`: elements of every parameter."""
     order = tuple(parameters)
     if round_robin:
         order = tuple(p for start in range(world_size) for p in order[start::world_size])

@@ -1,4 +1,4 @@
-"""What of a DeepSpeed JSON the plan counts, with DeepSpeed's own defaults filled in; keys.py has what it does not."""
+"""The settings of a DeepSpeed JSON that a plan depends on, with DeepSpeed's defaults; keys.py says which keys count."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Optimizer = Literal["fused", "foreach", "loop", "host"]
 
 BYTES_OF = {"fp32": 4, "bf16": 2, "fp16": 2}
 
-# Optimizer states a parameter, by the lowered name of the optimizer.
+# Optimizer states per parameter, by the optimizer's name in lower case.
 STATES = {
     "adam": 2,
     "adamw": 2,
@@ -88,7 +88,7 @@ class Settings:
 
     @property
     def comm_bytes(self) -> int:
-        """Of what most gradients are reduced in: under autocast, those of the linear layers."""
+        """Bytes of an element in which most gradients are reduced: under autocast, those of the linear layers."""
         return BYTES_OF[self.autocast or self.comm_dtype]
 
     @property
@@ -97,7 +97,7 @@ class Settings:
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of all optimizer states of one parameter."""
+        """Bytes of all optimizer states together, per element of the parameters."""
         return self.states_per_parameter * BYTES_OF[self.offload_states_dtype]
 
 

@@ -1,8 +1,8 @@
-"""What DeepSpeed's engine holds beside the model's own pass, told as allocations at the moments at which it makes them.
+"""What DeepSpeed's engine holds beside the model's own pass, as allocations at the moments at which it makes them.
 
-One class for each way DeepSpeed trains: here those without ZeRO, the stages beside it. Each mirrors
-the order of DeepSpeed 0.19.8's own code, which its docstring names; sizes follow from that code. `host` is the ledger
-of what offload keeps in host memory.
+One class for each way DeepSpeed trains: those without ZeRO here, those of the ZeRO stages in stages12.py and stage3.py.
+Each mirrors the order of DeepSpeed 0.19.8's own code, which its docstring names; sizes follow from that code. `host` is
+the ledger of what offload keeps in host memory.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from dist_trainer.memory.engines.ledger import (
 from dist_trainer.memory.engines.settings import BYTES_OF, Settings
 from dist_trainer.memory.trace.record import Trace
 
-# DeepSpeed takes gradient norms in fp64 where the device has it: a copy of one gradient at a time.
+# Bytes of an element in fp64, in which DeepSpeed takes gradient norms where the device has it.
 NORM_BYTES = 8
-# Stage 0 reduces gradients in flat copies of at most so many elements (MEMORY_OPT_ALLREDUCE_SIZE).
+# Stage 0 reduces a flat copy of gradients as soon as it has more elements than this (MEMORY_OPT_ALLREDUCE_SIZE).
 ALLREDUCE_ELEMENTS = 500_000_000
 
 
@@ -115,16 +115,16 @@ class Engine:
 
     @property
     def reduction_stream(self) -> int:
-        """Where what a reduction needs is allocated: with `overlap_comm` on a stream of its own."""
+        """The stream on which a reduction allocates: one of its own with `overlap_comm`."""
         return REDUCTION if self.settings.overlap_comm else COMPUTE
 
     def on_host(self, num_bytes: int, part: int, *, is_pinned: bool) -> Block:
-        """A block in the host's memory, which on a CPU is the device's."""
+        """A block in host memory. On a CPU that is the device's memory, and nothing is pinned."""
         is_pinned = is_pinned and self.host is not self.ledger
         return self.host.alloc(pinned(num_bytes) if is_pinned else num_bytes, part)
 
     def saves_weight(self, module: int, weight: int) -> None:
-        """In the forward pass that has just begun, autograd keeps the module's weight for its backward pass."""
+        """Autograd keeps the module's weight, from the forward pass that has just begun, for the backward pass."""
 
     def reduction_dtype(self, parameter: int) -> str:
         """The type in which ZeRO reduces a gradient: under autocast a linear layer's in 16-bit, others as they are."""
@@ -149,7 +149,9 @@ class Engine:
             self.allreduce(self.numels, self.settings.weight_bytes)
 
     def allreduce(self, numels: Iterable[int], size: int) -> None:
-        """Flat copies of the gradients, one for each run of more than ALLREDUCE_ELEMENTS; one tensor is a view."""
+        """Reduces gradients of `size` bytes an element in flat copies, each closed when it has more than
+        ALLREDUCE_ELEMENTS elements. A single tensor needs no copy.
+        """
         chunk: list[int] = []
         comm = BYTES_OF[self.settings.comm_dtype]
 
@@ -173,9 +175,11 @@ class Engine:
         self.free_gradients()
 
     def update(self, groups: Sequence[Sequence[int]], size: int, *, ledger: Ledger | None = None) -> None:
-        """The optimizer on groups of tensors of these elements: states at the first update, then the temporaries.
+        """The optimizer's update: states at the first one, then the temporaries. `groups`: the elements of each tensor,
+        by parameter group; `size`: bytes of an element.
 
-        It works on one group at a time: torch's foreach form on all its tensors together, the loop on one tensor.
+        It works on one group at a time: torch's foreach form on all tensors of a group together, the loop on one tensor
+        after the other, the fused form without temporaries.
         """
         ledger = ledger or self.ledger
         per_state = BYTES_OF[self.settings.offload_states_dtype]
@@ -195,7 +199,7 @@ class Engine:
         self.has_states = True
 
     def add_states(self) -> None:
-        """The optimizer's states as the first step leaves them, where only a later step is of interest."""
+        """Allocates the optimizer's states without a first step, where only a later step is of interest."""
         if not self.has_states:
             states_ledger = self.host if self.settings.offload_optimizer != "none" else self.ledger
             states_ledger.alloc(self.settings.state_bytes * self.state_numel(), STATES)

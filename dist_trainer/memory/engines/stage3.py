@@ -1,4 +1,4 @@
-"""Stage 3: every parameter is cut over the ranks, gathered before a module needs it and let go of afterwards.
+"""Stage 3: every parameter is partitioned over the ranks, gathered before a module needs it, and released afterwards.
 
 Mirrors DeepSpeed 0.19.8: zero/stage3.py (buckets, gradients, the step) and zero/partitioned_param_coordinator.py (what
 is fetched, prefetched and released when). The first forward and backward only record the order; from the second on it
@@ -28,13 +28,13 @@ from dist_trainer.memory.engines.partitions import shard_numel
 from dist_trainer.memory.engines.settings import BYTES_OF
 from dist_trainer.memory.engines.stage0 import Bucket, Engine
 
-# stage3.py takes the norm of an offloaded gradient in parts of so many elements.
+# stage3.py takes the norm of an offloaded gradient in parts of at most so many elements.
 NORM_ELEMENTS = 250_000_000
 
 
 @dataclass
 class _Gather:
-    """One all-gather in flight: its flat buffers (one for each type of what is gathered) live until the last of its
+    """One all-gather in flight. Its flat buffers, one for each dtype that is gathered, live until the last of its
     parameters has been waited for.
     """
 
@@ -45,7 +45,9 @@ class _Gather:
 
 
 class Zero3Engine(Engine):
-    """Every parameter in shards; see the module."""
+    """Every parameter in shards; see the module. `available`: the gathered parameters and their blocks, of which
+    `holders` counts the users. `active`: the modules that are using a parameter.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """As `Engine`."""
@@ -53,7 +55,7 @@ class Zero3Engine(Engine):
         settings = self.settings
         self.offloads = settings.offload_optimizer != "none"
         self.offloads_parameters = settings.offload_param != "none"
-        # On a CPU what is offloaded is where it was.
+        # On a CPU host and device are one memory, and offload moves nothing.
         self.has_own_host = self.host is not self.ledger
         self.shards = [shard_numel(numel, self.world_size) for numel in self.numels]
         self.param_ledger = self.host if self.offloads_parameters else self.ledger
@@ -119,7 +121,7 @@ class Zero3Engine(Engine):
             self.on_host(settings.accum_bytes * total, GRADIENTS, is_pinned=settings.pins_optimizer)
         else:
             ledger.alloc(settings.accum_bytes * total, GRADIENTS)
-        # Where the hooks on the gradients are made each parameter is gathered once, alone.
+        # While the gradient hooks are set up, each parameter is gathered once, by itself.
         with ledger.temporary(size * world * max(self.shards), GATHERED):
             pass
 
@@ -145,7 +147,9 @@ class Zero3Engine(Engine):
         return found
 
     def _persistent(self) -> set[int]:
-        """Parameters too small to be worth letting go of, up to the threshold of the model."""
+        """Parameters too small to be worth releasing: up to persistence_threshold elements each, and together up to
+        model_persistence_threshold.
+        """
         kept, total = set(), 0
         for p, numel in enumerate(self.numels):
             if (
@@ -187,7 +191,7 @@ class Zero3Engine(Engine):
             self.saved[weight] = (module, self._hold(block))
 
     def _forget(self, weight: int) -> None:
-        """The graph's own reference to a weight goes when the product's backward pass is done."""
+        """Drops the autograd graph's reference to a weight: the backward pass of its product is done."""
         if weight in self.saved:
             self._drop(self.saved.pop(weight)[1])
 
@@ -337,7 +341,9 @@ class Zero3Engine(Engine):
             self.num_available -= self.numels[parameter]
 
     def _keep_secondary(self, parameter: int) -> None:
-        """hpZ's shard over a few ranks near by, made when a parameter is let go of, void after each step."""
+        """hpZ's secondary shard: of a parameter partitioned over `secondary_partition_size` ranks only. It is made when
+        the parameter is released, and is void after each step.
+        """
         over = self.settings.secondary_partition_size
         if over > 1 and self.world_size > 1 and parameter not in self.secondary:
             num_bytes = self.settings.weight_bytes * (self.world_size * self.shards[parameter] // over)
@@ -356,7 +362,9 @@ class Zero3Engine(Engine):
         bucket.elements += numel
 
     def _reduce(self, dtype: str) -> None:
-        """One flat copy of the bucket with each parameter padded to the ranks, unless it is one that needs none."""
+        """Reduces a flat copy of the bucket, in which each gradient is padded to a multiple of the world size. A single
+        gradient that needs no padding is not copied.
+        """
         settings, bucket = self.settings, self.buckets[dtype]
         padded = self.world_size * sum(self.shards[p] for p in bucket.parameters)
         size, comm = settings.weight_bytes, BYTES_OF[dtype]
@@ -379,7 +387,9 @@ class Zero3Engine(Engine):
         bucket.clear()
 
     def _offload(self, shard: int) -> None:
-        """A gradient is added up on the device; at the boundary its norm is taken, and it is cast."""
+        """A gradient's shard, of `shard` elements, is added to its sum on the device, and kept on the host. At the
+        boundary its norm is taken, and it is cast to the masters' dtype.
+        """
         accum, master = self.settings.accum_bytes, self.settings.master_bytes
         with self.ledger.temporary(accum * shard if self.has_own_host else 0):
             if self.is_boundary:
@@ -408,7 +418,7 @@ class Zero3Engine(Engine):
             self._release(p)
         size, master = settings.accum_bytes, settings.master_bytes
         state_ledger = self.host if self.offloads else ledger
-        # A boolean for each element of the gradients: infinite or not a number.
+        # The check for overflow makes a boolean for each element of the gradients.
         with ledger.temporary(0 if self.offloads else sum(self.shards)):
             pass
         if not self.offloads:
@@ -427,7 +437,7 @@ class Zero3Engine(Engine):
             ledger.free(upcast)
             ledger.free(flat)
         for p in sorted(self._persisted):
-            # Not as in a pass: each into a buffer of its own, with no copy.
+            # Persistent parameters are gathered after the step, each straight into a buffer of its own.
             is_whole = self.world_size == 1 and not (self.offloads_parameters and self.has_own_host)
             size = 0 if is_whole else settings.weight_bytes * self.world_size * self.shards[p]
             self.available[p] = self._hold(ledger.alloc(size, GATHERED)) if size else None

@@ -1,4 +1,4 @@
-"""Stages 1 and 2: flat groups of parameters, of whose masters and optimizer states each rank keeps one partition.
+"""Stages 1 and 2: flat groups of parameters; each rank keeps one partition of their masters and optimizer states.
 
 Mirrors DeepSpeed 0.19.8: zero/stage_1_and_2.py, and bf16_optimizer.py for stage 1 in bf16 with fp32 gradient sums.
 """
@@ -22,7 +22,7 @@ class Zero12Engine(Engine):
         self.partitions: list[FlatGroup] = [
             flat_group(group, self.numels, self.world_size, round_robin=settings.round_robin) for group in self.groups()
         ]
-        # fp32 gradients at stage 2 are gathered in one buffer of the partition.
+        # 16-bit weights with fp32 gradient sums: each group has one fp32 buffer for the sums of this rank's partition.
         self.is_compact = settings.grad_accum_dtype == "fp32" and settings.dtype != "fp32"
         self.group_of = {p: number for number, group in enumerate(self.partitions) for p in group.order}
         for group in self.partitions:
@@ -147,7 +147,7 @@ class Zero12Engine(Engine):
         return [copy for owner in owners for copy in self._copied([numel for rank, numel in runs if rank == owner])]
 
     def _copied(self, numels: list[int]) -> list[int]:
-        """Runs are copied together until they are more than a bucket; one alone is a view."""
+        """Elements of each flat copy: runs are copied together until they exceed a bucket; one alone is a view."""
         copies: list[int] = []
         together: list[int] = []
         for numel in numels:
@@ -178,7 +178,7 @@ class Zero12Engine(Engine):
 
     def _offload(self, parameter: int, group: int) -> None:
         numel = self.partitions[group].numel_of(parameter, self.rank)
-        # Stage 1 adds up on the device, and copies once a step.
+        # Stage 1 sums gradients on the device, and copies them to the host once a step.
         if self.settings.stage == 2 and self.settings.accumulation > 1 and not self.host_accumulated:
             # Gradients of earlier micro batches wait on the host, at the full size of each owned parameter.
             for p in self.owned:
@@ -260,7 +260,7 @@ class Zero12Engine(Engine):
 
 
 class Bf16Engine(Engine):
-    """Stage 1 in bf16 with fp32 gradient accumulation: whole fp32 gradients a rank (bf16_optimizer.py)."""
+    """Stage 1 in bf16 with fp32 gradient sums: each rank holds the fp32 sums of all parameters (bf16_optimizer.py)."""
 
     def init(self) -> None:
         super().init()
@@ -297,5 +297,5 @@ class Bf16Engine(Engine):
 
     def step(self) -> None:
         self.update([[group.partition_numel] for group in self.partitions], 4)
-        # Between micro batches the 16-bit gradients are set to zero, and freed only here.
+        # After a micro batch the 16-bit gradients are only set to zero; they are freed here.
         self.free_gradients()

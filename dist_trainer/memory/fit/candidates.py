@@ -21,7 +21,9 @@ from dist_trainer.model.size import num_parameters
 
 @dataclass(frozen=True)
 class MemoryLimits:
-    """What has to hold. `host_bytes` is for all ranks of a host together, None where it is not known."""
+    """The limits on memory: `num_bytes` for each GPU, called `name` in messages; `host_bytes` for all ranks of a host
+    together, None if not known.
+    """
 
     num_bytes: int
     name: str
@@ -147,7 +149,7 @@ class Planner:
         return self.traces.get(self._spec(settings))
 
     def _least_bytes(self, trace: Trace, settings: Settings) -> int:
-        """The peak of the model's own forward and backward, without weights, master weights and optimizer states."""
+        """A lower bound: the peak of the model's own pass, plus weights, master weights and optimizer states."""
         if id(trace) not in self._pass_bytes:
             self._pass_bytes[id(trace)] = peak_bytes(trace)
         held = held_states(settings, self.world_size, with_gradients=False).per_parameter * self.num_parameters

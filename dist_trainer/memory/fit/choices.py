@@ -104,7 +104,10 @@ def choices(base: Mapping[str, Any], half: Literal["bf16", "fp16"], switches: Sw
 
 
 def _is_sensible(choice: Choice) -> bool:
-    """Offload and 16-bit states require ZeRO, parameter offload requires stage 3, and fp32 sums a partition."""
+    """Parameter offload requires stage 3; optimizer offload, 16-bit states and fp32 gradient sums require stage 1.
+
+    16-bit states are not combined with offload.
+    """
     if choice.offload == "all":
         needed_stage = 3
     else:
@@ -135,7 +138,8 @@ def neighbours(choice: Choice, found: Collection[Choice], sizes: Sequence[int]) 
     steps += [(name, replace(choice, precision=name, sums_in_fp32=False)) for name in _PRECISIONS]
     told: dict[Choice, str] = {}
     for label, step in steps:
-        # Not every stage and precision has fp32 sums.
+        # Where the step does not exist with the same gradient sums, it is tried with the others: not every stage and
+        # precision has fp32 sums.
         for other in (step, replace(step, sums_in_fp32=not step.sums_in_fp32)):
             if replace(other, micro_batch=1) in found:
                 told.setdefault(other, label)
@@ -204,7 +208,7 @@ def _zero_block(choice: Choice) -> dict[str, Any]:
 
 
 def _set_optimizer(config: dict[str, Any], choice: Choice) -> None:
-    """With offload DeepSpeed's own Adam on the host, else torch's fused Adam."""
+    """Adam becomes DeepSpeed's own on the host with offload, else torch's fused one; other optimizers are kept."""
     kind = str(block(config, "optimizer").get("type", "")).lower()
     if kind not in _ADAM:
         return

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from dist_trainer.memory.engines.settings import Settings
 from dist_trainer.memory.gpus import Speeds
 
-# Fractions of a GPU's peak that training reaches, in 16-bit and in fp32; and figures for an unnamed GPU.
+# Fractions of a GPU's peaks that training reaches: arithmetic in 16-bit and in fp32, and memory.
 HALF_SHARE = 0.4
 SINGLE_SHARE = 0.6
 MEMORY_SHARE = 0.8
+# Assumed: an unknown GPU; then, for every GPU, the links to other GPUs and to the host, and the host's memory.
 ANY_CARD = Speeds(half_flops_per_s=250e12, single_flops_per_s=25e12, memory_bytes_per_s=1e12)
 INTERCONNECT_BYTES_PER_S = 20e9
 HOST_LINK_BYTES_PER_S = 12e9
@@ -102,8 +103,8 @@ def estimate(
 def sent_bytes(settings: Settings, num_parameters: int, world_size: int) -> float:
     """Bytes that one rank sends in one optimizer step.
 
-    Stages 0 to 2 reduce gradients by all-reduce, stages 1 and 2 because of use_multi_rank_bucket_allreduce. Stages 1
-    and 2 gather the weights once per step, stage 3 twice per micro batch.
+    Stages 0 to 2 reduce gradients by all-reduce; at stages 1 and 2 that is use_multi_rank_bucket_allreduce, which is on
+    by default. Stages 1 and 2 gather the weights once per step, stage 3 twice per micro batch.
     """
     ring = num_parameters * (world_size - 1) / world_size
     weights, gradients = ring * settings.weight_bytes, ring * settings.comm_bytes

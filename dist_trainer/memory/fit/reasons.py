@@ -59,7 +59,7 @@ def risk_line(candidate: Candidate) -> str:
 
 
 def helps(planner: Planner, nearest: Candidate) -> list[str]:
-    """What would fit if nothing does: more ranks, or the other loss."""
+    """Lines about what would help if nothing fits: more ranks, the chunked loss, or shorter sequences."""
     lines = []
     if not planner.limits.hold_on_host(nearest.rank):
         lines.append(_host_miss(planner.limits, nearest.rank))

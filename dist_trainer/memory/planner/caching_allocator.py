@@ -4,7 +4,7 @@ Source: torch c10/cuda/CUDACachingAllocator.cpp with default settings: sizes are
 most 1 MiB come from 2 MiB segments, below 10 MiB from 20 MiB segments, larger ones from segments of their own in
 multiples of 2 MiB; best fit; blocks are split and merged; a segment is given back when the cache is emptied. With
 `expandable_segments:True` each pool is one segment that grows, so that neighbours merge wherever they lie. Each stream
-has pools of its own: what one let go of another doesn't get.
+has pools of its own: a block freed on one is not reused on another.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROUND_SEGMENT = 2 * MIB
 _VIRTUAL_BYTES = 2**50
 
 
-# Whether for small blocks, and the stream.
+# Whether the pool is for small blocks, and its stream.
 PoolKey = tuple[bool, int]
 
 
@@ -68,7 +68,7 @@ class _Pool:
 
 
 class _Segments:
-    """Default settings: segments of their own sizes, each given back when the cache is emptied while it is all free."""
+    """Default settings: a new segment whenever no free block fits. Emptying the cache gives back those wholly free."""
 
     def __init__(self) -> None:
         self.pools: defaultdict[PoolKey, _Pool] = defaultdict(_Pool)
@@ -76,7 +76,7 @@ class _Segments:
         self._next_address = 1
 
     def new_block(self, size: int, key: PoolKey) -> _Block:
-        """Room where no free block is large enough."""
+        """A new segment, for a request of `size` bytes that no free block can hold."""
         segment = _segment_bytes(size)
         block = _Block(self._next_address, segment, key)
         self._next_address += segment
@@ -93,8 +93,8 @@ class _Segments:
 class _ExpandableSegments:
     """One segment a pool, mapped from its start on in pages of 2 MiB, or of 20 MiB for large blocks.
 
-    Emptying the cache is counted as unmapping what lies behind the last live block, which is a little less than it
-    gives back.
+    Emptying the cache is modelled as unmapping what lies behind the last live block. torch gives back a little more:
+    free pages before it as well.
     """
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class _ExpandableSegments:
         return sum(self._mapped.values())
 
     def new_block(self, size: int, key: PoolKey) -> _Block:
-        """The whole of a pool's range, which is larger than any GPU."""
+        """The pool's whole range of addresses, larger than any GPU's memory, so that a pool needs only one."""
         assert key not in self._starts
         self._starts[key] = 1 + len(self._starts) * _VIRTUAL_BYTES
         return _Block(self._starts[key], _VIRTUAL_BYTES, key)
@@ -127,10 +127,10 @@ class _ExpandableSegments:
 
 
 def reserved_peak_bytes(events: Iterable[Event], *, expandable: bool, is_late: bool = False) -> int:
-    """The most that was reserved. An event of 0 bytes frees a block; EMPTY_CACHE as such.
+    """The peak of the reserved bytes. `events` are the ledger's: one of 0 bytes frees a block.
 
-    `is_late`: a block of another stream than COMPUTE can be had again only when the next one of that stream is freed,
-    for until the GPU has come by (`record_stream`) it is held back.
+    `is_late`: a freed block of a stream other than COMPUTE can be reused only after the next block of that stream is
+    freed. torch holds such blocks back (`record_stream`) until the GPU has passed their last use.
     """
     memory = _ExpandableSegments() if expandable else _Segments()
     live: dict[int, _Block] = {}
@@ -138,7 +138,7 @@ def reserved_peak_bytes(events: Iterable[Event], *, expandable: bool, is_late: b
     peak = 0
     for event in events:
         if event == EMPTY_CACHE:
-            # torch waits for the GPU first.
+            # torch waits for the GPU before it empties the cache, so no block is held back any more.
             for block in held_back.values():
                 _free(block, memory.pools)
             held_back.clear()

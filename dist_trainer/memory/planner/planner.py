@@ -21,7 +21,7 @@ from dist_trainer.units import MIB, format_gb
 # from 289 MiB on a 6 GB card to 855 MiB on an 80 GB card for everything outside a program's tensors.
 CONTEXT_BYTES = 450 * MIB
 CONTEXT_BAND_BYTES = (280 * MIB, 860 * MIB)
-# NCCL's own, and its buffers for each channel and way of connecting: a ring on one host, a tree beside it over several.
+# NCCL: a fixed part, and buffers for each channel of each algorithm: the ring; over several hosts also the tree.
 NCCL_OWN_BYTES = 54 * MIB
 NCCL_CHANNEL_BYTES = 8 * MIB
 NCCL_CHANNELS = 12
@@ -54,7 +54,7 @@ def make_plan(
     sequence_length: int | None = None,
     num_hosts: int = 1,
 ) -> Plan:
-    """Plans the first and the last rank, or those asked for, at the longest sequence length of the run's phases."""
+    """Plans `ranks` (by default the first and the last) at `sequence_length` (by default the longest of all phases)."""
     settings = read_settings(resolved.deepspeed, cuda=device.kind == "cuda")
     length = sequence_length or max(phase.sequence_length for phase in resolved.phases)
     trace = kept.get(trace_spec(resolved, settings, sequence_length=length, cuda=device.kind == "cuda"))
@@ -120,8 +120,8 @@ def plan_rank(
 ) -> RankPlan:
     """One rank's plan from a trace; `expandable` is how torch's CUDA allocator is set.
 
-    For searches: `is_quick` simulates one step instead of two; where what is allocated goes beyond `enough_bytes`
-    already, the allocator is not replayed.
+    For searches: `is_quick` simulates one step instead of two. If the allocated bytes alone exceed `enough_bytes`, the
+    allocator is not replayed, and the reserved bytes are a lower bound.
     """
     cuda = device.kind == "cuda"
     simulation = simulate(
@@ -146,7 +146,7 @@ def plan_rank(
         reserved_bytes = max(reserved_peak_bytes(ledger.events, expandable=expandable) + workspace, reserved_bytes)
         if settings.overlap_comm and settings.stage and not is_quick:
             late_bytes = reserved_peak_bytes(ledger.events, expandable=expandable, is_late=True) + workspace
-    # A card that is not named may be of those that take more.
+    # A card that is not named may be a Hopper, with its larger workspace.
     unknown = 0 if device.name is not None else HOPPER_WORKSPACE_BYTES - workspace
     reserved = Figure(
         reserved_bytes,
@@ -167,7 +167,7 @@ def plan_rank(
 
 
 def nccl_bytes(num_hosts: int) -> Figure:
-    """What NCCL takes of each GPU, by the channels that it opens: an assumption."""
+    """What NCCL takes of each GPU: an assumption, with a band from the fewest to the most channels it may open."""
     ways = 1 if num_hosts == 1 else 2
     low, high = (NCCL_OWN_BYTES + ways * count * NCCL_CHANNEL_BYTES for count in NCCL_CHANNELS_BAND)
     return Figure(NCCL_OWN_BYTES + ways * NCCL_CHANNELS * NCCL_CHANNEL_BYTES, low, high)

@@ -13,7 +13,7 @@ _PRIMES = (13, 17, 19, 23, 29, 31, 37, 41)
 
 
 def probe_of(spec: TraceSpec) -> TraceSpec:
-    """The same at a micro batch that is found again in every size that grows with it: a prime that divides no shape."""
+    """The same spec at a prime micro batch that divides no shape, so that it divides only sizes that grow with it."""
     shapes = (spec.hidden_size, spec.vocab_size, spec.context_length, spec.sequence_length, spec.num_heads)
     return replace(spec, micro_batch=next(p for p in _PRIMES if all(shape % p for shape in shapes)))
 
@@ -21,8 +21,9 @@ def probe_of(spec: TraceSpec) -> TraceSpec:
 def scaled(probe: Trace, spec: TraceSpec, micro_batch: int) -> Trace:
     """The trace of `spec`'s model at another micro batch, from `probe`, its trace at `probe_of(spec)`.
 
-    What grows with the micro batch grows with its tokens, and is known by that. With a full loss this is the trace that
-    torch would give. A chunked loss would have another number of chunks, all but the last of one size: the same peaks.
+    A size that the probe's number of tokens divides grows with the micro batch; every other stays. With a full loss
+    this is the trace that torch would give. With a chunked loss torch's trace would have another number of chunks, but
+    the same peaks, because all chunks but the last are of one size.
     """
     unit = probe_of(spec).micro_batch
     tokens = unit * spec.sequence_length
@@ -35,7 +36,7 @@ def scaled(probe: Trace, spec: TraceSpec, micro_batch: int) -> Trace:
 
 
 def is_scalable(spec: TraceSpec) -> bool:
-    """Whether `scaled` holds for `spec`: a chunked loss holds two whole chunks at its peak, there and in the probe."""
+    """Whether `scaled` is right for `spec`: at its peak a chunked loss holds two whole chunks, which both must have."""
     if spec.loss == "full":
         return True
     tokens = min(spec.micro_batch, probe_of(spec).micro_batch) * spec.sequence_length
@@ -43,7 +44,7 @@ def is_scalable(spec: TraceSpec) -> bool:
 
 
 def peak_bytes(trace: Trace) -> int:
-    """The most that the pass itself holds, with each gradient let go of as soon as it is complete."""
+    """The peak of the forward and backward pass itself, with each gradient freed as soon as it is complete."""
     live: dict[int, int] = {}
     total = peak = 0
     for kind, first, second, _ in trace.events:
@@ -65,7 +66,7 @@ class ScaledTraces:
         self._known: dict[TraceSpec, Trace] = {}
 
     def get(self, spec: TraceSpec) -> Trace:
-        """The trace for `spec`, scaled where that holds. Imports torch only for a shape that no trace is kept of."""
+        """The trace for `spec`, scaled where that is right. Imports torch only if no trace of the shape is kept."""
         if spec not in self._known:
             self._known[spec] = self._make(spec)
         return self._known[spec]

@@ -42,7 +42,7 @@ def simulate(
     keep_events: bool = False,
     is_quick: bool = False,
 ) -> Simulation:
-    """Two optimizer steps: the states appear in the first, and the second begins with them there.
+    """Plays two optimizer steps: the first allocates the optimizer's states, the second begins with them.
 
     `is_quick`: one step that begins with the states, which gives the same peaks in half the time.
     """
@@ -61,7 +61,7 @@ def simulate(
     micro_batches = min(settings.accumulation, 3 if settings.stage == 3 else 2)
     if is_quick:
         engine.add_states()
-        # Stage 3 knows what comes when from its second micro batch on.
+        # From its second micro batch on stage 3 knows the order of modules, and prefetches.
         micro_batches = max(micro_batches, 2 if settings.stage == 3 else 1)
     for _ in range(1 if is_quick else 2):
         for number in range(micro_batches):
@@ -88,11 +88,12 @@ def engine_class(settings: Settings) -> type[Engine]:
 
 
 def sums_in_place(trace: Trace) -> dict[int, int]:
-    """The storage of each sum of two gradients of one parameter (tied weights), and that of the gradient made first.
+    """Where autograd sums two gradients of one parameter (tied weights) in place: the sum's storage in the trace -> the
+    storage of the gradient made first, which the sum reuses in a real run.
 
-    torch's linear layers hand autograd a view as the weight's gradient, so the sum is a third storage. That of
-    DeepSpeed's stage 3 (zero/linear.py), and autocast's cast back, hand over a tensor of its own, to which autograd
-    adds the second in place; but not where somebody looks on, as the tracer does.
+    torch's linear layers give autograd a view as the weight's gradient, so that the sum needs a third storage.
+    DeepSpeed's linear layer of stage 3 (zero/linear.py) and autocast's cast back give it a tensor of its own, to which
+    it adds the second one in place; but not while it is observed as by the tracer, so the trace has a third storage.
     """
     sizes: dict[int, int] = {}
     freed: list[int] = []
@@ -112,11 +113,11 @@ def sums_in_place(trace: Trace) -> dict[int, int]:
 
 
 def saved_weights(trace: Trace, settings: Settings) -> dict[int, int]:
-    """The number of each event with which a module's forward pass begins in which autograd keeps its weight, and that.
+    """The forward passes in which autograd saves the module's weight: index of the FORWARD_ENTER event -> weight.
 
-    What is kept pins the gathered weight, though stage 3 lets go of it. torch's linear layer keeps a view of it,
-    DeepSpeed's (zero/linear.py) the parameter itself, which pins nothing. Where a pass is made again for the backward
-    one, checkpointing keeps what either of them saved. Under autocast torch's keeps the 16-bit copy instead.
+    A saved weight stays in memory even after stage 3 has released it. torch's linear layer saves a view of the gathered
+    weight, or under autocast its 16-bit copy instead; DeepSpeed's (zero/linear.py) saves the parameter itself, which
+    holds no gathered memory, except in a pass that checkpointing recomputes, for it keeps what was saved.
     """
     efficient, casts = settings.memory_efficient_linear, settings.autocast is not None
     weights = dict(trace.linears)
@@ -128,7 +129,8 @@ def saved_weights(trace: Trace, settings: Settings) -> dict[int, int]:
             begin = number
         elif kind == FORWARD_ENTER:
             entered[module] = number
-        # A module whose pass is made again has been entered backwards by then; the whole model is never left so.
+        # Decided when the backward pass ends, because a recomputed forward pass begins only after the backward pass
+        # has. The whole model has no BACKWARD_EXIT.
         elif kind == (BACKWARD_EXIT if module else BACKWARD_ENTER) and module in weights:
             is_recomputed = entered[module] > begin
             if (efficient or not casts) if is_recomputed else not (efficient or casts):

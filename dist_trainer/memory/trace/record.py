@@ -18,6 +18,7 @@ BACKWARD_ENTER = 5  # module
 BACKWARD_EXIT = 6  # module
 BACKWARD = 7  # the backward pass begins
 
+# The part of an ALLOC: the first two of `PARTS` in engines/ledger.py, with the same numbers.
 ACTIVATIONS = 0
 LOSS = 1
 
@@ -26,8 +27,8 @@ Event = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class TraceSpec:
-    """All that a trace depends on. `cuda` traces what CUDA's kernels keep where CPU's differ (masks of dropout);
-    `efficient_linear` is DeepSpeed's linear layer for stage 3 in the place of torch's.
+    """All that a trace depends on. `cuda`: trace what CUDA's kernels keep, where the CPU's keep something else (masks
+    of dropout). `efficient_linear`: DeepSpeed's linear layer for stage 3 instead of torch's.
     """
 
     num_layers: int
@@ -50,7 +51,7 @@ class TraceSpec:
 
 @dataclass(frozen=True)
 class TracedParameter:
-    """`group`: which of the optimizer's groups it is in (`GPT.parameter_groups`)."""
+    """A parameter of `numel` elements. `group`: the number of its optimizer group (`GPT.parameter_groups`)."""
 
     name: str
     numel: int
@@ -59,10 +60,11 @@ class TracedParameter:
 
 @dataclass(frozen=True)
 class Trace:
-    """`modules`: the parameters that each module owns, by number. `saved_on_host_bytes`: kept by CPU checkpointing, in
-    `num_saved_on_host` tensors of one size.
-    `linears`: (module, weight) for each product with a weight that torch's F.linear forms; module 0 is the whole model,
-    whose output embedding is one.
+    """Modules and parameters are numbered as the model lists them. `modules`: the parameters that each module owns.
+
+    `saved_on_host_bytes`: what CPU checkpointing keeps in host memory, in `num_saved_on_host` tensors of one size.
+    `linears`: (module, weight) for each matrix product that F.linear makes; the output embedding's is that of module 0,
+    the whole model.
     """
 
     parameters: tuple[TracedParameter, ...]

@@ -44,7 +44,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class _StorageLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes down every storage's birth and death while it is on."""
+    """Records an event for each storage that is allocated or freed while the mode is on."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -57,11 +57,12 @@ class _StorageLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # torch would wrap each dispatch against its compiler, of which there is none here: a tenth of the time.
+        # By default torch wraps each dispatch to keep its compiler out, which takes a tenth of the time. Nothing is
+        # compiled here.
         return False
 
     def know(self, tensor: Tensor) -> None:
-        """Takes a storage as there before the log began: its death is not written down."""
+        """Registers a storage that is not counted: no event is recorded for it, even when it is freed."""
         storage = tensor.untyped_storage()
         self._ids[storage._cdata] = -1
         self._refs[storage._cdata] = storage
@@ -103,7 +104,7 @@ class _StorageLog(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def trace(spec: TraceSpec) -> Trace:
-    """Runs one micro batch, forward and backward, and returns what it allocated."""
+    """Runs one micro batch, forward and backward, under fake tensors, and returns what it allocated."""
     torch.manual_seed(0)
     with _no_collector(), FakeTensorMode(), ExitStack() as stack:
         model = _model(spec)
@@ -160,7 +161,10 @@ def _model(spec: TraceSpec) -> GPT:
 
 
 def _watch(model: GPT, numbers: dict[nn.Parameter, int], log: _StorageLog) -> tuple[tuple[int, ...], ...]:
-    """Notes where modules begin and end and where gradients are complete, at the points where ZeRO hooks in."""
+    """Records where modules begin and end and where gradients are complete, at the points where ZeRO has its hooks.
+
+    Returns the parameters that each module owns.
+    """
     owned = []
     for number, module in enumerate(model.modules()):
         mine = [numbers[parameter] for parameter in module.parameters(recurse=False)]
@@ -177,7 +181,7 @@ def _watch(model: GPT, numbers: dict[nn.Parameter, int], log: _StorageLog) -> tu
 
 
 def _linears(model: GPT, numbers: dict[nn.Parameter, int], spec: TraceSpec) -> Iterator[tuple[int, int]]:
-    # In fp32 the chunked loss multiplies by itself, and not by way of F.linear.
+    # In fp32 the chunked loss makes its matrix products itself, without F.linear.
     if spec.loss == "full" or spec.dtype != "fp32":
         yield 0, numbers[model.get_parameter("token_embedding.weight")]
     for number, (name, module) in enumerate(model.named_modules()):
@@ -256,7 +260,7 @@ def _watch_loss(model: GPT, log: _StorageLog) -> None:
 
 @contextmanager
 def _no_collector() -> Iterator[None]:
-    """A storage dies with its last reference, not when cycles are looked for; and looking takes time."""
+    """Turns the garbage collector off: it would free storages at arbitrary moments, and takes time."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -298,9 +302,9 @@ def _cuda_kernels() -> Iterator[None]:
 
 
 class _EfficientLinear(torch.autograd.Function):
-    """What DeepSpeed 0.19.8 puts in the place of F.linear at stage 3 (zero/linear.py), as far as it allocates.
+    """Allocates what DeepSpeed 0.19.8's replacement of F.linear at stage 3 does (zero/linear.py).
 
-    It keeps the parameter itself, not a view or a cast copy; and its gradients are tensors of their own.
+    It keeps the parameter itself, not a view or a cast copy, and its gradients are tensors of their own.
     """
 
     @staticmethod
@@ -346,7 +350,7 @@ def _efficient_linear() -> Iterator[None]:
 
 @contextmanager
 def _saved_on_host(log: _StorageLog) -> Iterator[list[int]]:
-    """What `save_on_cpu` saves waits in host memory, apart from the device: the bytes of each of its copies."""
+    """Keeps the copies that `save_on_cpu` makes in host memory out of the log; yields their sizes in bytes."""
     sizes: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:

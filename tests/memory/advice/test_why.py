@@ -49,7 +49,7 @@ def test_the_arithmetic_is_said_in_full() -> None:
     lines = list(why.arithmetic(plan, settings_of("zero1", 1), LARGE, limit_bytes=10 * GB, limit_name="the target"))
     assert lines[0] == (
         "16-bit large on one GPU holds 14 bytes a parameter (2 weights + 4 master + 8 moments) x 774.0M = 10.84 GB "
-        "before its gradients; the target is 10.00 GB: it cannot be met so"
+        "before its gradients; the target is 10.00 GB, too little for these settings"
     )
     assert lines[1] == "ZeRO-1 on 1 rank takes nothing off the model states: there is nobody to share them with"
     assert lines[2].startswith("the peak is in step, and most of it is parameters 16.00 GB")
