@@ -34,6 +34,7 @@ class Checkpointing:
         return [blocks[start:end] for start, end in pairwise(bounds)]
 
     def run(self, blocks: Sequence[nn.Module], x: Tensor) -> Tensor:
+        """The blocks applied to `x`, [batch, tokens, hidden] in and out, one checkpointed segment after the other."""
         with torch.autograd.graph.save_on_cpu(pin_memory=x.is_cuda) if self.cpu else nullcontext():
             for segment in self.segments(blocks):
                 if self.synchronize and x.is_cuda:

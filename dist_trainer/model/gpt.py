@@ -43,6 +43,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """Two linear layers with GELU between them, 4 x hidden wide inside; [batch, tokens, hidden] in and out."""
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.expansion = nn.Linear(config.hidden_size, 4 * config.hidden_size)

@@ -17,8 +17,9 @@ def num_parameters(config: ModelConfig) -> int:
 
 
 def num_flops_per_token(config: ModelConfig, sequence_length: int) -> int:
-    """Of the matrix products of forward and backward: 6 for each weight that is one's factor, and attention's 12 x
-    layers x width x length (Chowdhery et al. 2022, appendix B, which does not halve it for the causal mask).
+    """FLOPs of the matrix products of a forward and backward pass, per token: 6 for each weight of a product, and for
+    attention 12 x layers x hidden size x length (Chowdhery et al. 2022, appendix B, which does not halve it for the
+    causal mask).
 
     What activation checkpointing or a chunked loss computes again does not count.
     """

@@ -45,7 +45,10 @@ class Prepared:
 
 
 def prepare(job: RankJob) -> Prepared:
-    """Brings in torch, after all that is to be known or set before it. Raises UserError for the user's mistakes."""
+    """Checks files and checkpoint, sets what torch reads on import, imports torch, then finds device, plan and data.
+
+    Raises UserError for the user's mistakes.
+    """
     is_first = job.rank.rank == 0
     # Reports mistakes in the files and the checkpoint before torch is imported; the real device is asked afterwards.
     resume, asked = check_before_start(
@@ -81,7 +84,7 @@ def prepare(job: RankJob) -> Prepared:
 
 
 def read_baseline(job: RankJob, asked: ResolvedRun) -> Baseline | None:
-    """The measured peak of the run that this one is compared with. Raises UserError where it cannot be."""
+    """The measured peak of the run named by --baseline, None without one. Raises UserError if it cannot be compared."""
     if job.baseline is None:
         return None
     from dist_trainer.report import baseline
@@ -99,11 +102,11 @@ def choose_cuda_allocator(memory: MemoryConfig) -> None:
 
 
 def let_threads_wait_briefly() -> None:
-    """OpenMP's threads, which read the environment when torch is imported, spin briefly while they wait for each other,
-    and then sleep, unless the user chose how they wait.
+    """Makes OpenMP's threads spin briefly while they wait for each other, then sleep, unless the user chose otherwise.
 
-    Spinning on takes the core from whoever is waited for, where the host is busy; sleeping at once costs a wake-up at
-    each of many short waits, where it is not. Measured in docs/launchers.md.
+    On a busy host, a thread that spins on takes the core from the one it waits for. On an idle host, sleeping at once
+    costs a wake-up at each of many short waits. Measured in docs/launchers.md. To be called before torch is imported,
+    because OpenMP reads the environment then.
     """
     if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
         os.environ["GOMP_SPINCOUNT"] = "10000"
@@ -153,7 +156,7 @@ def describe_run(resolved: ResolvedRun, rank: RankInfo, data: list[PhaseData]) -
 def _refuse_to_measure_on(device: DeviceFacts) -> None:
     if device.kind != "cpu":
         raise UserError(
-            "the CPU's allocator says nothing of a GPU",
+            "only torch's CPU allocator can be measured, and this run is on a GPU",
             where="command line",
             key="--measure-allocator",
             found=device.name,

@@ -11,7 +11,7 @@ from dist_trainer.config.run import MemoryConfig
 
 
 def end_imports() -> None:
-    """Turns the collector on again, but never over the half a million objects of the imported modules (gc.freeze)."""
+    """Turns the garbage collector on, and exempts the half a million objects of the imported modules (gc.freeze)."""
     # Imported now, because the constructor of every optimizer imports it.
     import torch._dynamo  # noqa: F401
 

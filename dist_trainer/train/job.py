@@ -11,7 +11,9 @@ from dist_trainer.config.request import Request
 
 @dataclass(frozen=True)
 class RankJob:
-    """What one rank was told."""
+    """`run_dir`: None if rank 0 is to make a folder. `resume`: 'auto', 'never', or a checkpoint's path. `max_steps`: of
+    the whole run, over all its starts. `baseline`: the folder of the run to compare with.
+    """
 
     request: Request
     rank: RankInfo

@@ -11,12 +11,12 @@ from dist_trainer.config.deepspeed.rules import precision
 from dist_trainer.config.resolve import ResolvedRun
 
 Matmul = Literal["fp32", "tf32", "bf32"]
-# Ampere has TF32 first.
+# TF32 came with Ampere.
 _TF32_CAPABILITY = (8, 0)
 
 
 def choose(resolved: ResolvedRun, device: DeviceFacts, fast: Matmul | None) -> tuple[Matmul, str | None]:
-    """What runs, and a notice where that is not what was asked. `fast` is what the device has beside fp32."""
+    """The precision to use, and a notice if it is not the one asked for. `fast`: what the device has beside fp32."""
     asked, weights = resolved.run.matmul, precision(resolved.deepspeed)
     if asked == "auto":
         return (fast if fast is not None and weights == "fp32" else "fp32"), None
@@ -37,5 +37,5 @@ def fast_here(device: DeviceFacts) -> Matmul | None:
 
 
 def set_in_torch(matmul: Matmul) -> None:
-    """For all products of this process from now on. torch calls TF32 on GPUs `high`, and bf32 on CPUs `medium`."""
+    """Sets it for all fp32 products of this process. torch calls TF32 on GPUs `high`, and bf32 on CPUs `medium`."""
     torch.set_float32_matmul_precision("highest" if matmul == "fp32" else "medium" if matmul == "bf32" else "high")

@@ -18,7 +18,10 @@ _MODULE = "deepspeed.runtime.zero.muon.original_muon"
 
 
 def import_uncompiled_unless_used(config: Mapping[str, Any]) -> None:
-    """To be called before an engine with this DeepSpeed configuration is built."""
+    """Imports DeepSpeed's Muon without compiling it, unless this DeepSpeed configuration uses it.
+
+    To be called before the engine is built.
+    """
     if str(block(config, "optimizer").get("type")).lower() == "muon":
         return
 

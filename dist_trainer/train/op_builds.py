@@ -45,7 +45,8 @@ def delete_abandoned_locks(folder: Path) -> None:
     """Deletes the locks of killed builds: those that no process of this host holds open.
 
     If other hosts or containers may build there too, only locks older than LONGEST_BUILD_S, by the clock of the file
-    system. Call it before any rank of this host builds: one that already waits would take the op to be built.
+    system. Call it before any rank of this host builds: a rank that already waits for a lock takes its removal to mean
+    that the op is built.
     """
     found = locks(folder)
     if not found:

@@ -25,6 +25,7 @@ _Value = TypeVar("_Value")
 
 
 def set_threads(rank: RankInfo) -> int:
+    """Gives torch this rank's share of the host's cores; returns how many threads that is."""
     threads = threads_here(os.environ, rank.local_world_size)
     torch.set_num_threads(threads)
     return threads
@@ -74,7 +75,8 @@ def device_facts(*, asks_async_io: bool = False) -> DeviceFacts:
 def device_index(rank: RankInfo, device: DeviceFacts) -> int:
     """This rank's device among those that it sees; with SLURM's --gpus-per-task each task sees only its own GPU.
 
-    CPUs have no index: for them it is the local rank, also on a host whose GPUs are not to be used.
+    CPUs have no index: for them it is the local rank, also on a host whose GPUs are not to be used. Raises UserError if
+    there are more ranks than visible GPUs.
     """
     if device.kind == "cpu":
         return rank.local_rank

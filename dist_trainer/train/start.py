@@ -28,7 +28,8 @@ def start(job: RankJob) -> NoReturn:
     """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank."""
     rank = job.rank.rank
     outlive_readers()
-    # During the imports the collector frees nothing and takes a quarter of the time. On again in `hygiene.end_imports`.
+    # During the imports the garbage collector frees nothing and takes a quarter of the time. `hygiene.end_imports`
+    # turns it on again.
     gc.disable()
     try:
         # The first to import torch, after setting the variables that torch reads.
@@ -65,7 +66,9 @@ def start(job: RankJob) -> NoReturn:
 
 
 def end_status(job: RankJob, result: Summary | None, *, stderr_fd: int) -> int:
-    """The status of a run that came to its end: under --strict rank 0, which alone has a summary, says more than 0."""
+    """The exit status of a run that came to its end: 0, or under --strict EXIT_TARGET_MISSED if the verdict is not that
+    the target was met. Only rank 0 has a summary, so only it can end with another status than 0.
+    """
     if not job.strict or result is None:
         return EXIT_OK
     from dist_trainer.report.verdict import strict_problem
@@ -78,11 +81,10 @@ def end_status(job: RankJob, result: Summary | None, *, stderr_fd: int) -> int:
 
 
 def _agreed_start(job: RankJob) -> tuple[Start, FolderLock | None]:
-    """In the folder the user named, or one that rank 0 makes; the same on every rank. Rank 0 holds it from now on, and
-    looks how many events are there before any rank goes on, which might write one.
+    """The start that all ranks share, in the folder that the user named or rank 0 makes; on rank 0 also its lock.
 
-    Rank 0 locks the folder from now on, and notes the length of events.jsonl before any rank can write an event. Raises
-    UserError if another run holds the folder.
+    Collective. Rank 0 locks the folder from now on, and notes the length of events.jsonl before any rank can write an
+    event. Raises UserError if another run holds the folder.
     """
     from dist_trainer.train import process
 

@@ -33,7 +33,7 @@ from dist_trainer.train.opening import open_run
 
 
 def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor) -> Summary | None:
-    """Trains, and on rank 0 sums up."""
+    """Trains. Returns the summary on rank 0, None on the others. Collective."""
     rank, is_first = job.rank.rank, job.rank.rank == 0
     resolved, device = prepared.resolved, prepared.device
     display = Display(speaks=is_first)
