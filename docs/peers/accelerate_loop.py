@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import deepspeed_on_cpus
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, DummyOptim
@@ -18,6 +19,9 @@ def main() -> None:
     optimizer = DummyOptim(model.parameter_groups()) if by_deepspeed else build_optimizer(job, model)
     loader = DataLoader(open_windows(job), batch_size=job.micro_batch)
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+
+    if by_deepspeed:
+        deepspeed_on_cpus.check(model)
 
     steps, loss_sum = Steps(), torch.zeros(())
     for batch in loader:
@@ -38,7 +42,8 @@ def main() -> None:
 
 def _accelerator(job: Job) -> Accelerator:
     if job.deepspeed is not None:
-        return Accelerator(cpu=True, deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=job.deepspeed))
+        deepspeed_on_cpus.join()
+        return Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=job.deepspeed))
     precision = "bf16" if job.precision == "autocast" else "no"
     return Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=job.accumulation)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
+import deepspeed_on_cpus
 from common import Steps, build_model, open_windows, read_job
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -38,6 +39,8 @@ def main() -> None:
     job = read_job()
     model = WithLoss(build_model(job))
     windows = open_windows(job)
+    if job.deepspeed is not None:
+        deepspeed_on_cpus.join()
     steps = Steps()
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
@@ -47,8 +50,8 @@ def main() -> None:
             args=TrainingArguments(
                 output_dir=folder,
                 use_cpu=True,
-                ddp_backend="gloo" if job.num_ranks > 1 else None,
                 deepspeed=job.deepspeed,
+                accelerator_config={"use_configured_state": job.deepspeed is not None},
                 seed=job.seed,
                 bf16=job.precision == "autocast",
                 max_steps=job.num_steps,
@@ -72,6 +75,8 @@ def main() -> None:
             ),
         )
         trainer.train()
+        if job.deepspeed is not None:
+            deepspeed_on_cpus.check(trainer.model_wrapped)
     steps.write(job)
 
 
