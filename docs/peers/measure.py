@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -118,4 +119,7 @@ def _write(text: str) -> None:
 
 
 if __name__ == "__main__":
+    # Both end the measurement under way with its processes; what was measured is kept.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     main()

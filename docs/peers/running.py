@@ -145,7 +145,7 @@ class Comparison:
 def _run(words: Sequence[str], environ: Mapping[str, str], log: Path) -> tuple[int, int]:
     """The exit status, and the peak resident set in bytes of the largest process, which is a rank.
 
-    Raises KeyboardInterrupt once the processes have ended, where this one is told to end meanwhile.
+    Where this process is told to end meanwhile, it first ends these.
     """
     with log.open("wb") as out:
         process = subprocess.Popen(
