@@ -11,16 +11,18 @@ telling.py adds the results that follow from the measurements.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import yaml
 
 from dist_trainer import typed_json
 from dist_trainer.benchmark.worth.cells import Cell
 from dist_trainer.benchmark.worth.measurement import Measurement
-from dist_trainer.disk import write_text
+from dist_trainer.disk import write_text, writing
 from dist_trainer.errors import UserError
 from dist_trainer.typed_json import DamagedError
 
@@ -92,8 +94,9 @@ class Folder:
 
     def add(self, measurement: Measurement) -> None:
         path = self.path / MEASUREMENTS_FILE
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(measurement)) + "\n")
+        line = json.dumps(asdict(measurement)).encode() + b"\n"
+        with writing(path, len(line)), path.open("a+b") as file:
+            file.write(line if _ends_in_a_line(file) else b"\n" + line)
 
     def _check_same(self, settings: Settings) -> None:
         before, now = asdict(self.settings()), asdict(settings)
@@ -120,3 +123,10 @@ def free_folder(parent: Path, name: str, settings: Settings) -> Path:
         if not (path / SETTINGS_FILE).exists() or Folder(path).settings() == settings:
             return path
     raise UserError("no name is free for the results", where=str(parent), found=name, hint="name one with --results")
+
+
+def _ends_in_a_line(file: BinaryIO) -> bool:
+    """False after a line that a full disk or a kill cut off."""
+    size_bytes = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size_bytes - 1))
+    return file.read(1) in (b"", b"\n")

@@ -38,6 +38,10 @@ def test_a_line_that_a_crash_cut_off_is_none(tmp_path: Path) -> None:
     path = tmp_path / "measurements.jsonl"
     path.write_text(path.read_text() + '{"cell": "bf16", "rou')
     assert [one.cell for one in folder.measurements()] == ["fused"]
+    folder.add(replace(MEASURED, cell="compile"))
+    folder.add(replace(MEASURED, cell="bf16"))
+    assert [one.cell for one in folder.measurements()] == ["fused", "compile", "bf16"]
+    assert len(path.read_bytes().splitlines()) == 4
 
 
 def test_the_cells_are_kept_as_files_that_can_be_run(tmp_path: Path) -> None:
