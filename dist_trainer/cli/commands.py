@@ -17,7 +17,7 @@ def require_command(word: str, known: Collection[str], *, of: str | None = None)
         return
     near = difflib.get_close_matches(word, known, n=1)
     raise UserError(
-        "no such command" if word else f"say what {of} is to do",
+        "no such command" if word else f"say what {of or 'dist_trainer'} is to do",
         where=of and f"dist_trainer {of}",
         found=word or None,
         expected=", ".join(known),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_trainer.cli import train
-from dist_trainer.cli.parser import Parser
+from dist_trainer.cli.parser import Parser, positive_number
 from dist_trainer.cluster.environments import LAUNCH_ID, read_count
 from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.cluster.hostfile import has_byte_order_mark
@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--start-limit",
         metavar="SECONDS",
-        type=float,
+        type=positive_number,
         default=START_LIMIT_S,
         help="name the hosts whose ranks have not started by then, and end (default %(default)g)",
     )

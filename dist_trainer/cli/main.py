@@ -47,11 +47,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     set_up_streams()
     arguments = without_local_rank(sys.argv[1:] if argv is None else argv)
+    is_debugging = "--debug" in arguments[: _end_of_own(arguments)]
     try:
         try:
             return _run(arguments)
         except UserError as error:
-            if "--debug" in arguments:
+            if is_debugging:
                 traceback.print_exc()
             print(printable(f"dist_trainer: error: {error}"), file=sys.stderr)
             return error.exit_status
@@ -59,16 +60,16 @@ def main(argv: list[str] | None = None) -> int:
             # The terminal shows ^C without ending its line.
             print("\ndist_trainer: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
-        except OSError as error:
-            told = explained(error)
-            if told is None or "--debug" in arguments:
-                raise
-            print(printable(f"dist_trainer: error: {told}"), file=sys.stderr)
-            return told.exit_status
+        except BrokenPipeError:
+            raise
         except Exception as error:
-            # A bug, or figures too large for arithmetic (OverflowError).
-            if "--debug" in arguments:
+            if is_debugging:
                 raise
+            told = explained(error) if isinstance(error, OSError) else None
+            if told is not None:
+                print(printable(f"dist_trainer: error: {told}"), file=sys.stderr)
+                return told.exit_status
+            # A bug, figures too large for arithmetic (OverflowError), or a network's error.
             said = (str(error).strip().splitlines() or ["no more is known"])[0]
             print(printable(f"dist_trainer: error: {type(error).__name__}: {said}"), file=sys.stderr)
             print("  do:       run again with --debug for the traceback", file=sys.stderr)
@@ -101,6 +102,11 @@ def without_local_rank(argv: list[str]) -> list[str]:
 
     What follows `--` belongs to another program and stays.
     """
-    end = argv.index("--") if "--" in argv else len(argv)
+    end = _end_of_own(argv)
     own = [argument for argument in argv[:end] if not argument.startswith(("--local_rank=", "--local-rank="))]
     return own + argv[end:]
+
+
+def _end_of_own(argv: list[str]) -> int:
+    """How many of the words are ours: those from `--` on belong to another program."""
+    return argv.index("--") if "--" in argv else len(argv)

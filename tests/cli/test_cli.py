@@ -508,6 +508,8 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
         (("qqqq",), "train, launch, slurm, plan, doctor, data, benchmark, report, monitor"),
+        (("",), "say what dist_trainer is to do"),
+        (("slurm", ""), "say what slurm is to do"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
         (("launch", "--dry-run", "--nproc-per-nod=2"), "did you mean --nproc-per-node?"),
         (("launch", "--hostfil", "hosts"), "did you mean --hostfile?"),
@@ -523,6 +525,9 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
         (("launch", "--dry-run", "--seed"), "--seed: expected one argument"),
         (("launch", "--launcher", "slurm"), "invalid choice: 'slurm'"),
         (("launch", "--dry-run", "--nproc-per-node", "0"), "--nproc-per-node"),
+        (("launch", "--dry-run", "--start-limit", "nan"), "--start-limit: 'nan' is not a number above 0"),
+        (("launch", "--dry-run", "--start-limit", "inf"), "--start-limit: 'inf' is not a number above 0"),
+        (("launch", "--dry-run", "--start-limit=-1"), "--start-limit: '-1' is not a number above 0"),
         (("data", "prepare", "--input", "x"), "--output"),
         (
             ("data", "prepare", "--input", "x", "--outptu", "y", "--output", "z", "--vocab-size", "300"),
@@ -621,3 +626,31 @@ def test_a_fault_of_the_program_is_one_line_and_a_traceback_only_with_debug(
     )
     with pytest.raises(ZeroDivisionError):
         main(["plan", "--debug"])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), "ConnectionResetError: [Errno 104] Connection reset"),
+        (OSError(95, "Operation not supported"), "OSError: [Errno 95] Operation not supported"),
+    ],
+    ids=["of a connection", "of no file"],
+)
+def test_an_error_of_the_system_that_is_no_disks_is_one_line_too(
+    error: OSError, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    monkeypatch.setattr("dist_trainer.cli.plan.main", fail)
+    assert main(["plan"]) == 1
+    assert capsys.readouterr().err.startswith(f"dist_trainer: error: {said}")
+    with pytest.raises(type(error)):
+        main(["plan", "--debug"])
+
+
+def test_debug_asked_of_a_watched_program_is_not_asked_of_us(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "no such command" in refused(capsys, "monitor", "--", "no-such-program", "--debug")
