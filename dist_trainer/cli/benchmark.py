@@ -93,7 +93,7 @@ def _worth(argv: list[str]) -> int:
         return _loader(args.model_size)
 
     from dist_trainer.benchmark.worth import measuring
-    from dist_trainer.benchmark.worth.telling import tell
+    from dist_trainer.benchmark.worth.telling import measure_rates, tell
 
     wanted = measuring.Wanted(
         model_size=args.model_size,
@@ -110,6 +110,7 @@ def _worth(argv: list[str]) -> int:
     status = EXIT_OK
     try:
         measuring.run(bench, say=_say)
+        measure_rates(bench)
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
     for path in tell(bench):

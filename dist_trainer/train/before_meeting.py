@@ -72,7 +72,7 @@ def prepare(job: RankJob) -> Prepared:
         num_threads = process.set_threads(job.rank)
         resolved = resolve(job.request, world_size=job.rank.world_size, device=device, done=resume.phases)
         planned = plan_first(job.request, resolved, job.rank, device, force=job.force) if is_first else None
-        in_force, notice = matmul.choose(resolved, device, matmul.fast_here(device))
+        in_force, notice = matmul.choose(resolved, device, matmul.fast_here(device.kind))
         matmul.set_in_torch(in_force)
         if notice is not None:
             resolved = replace(resolved, notices=(*resolved.notices, notice))

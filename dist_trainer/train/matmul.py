@@ -29,9 +29,9 @@ def choose(resolved: ResolvedRun, device: DeviceFacts, fast: Matmul | None) -> t
     return asked, None
 
 
-def fast_here(device: DeviceFacts) -> Matmul | None:
+def fast_here(kind: Literal["cpu", "cuda"]) -> Matmul | None:
     """TF32 on GPUs that have it; bf32 on CPUs with bf16 products of their own (AVX512-BF16, AMX), as oneDNN finds."""
-    if device.kind == "cuda":
+    if kind == "cuda":
         return "tf32" if torch.cuda.get_device_capability(0) >= _TF32_CAPABILITY else None
     return "bf32" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
 

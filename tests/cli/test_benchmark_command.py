@@ -55,16 +55,32 @@ def test_some_cells_are_measured_and_told(
     assert said.endswith("out/report.html\n           out/report.md\n")
 
 
-def test_one_that_is_stopped_still_tells_and_says_how_it_goes_on(
-    stopped_at: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
+def test_one_that_is_stopped_still_tells_without_measuring_anything_and_says_how_it_goes_on(
+    stopped_at: Callable[[int | None], None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    rates: list[str] = []
+    monkeypatch.setattr(telling, "machine_flops_per_s", lambda dtype, **_: rates.append(dtype))
     stopped_at(3)
     assert main(["benchmark", "--only", "bf16", "--repeats", "2", "--results", "out"]) == 130
     assert {path.name for path in Path("out").iterdir()} > TABLES
     assert capsys.readouterr().out.endswith("stopped; it goes on with the same switches and --results out\n")
+    assert rates == []
     stopped_at(None)
     assert main(["benchmark", "--only", "bf16", "--repeats", "2", "--results", "out"]) == 0
     assert len(Folder(Path("out")).measurements()) == 8
+    assert len(rates) == 5
+
+
+def test_a_stop_while_matrix_products_are_measured_still_tells(
+    stopped_at: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(telling, "machine_flops_per_s", stop)
+    stopped_at(None)
+    assert main(["benchmark", "--only", "bf16", "--results", "out"]) == 130
+    assert {path.name for path in Path("out").iterdir()} > TABLES
 
 
 def test_results_are_compared_with_themselves_without_a_regression(

@@ -2,7 +2,8 @@
 
     python -m dist_trainer.benchmark.worth.gemm DTYPE NUM_THREADS RANK
 
-prints one process's rate in FLOP/s. As many processes as ranks run at once, each with a rank's threads or GPU.
+prints one process's rate in FLOP/s. As many processes as ranks run at once, each with a rank's threads or GPU. DTYPE is
+one of DTYPES; "tf32" and "bf32" are fp32 matrices multiplied in that precision.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import subprocess
 import sys
 import time
 
+from dist_trainer.errors import UserError
+
+DTYPES = ("fp32", "bf16", "fp16", "tf32", "bf32")
 # Rows and columns on a CPU: large enough for the best rate, small enough for some tries within a second on one core.
 SIZE = 1024
 _TRY_S = 1.0
@@ -19,7 +23,9 @@ _CUDA_SIZE = 8192
 
 
 def machine_flops_per_s(dtype: str, *, num_ranks: int, num_threads: int) -> float | None:
-    """FLOP/s of all ranks' processes together; None if this hardware or torch cannot multiply in `dtype`."""
+    """FLOP/s of all ranks' processes together, which have ended then; None if this hardware or torch cannot multiply in
+    `dtype`.
+    """
     words = [sys.executable, "-m", __name__, dtype, str(num_threads)]
     started = [
         subprocess.Popen(
@@ -27,25 +33,35 @@ def machine_flops_per_s(dtype: str, *, num_ranks: int, num_threads: int) -> floa
         )
         for rank in range(num_ranks)
     ]
-    rates = []
-    for process in started:
-        out, _ = process.communicate()
-        try:
-            rates.append(float(out))
-        except ValueError:
-            return None
-    return sum(rates)
+    said = [process.communicate()[0] for process in started]
+    try:
+        return sum(float(out) for out in said)
+    except ValueError:
+        return None
 
 
 def flops_per_s(dtype: str, num_threads: int, rank: int) -> float:
-    """2 x size^3 FLOP over the shortest of the tries within `_TRY_S`, after one that warms up."""
+    """2 x size^3 FLOP over the shortest of the tries within `_TRY_S`, after one that warms up.
+
+    Raises UserError for tf32 or bf32 on hardware without it.
+    """
     import torch
+
+    from dist_trainer.train.matmul import fast_here, set_in_torch
 
     on_gpu = torch.cuda.is_available()
     torch.set_num_threads(num_threads)
     device = torch.device("cuda", rank % torch.cuda.device_count()) if on_gpu else torch.device("cpu")
     size = _CUDA_SIZE if on_gpu else SIZE
-    kind = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    if dtype in ("tf32", "bf32"):
+        fast = fast_here("cuda" if on_gpu else "cpu")
+        if fast != dtype:
+            raise UserError("this hardware does not multiply in it", where="DTYPE", found=dtype, expected=fast)
+        set_in_torch(fast)
+    else:
+        set_in_torch("fp32")
+    in_fp32 = dict.fromkeys(("fp32", "tf32", "bf32"), torch.float32)
+    kind = {**in_fp32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
     left, right = (torch.randn(size, size, device=device).to(kind) for _ in range(2))
 
     def once() -> float:

@@ -74,7 +74,3 @@ class Measurement:
     def compile_s(self) -> float:
         """What the first steps took above the later ones: compilation, allocation, caches."""
         return max(0.0, sum(self.warm_up_s) - len(self.warm_up_s) * self.median_step_s)
-
-    @property
-    def data_wait_share(self) -> float:
-        return sum(self.data_wait_s) / sum(self.step_s)

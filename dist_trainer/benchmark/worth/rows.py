@@ -33,8 +33,9 @@ FEWEST_SEEDS = 3
 
 @dataclass(frozen=True)
 class MatmulRates:
-    """FLOP/s of large matrix products on all ranks' cores or GPUs together, by dtype ("fp32", "bf16", "fp16"): measured
-    by the same benchmark, and by the GPU's data sheet. A dtype that is not known is missing.
+    """FLOP/s of large matrix products on all ranks' cores or GPUs together, measured by the same benchmark, and by the
+    GPU's data sheet. By dtype: "fp32", "bf16", "fp16", and "tf32" or "bf32", which are fp32 matrices multiplied in that
+    precision. A dtype that is not known, or that the hardware lacks, is missing.
     """
 
     measured: Mapping[str, Finite]
@@ -139,7 +140,7 @@ def _row(
     steps_s = [step_s for one in good for step_s in one.step_s]
     peak_bytes = _highest(one.peak_bytes for one in good)
     base_bytes = _highest(one.peak_bytes for one in baseline)
-    dtype = precision(dict(cell.deepspeed))
+    dtype = _product_dtype(cell, rates)
     flops_per_s = None if tokens_per_s is None else tokens_per_s * _flops_per_token(cell)
     loss = _median(one.loss for one in good)
     is_spoiled = _is_spoiled(cell, good, baseline, spread)
@@ -205,6 +206,17 @@ def _speed(good: Sequence[Measurement]) -> Estimate | None:
 def _flops_per_token(cell: Cell) -> int:
     length = max(phase["sequence_length"] for phase in cell.run["phases"])
     return num_flops_per_token(ModelConfig(**cell.run["model"]), length)
+
+
+def _product_dtype(cell: Cell, rates: MatmulRates) -> str:
+    """The precision in which the cell multiplies matrices. For fp32 weights the run file's `matmul` says it, which asks
+    for what the hardware has beside fp32: as train/matmul.py `choose` decides.
+    """
+    weights, asked = precision(dict(cell.deepspeed)), cell.run.get("matmul", "fp32")
+    if weights != "fp32" or asked == "fp32":
+        return weights
+    known = {*rates.measured, *rates.data_sheet}
+    return next((dtype for dtype in ("tf32", "bf32") if dtype in known and asked in ("auto", dtype)), "fp32")
 
 
 def _data_wait_share(good: Sequence[Measurement]) -> float | None:

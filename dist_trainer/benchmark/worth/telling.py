@@ -7,11 +7,12 @@ import json
 import os
 import platform
 import shlex
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 from dist_trainer import __version__, typed_json
-from dist_trainer.benchmark.worth.gemm import machine_flops_per_s
+from dist_trainer.benchmark.worth.gemm import DTYPES, machine_flops_per_s
 from dist_trainer.benchmark.worth.measuring import Bench
 from dist_trainer.benchmark.worth.page import make_page, write_page
 from dist_trainer.benchmark.worth.results import Environment, Results, make_results, write_results
@@ -21,16 +22,31 @@ from dist_trainer.benchmark.worth.running import command
 from dist_trainer.cluster.threads import count_own_cores, threads_here
 from dist_trainer.disk import write_text
 from dist_trainer.errors import UserError
-from dist_trainer.memory.gpus import find_gpu, speeds
+from dist_trainer.memory.gpus import find_gpu, has_bf16, speeds
 from dist_trainer.typed_json import DamagedError
 
 RATES_FILE = "rates.json"
 
 
 def tell(bench: Bench) -> tuple[Path, ...]:
-    """Writes the tables of all measurements there are, and returns their paths."""
+    """Writes the tables of all measurements there are, and returns their paths. Measures nothing."""
     results = results_of(bench)
     return (*write_results(results, bench.folder.path), *write_page(make_page(results), bench.folder.path))
+
+
+def measure_rates(bench: Bench) -> None:
+    """Measures the rates of matrix products once per folder, which keeps them in RATES_FILE, with as many processes and
+    threads as the cells have.
+    """
+    if _kept_rates(bench) is not None:
+        return
+    num_ranks = bench.settings.num_ranks
+    measured = {}
+    for dtype in DTYPES:
+        rate = machine_flops_per_s(dtype, num_ranks=num_ranks, num_threads=_num_threads(num_ranks))
+        if rate is not None:
+            measured[dtype] = rate
+    write_text(bench.folder.path / RATES_FILE, json.dumps(asdict(_rates(bench, measured))) + "\n")
 
 
 def results_of(bench: Bench) -> Results:
@@ -50,7 +66,7 @@ def results_of(bench: Bench) -> Results:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
         },
-        rates=_rates(bench),
+        rates=_kept_rates(bench) or _rates(bench, {}),
     )
     commands = {
         cell.name: shlex.join(["python", *command(bench.folder, Turn(cell.name, 0, 0), settings, Path("RUN_DIR"))[1:]])
@@ -80,27 +96,22 @@ def data_sheet(hardware: str, num_ranks: int) -> dict[str, float]:
     if found is None:
         return {}
     half, single = num_ranks * found.half_flops_per_s, num_ranks * found.single_flops_per_s
-    return {"fp32": single, "bf16": half, "fp16": half}
+    # TF32 came with bf16, at half its rate on every card.
+    return {"fp32": single, "bf16": half, "fp16": half, **({"tf32": half / 2} if has_bf16(hardware) else {})}
 
 
 def _num_threads(num_ranks: int) -> int:
     return threads_here(os.environ, num_ranks)
 
 
-def _rates(bench: Bench) -> MatmulRates:
-    """Measured once per folder, where RATES_FILE keeps them, with as many processes and threads as the cells have."""
+def _rates(bench: Bench, measured: Mapping[str, float]) -> MatmulRates:
+    return MatmulRates(measured, data_sheet(bench.settings.hardware, bench.settings.num_ranks))
+
+
+def _kept_rates(bench: Bench) -> MatmulRates | None:
+    """Those in RATES_FILE; None if there is none, or if it is damaged."""
     path = bench.folder.path / RATES_FILE
-    if path.exists():
-        try:
-            return typed_json.read(path, MatmulRates)
-        except DamagedError:
-            pass
-    num_ranks = bench.settings.num_ranks
-    measured = {}
-    for name in ("fp32", "bf16", "fp16"):
-        rate = machine_flops_per_s(name, num_ranks=num_ranks, num_threads=_num_threads(num_ranks))
-        if rate is not None:
-            measured[name] = rate
-    rates = MatmulRates(measured, data_sheet(bench.settings.hardware, num_ranks))
-    write_text(path, json.dumps(asdict(rates)) + "\n")
-    return rates
+    try:
+        return typed_json.read(path, MatmulRates) if path.exists() else None
+    except DamagedError:
+        return None

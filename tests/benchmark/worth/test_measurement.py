@@ -6,9 +6,7 @@ import pytest
 
 from dist_trainer.benchmark.worth.measurement import Measurement
 
-MADE = Measurement(
-    "fused", 0, 0, 5.0, num_tokens=200, warm_up_s=(3.0, 1.0), step_s=(0.5, 1.0, 0.5), data_wait_s=(0.1, 0.1, 0.0)
-)
+MADE = Measurement("fused", 0, 0, 5.0, num_tokens=200, warm_up_s=(3.0, 1.0), step_s=(0.5, 1.0, 0.5))
 
 
 def test_speed_is_that_of_the_median_step() -> None:
@@ -17,10 +15,6 @@ def test_speed_is_that_of_the_median_step() -> None:
 
 def test_what_the_first_steps_took_above_the_later_ones_is_compilation() -> None:
     assert MADE.compile_s == pytest.approx(3.0)
-
-
-def test_the_wait_is_a_share_of_the_steps() -> None:
-    assert MADE.data_wait_share == pytest.approx(0.1)
 
 
 def test_one_that_failed_has_no_speed() -> None:

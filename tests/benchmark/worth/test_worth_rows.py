@@ -46,6 +46,17 @@ def test_the_share_of_the_matrix_products_rate_is_of_the_cells_dtype() -> None:
     assert found[BASELINE].mfu_of_data_sheet is None
 
 
+@pytest.mark.parametrize(
+    ("fast", "dtype"), [({"bf32": 2e12}, "bf32"), ({"tf32": 5e12}, "tf32"), ({}, "fp32")], ids=["cpu", "gpu", "neither"]
+)
+def test_fp32_matrices_multiplied_in_less_are_held_against_the_rate_of_that(fast: dict[str, float], dtype: str) -> None:
+    rates = MatmulRates(measured={"fp32": 1e12, **fast}, data_sheet={})
+    found = rows(rounds(noise=0.0), rates)
+    base = found[BASELINE].mfu
+    assert base is not None
+    assert found["matmul"].mfu == pytest.approx(base * 1e12 / rates.measured[dtype])
+
+
 def test_flops_a_token_are_those_of_the_matrix_products() -> None:
     config = ModelConfig(num_layers=12, hidden_size=768, num_heads=12, vocab_size=50257, context_length=1024)
     # GPT-2 small: 85M weights in blocks, 38.6M in the head, 113M for attention over 1024 tokens.
