@@ -100,10 +100,11 @@ class _Patience:
         waited_s = time.monotonic() - self.began_s
         if waited_s >= TIME_LIMIT_S:
             raise self._missed(missing(), waited_s)
-        if waited_s >= self.next_word_s:
+        # Nobody is missing if the last rank came just now.
+        if waited_s >= self.next_word_s and (absent := missing()):
             self.next_word_s = waited_s + _AGAIN_AFTER_S
             if self._speaks():
-                _say(f"dist_trainer: {self._missed(missing(), waited_s)}\n")
+                _say(f"dist_trainer: {self._missed(absent, waited_s)}\n")
         time.sleep(min(_LONGEST_WAIT_S, max(_SHORTEST_WAIT_S, waited_s / 8)))
 
     def _speaks(self) -> bool:
@@ -159,7 +160,9 @@ def _say(text: str) -> None:
 
 
 def _named(ranks: Sequence[int]) -> str:
-    """[1, 2, 3] -> 'ranks 1, 2 and 3'; of many the first eight."""
+    """[1, 2, 3] -> 'ranks 1, 2 and 3'; of many the first eight; of none, because one ended as it came, 'some ranks'."""
+    if not ranks:
+        return "some ranks"
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     if len(ranks) > _NUM_NAMED:

@@ -107,9 +107,22 @@ def test_a_rank_that_is_first_at_the_meeting_place_goes_on_as_soon_as_rank_0_is_
     late.join()
 
 
+def test_nothing_is_said_if_the_last_rank_came_just_now(place: RankInfo, capfd: pytest.CaptureFixture[str]) -> None:
+    patience = _Patience(place, 0.0)
+    patience.wait(list)
+    assert capfd.readouterr().err == ""
+    patience.wait(lambda: [2])
+    assert "rank 2 of 4 has not come" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("ranks", "words"),
-    [([3], "rank 3"), ([1, 2], "ranks 1 and 2"), (list(range(1, 100)), "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 91 more")],
+    [
+        ([], "some ranks"),
+        ([3], "rank 3"),
+        ([1, 2], "ranks 1 and 2"),
+        (list(range(1, 100)), "ranks 1, 2, 3, 4, 5, 6, 7, 8 and 91 more"),
+    ],
 )
 def test_of_many_ranks_the_first_are_named(ranks: list[int], words: str) -> None:
     assert meeting._named(ranks) == words
