@@ -59,11 +59,13 @@ _CARDS = {
     "v100-32g": (32768, 125, 15.7, 900),
 }
 _ALSO = {"h100": "h100-80g", "rtxa6000": "a6000", "rtx3060": "rtx3060-12g", "rtx3080": "rtx3080-10g"}
-# What torch gives cuBLAS: two buffers of 4 MiB and eight of 16 KiB; 32 MiB on Hopper.
+# What torch 2.13 gives cuBLAS: two buffers of 4 MiB and eight of 16 KiB; 32 MiB on Hopper (compute capability 9) and
+# Blackwell (10 and 12). Older releases have it on Hopper alone.
 WORKSPACE_BYTES = 2 * 4 * MIB + 8 * 16 * 2**10
-HOPPER_WORKSPACE_BYTES = 32 * MIB
-_HOPPER = ("h100", "h200", "gh200", "h20", "h800")
-_WITHOUT_BF16 = ("gtx", "p100", "rtx20", "t4", "titanrtx", "v100")
+LARGE_WORKSPACE_BYTES = 32 * MIB
+_HOPPER_OR_BLACKWELL = re.compile(r"g?h(100|20|200|800)|g?b(10|100|200|300)|rtx50[5-9]0|rtxpro")
+# Kepler to Turing, as `_bare` leaves their names: with all TITANs, and with Quadro RTX, whose numbers Ada has again.
+_BEFORE_AMPERE = re.compile(r"gt\d|gt[sx]|mx[1-4]\d\d|[kmpt]\d|titan|g?v100|rtx20[678]0|rtx[3-8]000(?!.*ada)")
 # What drivers write around the name: "NVIDIA A100-SXM4-80GB", "Tesla V100-SXM2-32GB", "NVIDIA H100 80GB HBM3".
 _AROUND = re.compile(r"nvidia|geforce|tesla|quadro|generation|(sxm|pcie|hbm)\d*e?")
 
@@ -102,12 +104,13 @@ def speeds(name: str | None) -> Speeds | None:
 
 def has_bf16(name: str | None) -> bool:
     """Whether the card computes in bf16. True for one that is not named or not known."""
-    return name is None or not _bare(name).startswith(_WITHOUT_BF16)
+    return name is None or not _BEFORE_AMPERE.match(_bare(name))
 
 
 def cublas_workspace_bytes(name: str | None) -> int:
-    """What torch gives cuBLAS on the card from its own allocator (CUDABlas: parseChosenWorkspaceSize)."""
-    return HOPPER_WORKSPACE_BYTES if name is not None and _bare(name).startswith(_HOPPER) else WORKSPACE_BYTES
+    """What torch gives cuBLAS on the card from its own allocator (CublasHandlePool.cpp: parseChosenWorkspaceSize)."""
+    has_more = name is not None and _HOPPER_OR_BLACKWELL.match(_bare(name))
+    return LARGE_WORKSPACE_BYTES if has_more else WORKSPACE_BYTES
 
 
 def _listed(name: str) -> str | None:

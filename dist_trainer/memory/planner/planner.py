@@ -9,7 +9,7 @@ from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.memory.engines.keys import unmodelled
 from dist_trainer.memory.engines.ledger import PARTS, pinned
 from dist_trainer.memory.engines.settings import Settings, read_settings
-from dist_trainer.memory.gpus import HOPPER_WORKSPACE_BYTES, cublas_workspace_bytes
+from dist_trainer.memory.gpus import LARGE_WORKSPACE_BYTES, cublas_workspace_bytes
 from dist_trainer.memory.plan import Figure, PhasePlan, Plan, RankPlan
 from dist_trainer.memory.planner.caching_allocator import reserved_peak_bytes
 from dist_trainer.memory.planner.simulate import simulate
@@ -146,8 +146,8 @@ def plan_rank(
         reserved_bytes = max(reserved_peak_bytes(ledger.events, expandable=expandable) + workspace, reserved_bytes)
         if settings.overlap_comm and settings.stage and not is_quick:
             late_bytes = reserved_peak_bytes(ledger.events, expandable=expandable, is_late=True) + workspace
-    # A card that is not named may be a Hopper, with its larger workspace.
-    unknown = 0 if device.name is not None else HOPPER_WORKSPACE_BYTES - workspace
+    # A card that is not named may be a Hopper or a Blackwell, with a larger workspace.
+    unknown = 0 if device.name is not None else LARGE_WORKSPACE_BYTES - workspace
     reserved = Figure(
         reserved_bytes,
         max(peak.allocated_bytes, round(reserved_bytes * (1 - RESERVED_BAND)) - workspace),
@@ -215,7 +215,7 @@ def _assumptions(
 
 def _workspace(device: PlannedDevice) -> str:
     line = f"cuBLAS workspace: {format_gb(cublas_workspace_bytes(device.name))}"
-    return line if device.name is not None else f"{line} ({format_gb(HOPPER_WORKSPACE_BYTES)} on Hopper)"
+    return line if device.name is not None else f"{line} ({format_gb(LARGE_WORKSPACE_BYTES)} on Hopper and Blackwell)"
 
 
 def _upper_bounds(settings: Settings) -> tuple[str, ...]:
