@@ -2,9 +2,10 @@
 
 Source: torch c10/cuda/CUDACachingAllocator.cpp with default settings: sizes are rounded to 512 bytes; requests of at
 most 1 MiB come from 2 MiB segments, below 10 MiB from 20 MiB segments, larger ones from segments of their own in
-multiples of 2 MiB; best fit; blocks are split and merged; a segment is given back when the cache is emptied. With
-`expandable_segments:True` each pool is one segment that grows, so that neighbours merge wherever they lie. Each stream
-has pools of its own: a block freed on one is not reused on another.
+multiples of 2 MiB; best fit; blocks are split and merged, large ones only if more than 1 MiB is left over; a segment is
+given back when the cache is emptied. With `expandable_segments:True` each pool is one segment that grows, so that
+neighbours merge wherever they lie, and every block is split. Each stream has pools of its own: a block freed on one is
+not reused on another.
 """
 
 from __future__ import annotations
@@ -83,6 +84,11 @@ class _Segments:
         self.reserved_bytes += segment
         return block
 
+    def least_rest(self, key: PoolKey) -> int:
+        """The fewest bytes left over for which a block is split (`should_split`)."""
+        is_small, _ = key
+        return ROUNDING if is_small else SMALL_REQUEST + 1
+
     def taken(self, block: _Block) -> None:
         pass
 
@@ -111,6 +117,9 @@ class _ExpandableSegments:
         assert key not in self._starts
         self._starts[key] = 1 + len(self._starts) * _VIRTUAL_BYTES
         return _Block(self._starts[key], _VIRTUAL_BYTES, key)
+
+    def least_rest(self, key: PoolKey) -> int:
+        return ROUNDING
 
     def taken(self, block: _Block) -> None:
         self._mapped[block.key] = max(self._mapped.get(block.key, 0), self._mapped_up_to(block))
@@ -164,7 +173,7 @@ def reserved_peak_bytes(events: Iterable[Event], *, expandable: bool, is_late: b
         else:
             pool.remove(found)
             found.is_free = False
-        live[number] = taken = _split(found, size, pool)
+        live[number] = taken = _split(found, size, pool, memory.least_rest(key))
         memory.taken(taken)
         peak = max(peak, memory.reserved_bytes)
     return peak
@@ -178,10 +187,9 @@ def _segment_bytes(size: int) -> int:
     return -(-size // ROUND_SEGMENT) * ROUND_SEGMENT
 
 
-def _split(block: _Block, size: int, pool: _Pool) -> _Block:
+def _split(block: _Block, size: int, pool: _Pool, least_rest: int) -> _Block:
     rest = block.size - size
-    is_small, _ = block.key
-    if rest < (ROUNDING if is_small else SMALL_REQUEST + 1):
+    if rest < least_rest:
         return block
     remainder = _Block(block.address + size, rest, block.key, True, block, block.after)
     if block.after is not None:

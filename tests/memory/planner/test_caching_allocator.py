@@ -88,6 +88,13 @@ def test_expandable_segments_are_mapped_in_pages_of_their_pool() -> None:
     assert expanded((1, 21 * MIB), (2, 512)) == 42 * MIB
 
 
+def test_expandable_segments_are_split_however_little_is_left_over() -> None:
+    # The half MiB behind the block that takes 1's place merges with 2's place.
+    steps = ((1, 20 * MIB), (2, 2 * MIB), (3, 18 * MIB), (1, 0), (4, 19 * MIB + MIB // 2), (2, 0))
+    assert expanded(*steps, (5, 2 * MIB + MIB // 2)) == 40 * MIB
+    assert replayed(*steps, (5, 2 * MIB + MIB // 2)) > 40 * MIB
+
+
 def test_emptying_the_cache_gives_back_what_is_wholly_free() -> None:
     assert replayed((1, 40 * MIB), (1, 0), EMPTY_CACHE, (2, 60 * MIB)) == 60 * MIB
     # A part of a segment is not.
