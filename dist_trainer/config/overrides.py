@@ -1,12 +1,14 @@
-"""Contradictions on the command line: switches and `--set`s that a later one overrides."""
+"""What `--set`s and switches of the command line are to blame for: contradictions among them, and mistakes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from dist_trainer.config.deepspeed import batch, rates
 from dist_trainer.config.request import Switches
+from dist_trainer.errors import UserError
 from dist_trainer.redact import redacted_argv
 
 _MISSING: Any = object()
@@ -42,6 +44,28 @@ def settings_said_again(settings: Sequence[str]) -> list[str]:
         if later is not None:
             lines.append(f"--set {setting} does nothing: --set {shown[later]} comes after it")
     return lines
+
+
+@contextmanager
+def naming_settings(settings: Sequence[str], source: str) -> Iterator[None]:
+    """A UserError of the block about a key of the file `source` names the last `--set` that set this key, a block that
+    contains it, or a key below it.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.where == source and error.key:
+            for key in reversed([setting.partition("=")[0] for setting in settings]):
+                if key == error.key:
+                    error.where, error.key = f"--set {key}", None
+                elif error.key.startswith(f"{key}."):
+                    error.where = f"--set {key}"
+                elif key.startswith(f"{error.key}."):
+                    error.where = f"{source} with --set {key}"
+                else:
+                    continue
+                break
+        raise
 
 
 def switches_set_again(switches: Switches, switched: Mapping[str, Any], final: Mapping[str, Any]) -> list[str]:

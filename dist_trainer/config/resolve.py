@@ -85,9 +85,11 @@ def resolve(
     raw = switched
     for path, text in settings:
         raw = optimisations.set_path(raw, path, text)
-    deepspeed.check(raw, source=source)
-
-    phases, facts, resolved = _fill(raw, config, source=source, world_size=world_size, device=device, done=done or {})
+    with overrides.naming_settings(request.settings, source):
+        deepspeed.check(raw, source=source)
+        phases, facts, resolved = _fill(
+            raw, config, source=source, world_size=world_size, device=device, done=done or {}
+        )
     notices = [
         *overrides.dropped_by_switches(of_file, switched, request.switches),
         *overrides.switches_set_again(request.switches, switched, raw),
@@ -95,11 +97,12 @@ def resolve(
         *_idle_in_run_file(config, request, resolved),
         *deepspeed.warnings(raw, resolved, facts),
     ]
-    try:
-        adapted, instead = adapt(resolved, device)
-    except UserError as error:
-        error.where = source
-        raise
+    with overrides.naming_settings(request.settings, source):
+        try:
+            adapted, instead = adapt(resolved, device)
+        except UserError as error:
+            error.where = source
+            raise
     return ResolvedRun(
         run=config,
         deepspeed=adapted,
@@ -152,7 +155,8 @@ def _run_config(request: Request) -> tuple[Path, RunConfig, list[tuple[str, str]
         raw = optimisations.set_path(raw, "model.loss", "full")
     if request.seed is not None:
         raw = {**raw, "seed": request.seed}
-    return path, run.check(raw, source=str(path)), for_json
+    with overrides.naming_settings(request.settings, str(path)):
+        return path, run.check(raw, source=str(path)), for_json
 
 
 def _deepspeed_path(name: str, run_path: Path | None) -> Path:

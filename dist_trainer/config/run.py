@@ -62,13 +62,17 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """The shape of the transformer. `loss: chunked` never holds the whole [tokens, vocab] logits in fp32."""
+    """The shape of the transformer. `loss: chunked` never holds the whole [tokens, vocab] logits in fp32.
 
-    num_layers: Positive
-    hidden_size: Positive
+    The limits are what no transformer has come near, but for layers, of which DeepNet (Wang et al. 2022) has 1,000. A
+    larger number is a slip, and a plan for it would take hours or overflow.
+    """
+
+    num_layers: Annotated[int, Field(gt=0, le=1_000)]
+    hidden_size: Annotated[int, Field(gt=0, le=2**20)]
     num_heads: Positive
-    vocab_size: Positive
-    context_length: Positive
+    vocab_size: Annotated[int, Field(gt=0, le=2**24)]
+    context_length: Annotated[int, Field(gt=0, le=2**27)]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     loss: Literal["full", "chunked"] = "full"
 
@@ -221,6 +225,8 @@ def _explain(mistake: Any) -> tuple[str, str, object, str | None]:
         return key, "unknown key in the run file", name, hint
     if kind == "missing":
         return key, f"the run file lacks `{key}`", None, f"add `{key}`"
+    if kind == "less_than_equal":
+        return key, "larger than it can be", value, f"give at most {mistake['ctx']['le']:,}"
     message = mistake["msg"].removeprefix("Value error, ")
     found = None if isinstance(value, (dict, list)) or kind == "value_error" else value
     return key, message[:1].lower() + message[1:], found, None

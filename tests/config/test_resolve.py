@@ -190,19 +190,48 @@ def test_no_key_is_at_home_in_both_files() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "file", "key"),
+    ("setting", "where", "key"),
     [
-        ("model.num_layres=3", "config", "model.num_layres"),
-        ("model.num_layers=three", "config", "model.num_layers"),
-        ("seed=-1", "config", "seed"),
-        ("zero_optimization.stagge=1", "ds", "zero_optimization.stagge"),
-        ("zero_optimization.stage=two", "ds", "zero_optimization.stage"),
-        ("gradient_cliping=1", "ds", "gradient_cliping"),
+        ("model.num_layres=3", "--set model.num_layres", None),
+        ("model.num_layers=three", "--set model.num_layers", None),
+        ("seed=-1", "--set seed", None),
+        ("phases.1.steps=0", "--set phases.1.steps", None),
+        ("zero_optimization.stagge=1", "--set zero_optimization.stagge", None),
+        ("zero_optimization.stage=two", "--set zero_optimization.stage", None),
+        ('zero_optimization={"stage": "two"}', "--set zero_optimization", "zero_optimization.stage"),
+        ("gradient_cliping=1", "--set gradient_cliping", None),
     ],
 )
-def test_a_wrong_setting_is_named_by_its_file_and_key(files: Files, setting: str, file: str, key: str) -> None:
-    error = files.refused(settings=(setting,))
-    assert (error.where, error.key) == (str(getattr(files, file)), key)
+def test_a_wrong_setting_is_named_as_it_was_set_and_not_by_the_file(
+    files: Files, setting: str, where: str, key: str | None
+) -> None:
+    error = files.refused(settings=("seed=2", setting))
+    assert (error.where, error.key) == (where, key)
+
+
+def test_a_setting_that_does_not_fit_the_file_is_named_beside_it(files: Files) -> None:
+    error = files.refused(settings=("model.num_heads=5",))
+    assert (error.where, error.key) == (f"{files.config} with --set model.num_heads", "model")
+
+
+def test_a_mistake_in_a_file_is_named_by_the_file_whatever_else_was_set(files: Files) -> None:
+    error = files.with_ds(gradient_cliping=1).refused(settings=("gradient_clipping=1", "model.num_layers=3"))
+    assert (error.where, error.key) == (str(files.ds), "gradient_cliping")
+
+
+@pytest.mark.parametrize(
+    ("key", "most"),
+    [
+        ("num_layers", "1,000"),
+        ("hidden_size", "1,048,576"),
+        ("vocab_size", "16,777,216"),
+        ("context_length", "134,217"),
+    ],
+)
+def test_a_size_beyond_any_model_is_refused(files: Files, key: str, most: str) -> None:
+    error = files.refused(settings=(f"model.{key}=1000000000",))
+    assert error.problem == "larger than it can be"
+    assert most in str(error.hint)
 
 
 @pytest.mark.parametrize("setting", ["seed", "=5", "", "seed.=3", ".seed=3"])
