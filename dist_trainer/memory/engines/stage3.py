@@ -78,7 +78,6 @@ class Zero3Engine(Engine):
         # The order of modules, and of their parameters with the step of each, once a whole micro batch was recorded.
         self.order: tuple[int, ...] = ()
         self.parameter_order: list[tuple[int, int]] = []
-        self._to_release: dict[int, set[int]] = {}
 
     def init(self) -> None:
         super().init()
@@ -172,7 +171,6 @@ class Zero3Engine(Engine):
             self.is_complete = True
             self.order = tuple(self.recorded)
             self.parameter_order = [(p, step) for step, module in enumerate(self.order) for p in self.modules[module]]
-            self._to_release = {}
         if self.is_complete:
             self.queue = deque(self.parameter_order)
         self.last_fetched = {}
@@ -320,9 +318,6 @@ class Zero3Engine(Engine):
                 self._release(p)
 
     def _releasable(self, module: int) -> set[int]:
-        kept = self._to_release.get(self.step_id)
-        if kept is not None and self.order[self.step_id - 1] == module:
-            return kept
         releasable = {p for p in self.modules[module] if p not in self._persisted}
         releasable = {p for p in releasable if self.last_fetched.get(p, -1) <= self.step_id}
         traversed = 0
