@@ -20,7 +20,7 @@ def checkpoint_bytes(settings: Settings, num_parameters: int, world_size: int) -
     weights = settings.weight_bytes if settings.stage < 3 else 0
     # Plain fp32 training has no copy of the weights beside the model's own.
     master = settings.master_bytes if settings.stage > 0 or settings.dtype != "fp32" else 0
-    states = settings.states_per_parameter * BYTES_OF[settings.offload_states_dtype]
+    states = settings.states_per_parameter * BYTES_OF[settings.states_dtype]
     return num_parameters * (weights + master + states) + world_size * FRAME_BYTES
 
 

@@ -70,7 +70,7 @@ class Settings:
     model_persistence_threshold: int
     offload_optimizer: str
     offload_param: str
-    offload_states_dtype: str
+    states_dtype: str
     pins_optimizer: bool
     pins_param: bool
     checkpointing: bool
@@ -98,7 +98,7 @@ class Settings:
     @property
     def state_bytes(self) -> int:
         """Bytes of all optimizer states together, per element of the parameters."""
-        return self.states_per_parameter * BYTES_OF[self.offload_states_dtype]
+        return self.states_per_parameter * BYTES_OF[self.states_dtype]
 
 
 def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
@@ -153,7 +153,7 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         model_persistence_threshold=int(zero.get("stage3_model_persistence_threshold", 2**62)),
         offload_optimizer=offload,
         offload_param=offload_param,
-        offload_states_dtype=states_dtype,
+        states_dtype=states_dtype,
         pins_optimizer=offload != "none" and bool(block(zero, "offload_optimizer").get("pin_memory", True)),
         pins_param=offload_param != "none" and bool(block(zero, "offload_param").get("pin_memory", True)),
         checkpointing=activation is not None,

@@ -182,7 +182,7 @@ class Engine:
         after the other, the fused form without temporaries.
         """
         ledger = ledger or self.ledger
-        per_state = BYTES_OF[self.settings.offload_states_dtype]
+        per_state = BYTES_OF[self.settings.states_dtype]
         if not self.has_states:
             for numel in itertools.chain.from_iterable(groups):
                 for _ in range(self.settings.states_per_parameter):
