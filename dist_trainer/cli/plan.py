@@ -155,7 +155,7 @@ def _advice(case: Case, resolved: ResolvedRun, plan: Plan) -> list[str]:
     if not over:
         return []
     name, standing = min(over.items(), key=lambda item: item[1].limit_bytes)
-    why = explain(case, resolved, plan, limit_bytes=standing.limit_bytes, limit_name=name)
+    why = explain(resolved, plan, limit_bytes=standing.limit_bytes, limit_name=name)
     lines = [f"{'why' if number == 0 else '':<11}{line}" for number, line in enumerate(why)]
     suggestion = suggest(case, resolved, plan, outcome.is_good)
     if suggestion is None:

@@ -209,7 +209,7 @@ def _notes(one: Measured, judgement: Judgement) -> Iterable[str]:
     if not one.is_sampled:
         yield "the GPU was looked at when steps ended, not in between: sampling was off"
     if one.used_version == 1:
-        yield "the figure has in it what the driver reserves for itself: this driver cannot tell the two apart"
+        yield "the figure includes the driver's own reserve, which this driver's NVML does not report separately"
 
 
 def _headroom(limit_bytes: int | None, peak_bytes: int | None) -> int | None:

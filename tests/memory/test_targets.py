@@ -100,7 +100,7 @@ def test_what_was_seen_before_a_gpu_was_lost_is_enough_to_miss_the_target() -> N
 
 def test_what_qualifies_a_figure_is_noted() -> None:
     assert only(GPU).notes == ()
-    assert "what the driver reserves" in only(used(1, used_version=1)).notes[0]
+    assert "the driver's own reserve" in only(used(1, used_version=1)).notes[0]
     assert "sampling was off" in only(used(1, is_sampled=False)).notes[0]
 
 

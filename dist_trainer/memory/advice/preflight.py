@@ -141,7 +141,7 @@ def suggest(
     return nearest.nearest(candidates, try_out, start_bytes=needed(plan.worst).num_bytes)
 
 
-def explain(case: Case, resolved: ResolvedRun, plan: Plan, *, limit_bytes: int, limit_name: str) -> list[str]:
+def explain(resolved: ResolvedRun, plan: Plan, *, limit_bytes: int, limit_name: str) -> list[str]:
     """The arithmetic behind a plan that exceeds a limit."""
     settings = read_settings(resolved.deepspeed, cuda=plan.device == "cuda")
     count = num_parameters(resolved.run.model)
@@ -181,7 +181,7 @@ def _refusal(case: Case, resolved: ResolvedRun, plan: Plan, name: str, standing:
         found = limiting(made, host)
         return found is not None and found[1].state != "over"
 
-    lines = explain(case, resolved, plan, limit_bytes=standing.limit_bytes // many, limit_name=name)
+    lines = explain(resolved, plan, limit_bytes=standing.limit_bytes // many, limit_name=name)
     suggestion = suggest(case, resolved, plan, is_good)
     if suggestion is not None:
         hint = f"{suggestion.typed} ({suggestion}); or {hint}"

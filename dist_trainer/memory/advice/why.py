@@ -53,7 +53,8 @@ def arithmetic(
     """Lines that say why the plan exceeds the limit: what is held in any case, and what ZeRO can partition away."""
     held = held_states(settings, plan.world_size, with_gradients=False)
     held_bytes = round(held.per_parameter * num_parameters)
-    where = "one GPU" if plan.world_size == 1 else f"each of {plan.world_size} GPUs"
+    one, many = ("GPU", "GPUs") if plan.device == "cuda" else ("rank on a CPU", "ranks on a CPU")
+    where = f"one {one}" if plan.world_size == 1 else f"each of {plan.world_size} {many}"
     bits = "fp32" if settings.dtype == "fp32" else "16-bit"
     line = (
         f"{bits} {plan.name} on {where} holds {held.per_parameter:.4g} bytes a parameter ({held}) x "

@@ -204,7 +204,7 @@ def _assumptions(
     if settings.overlap_comm and settings.stage:
         lines.append(
             "overlap_comm: blocks of the streams for communication have pools of their own; the band reaches to where "
-            "each is had again one later"
+            "each freed block is reused one reduction later"
         )
     if settings.pins_optimizer or settings.pins_param or settings.cpu_checkpointing:
         lines.append("pinned host memory: torch's allocator takes the next power of two for each block")

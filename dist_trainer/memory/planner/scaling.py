@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 
 from dist_trainer.memory.trace import kept
 from dist_trainer.memory.trace.record import ALLOC, FREE, GRADIENT, Trace, TraceSpec
 from dist_trainer.model.size import CHUNK_ELEMENTS
 
 # Large enough that a chunked loss has whole chunks, small enough to be traced quickly.
-_PRIMES = (13, 17, 19, 23, 29, 31, 37, 41)
+_FEWEST_SEQUENCES = 13
 
 
 def probe_of(spec: TraceSpec) -> TraceSpec:
     """The same spec at a prime micro batch that divides no shape, so that it divides only sizes that grow with it."""
     shapes = (spec.hidden_size, spec.vocab_size, spec.context_length, spec.sequence_length, spec.num_heads)
-    return replace(spec, micro_batch=next(p for p in _PRIMES if all(shape % p for shape in shapes)))
+    return replace(spec, micro_batch=next(p for p in _primes() if all(shape % p for shape in shapes)))
+
+
+def _primes() -> Iterator[int]:
+    return (p for p in count(_FEWEST_SEQUENCES) if all(p % divisor for divisor in range(2, math.isqrt(p) + 1)))
 
 
 def scaled(probe: Trace, spec: TraceSpec, micro_batch: int) -> Trace:

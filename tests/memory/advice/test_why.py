@@ -53,3 +53,13 @@ def test_the_arithmetic_is_said_in_full() -> None:
     )
     assert lines[1] == "ZeRO-1 on 1 rank takes nothing off the model states: there is nobody to share them with"
     assert lines[2].startswith("the peak is in step, and most of it is parameters 16.00 GB")
+
+
+@pytest.mark.parametrize(
+    ("world_size", "where"), [(1, "on one rank on a CPU holds"), (2, "on each of 2 ranks on a CPU holds")]
+)
+def test_on_a_cpu_the_arithmetic_is_of_ranks(world_size: int, where: str) -> None:
+    plan = replace(a_plan(16 * GB, world_size=world_size), device="cpu")
+    settings = settings_of("zero1", world_size)
+    line = next(why.arithmetic(plan, settings, LARGE, limit_bytes=10 * GB, limit_name="the host's memory"))
+    assert where in line

@@ -47,6 +47,9 @@ def test_what_waits_on_the_host_scales_too() -> None:
 def test_the_probe_divides_no_shape() -> None:
     assert probe_of(TINY).micro_batch == 13
     assert probe_of(replace(TINY, hidden_size=13 * 17 * 4)).micro_batch == 19
+    # However many primes divide them.
+    shapes = {"hidden_size": 13 * 17 * 19, "vocab_size": 23 * 29 * 31, "context_length": 37 * 41}
+    assert probe_of(replace(TINY, **shapes)).micro_batch == 43
 
 
 def test_a_chunked_loss_with_whole_chunks_has_the_same_peaks() -> None:
