@@ -8,7 +8,7 @@ import socket
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,7 @@ from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
 from dist_trainer.train import meeting, op_builds
 from dist_trainer.train.async_io import has_async_io
+from dist_trainer.units import counted
 
 _Value = TypeVar("_Value")
 
@@ -73,7 +74,8 @@ def device_facts(*, asks_async_io: bool = False) -> DeviceFacts:
 
 
 def device_index(rank: RankInfo, device: DeviceFacts) -> int:
-    """This rank's device among those that it sees; with SLURM's --gpus-per-task each task sees only its own GPU.
+    """This rank's device among those that it sees; with SLURM's --gpus-per-task each task sees only its own GPU. Ranks
+    that all see the same one are found when they meet.
 
     CPUs have no index: for them it is the local rank, also on a host whose GPUs are not to be used. Raises UserError if
     there are more ranks than visible GPUs.
@@ -99,7 +101,7 @@ def join_process_group(rank: RankInfo, device: DeviceFacts, *, is_launched: bool
     """Joins all ranks in torch's process group, which DeepSpeed then takes over. Collective.
 
     `is_launched`: `launch` started the ranks, and itself reports the hosts that it waits for. Raises UserError if the
-    rendezvous (MASTER_ADDR, MASTER_PORT) cannot be used.
+    rendezvous (MASTER_ADDR, MASTER_PORT) cannot be used, and on all but the first of the ranks that have one GPU.
     """
     import deepspeed
     from deepspeed.accelerator import get_accelerator
@@ -121,6 +123,8 @@ def join_process_group(rank: RankInfo, device: DeviceFacts, *, is_launched: bool
             dist.init_process_group(backend, store=store, rank=0, world_size=1)
         else:
             store = meeting.meet(rank, is_launched=is_launched)
+            if device.kind == "cuda":
+                _claim_gpu(store, rank, device_index(rank, device))
             dist.init_process_group(
                 backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timedelta(minutes=30)
             )
@@ -133,6 +137,23 @@ def join_process_group(rank: RankInfo, device: DeviceFacts, *, is_launched: bool
             hint="set MASTER_PORT to a free port, and MASTER_ADDR to an address of rank 0's host",
         ) from error
     deepspeed.init_distributed(auto_mpi_discovery=False)
+
+
+def _claim_gpu(store: Any, rank: RankInfo, index: int) -> None:
+    """Raises UserError if another rank has claimed this GPU before. NCCL would refuse it too, but only in the first
+    collective and with less said. One rank alone cannot know: under torchrun all ranks of a host may see one GPU, and
+    with SLURM's --gpus-per-task each sees one of its own.
+    """
+    uuid = str(torch.cuda.get_device_properties(index).uuid)
+    if store.add(f"dist_trainer/gpu/{uuid}", 1) == 1:
+        return
+    raise UserError(
+        "another rank has the same GPU",
+        where=f"rank {rank.rank}",
+        found=f"GPU-{uuid}, of {counted(torch.cuda.device_count(), 'visible GPU')}",
+        expected=f"a GPU for each of the {rank.local_world_size} ranks on this host",
+        hint="start one rank per GPU, or make more GPUs visible (CUDA_VISIBLE_DEVICES)",
+    )
 
 
 def _check_meeting_place(rank: RankInfo) -> None:
