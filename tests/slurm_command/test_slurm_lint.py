@@ -78,6 +78,14 @@ BROKEN = [
     ("local-master", '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', '"127.0.0.1"', 10),
     ("local-master", '$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)', "$SLURM_LAUNCH_NODE_IPADDR", 10),
     ("local-master", "python train.py", "--ntasks-per-node=1 accelerate launch --main_process_ip localhost x.py", 13),
+    ("no-rendezvous", "python train.py", "--ntasks-per-node=1 torchrun --nnodes=2 train.py", 13),
+    ("no-rendezvous", "python train.py", "--ntasks-per-node=1 torchrun --nnodes $SLURM_NNODES train.py", 13),
+    (
+        "no-rendezvous",
+        "python train.py",
+        "--ntasks-per-node=1 bash -c 'torchrun --nnodes=1:2 --nproc-per-node=4 x.py'",
+        13,
+    ),
     ("fixed-port", "python train.py", "--ntasks-per-node=1 accelerate launch --main_process_port=29500 x.py", 13),
     ("fixed-port", "$((20000 + SLURM_JOB_ID % 10000))", "29500", 11),
     ("no-time", "#SBATCH --time=12:00:00\n", "", 8),
@@ -131,6 +139,27 @@ def test_of_two_directives_the_last_counts() -> None:
     assert rules(GOOD.replace(time, f"{time}#SBATCH --time=noon\n")) == [("time-and-checkpoints", 7)]
 
 
+def test_arguments_in_an_array_are_followed_to_a_missing_rendezvous() -> None:
+    step = '--ntasks-per-node=1 torchrun "${ARGS[@]}" train.py'
+    assert rules(with_step(step, "ARGS=(--nnodes=2", "--nproc-per-node=4)")) == [("no-rendezvous", 15)]
+    assert rules(with_step(step, "ARGS=(--nnodes=2)", 'ARGS+=(--rdzv_endpoint "$A:$B")')) == []
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments"),
+    [
+        ([], "--nnodes=1"),
+        ([], "--nnodes=2 --master_addr $MASTER_ADDR"),
+        ([], "--nnodes=2 $MORE"),
+        ([], '--nnodes=2 "$@"'),
+        (["export PET_RDZV_ENDPOINT=$MASTER_ADDR:$MASTER_PORT"], "--nnodes=2"),
+    ],
+    ids=str,
+)
+def test_a_rendezvous_that_is_there_or_may_be_is_none_missing(before: list[str], arguments: str) -> None:
+    assert rules(with_step(f"--ntasks-per-node=1 torchrun {arguments} train.py", *before)) == []
+
+
 def test_the_trap_is_on_the_signal_that_comes() -> None:
     trap = "trap 'scontrol requeue \"$SLURM_JOB_ID\"' "
     for heard in ("SIGUSR1", "TERM USR1", "usr1"):
@@ -142,12 +171,12 @@ def test_the_trap_is_on_the_signal_that_comes() -> None:
 @pytest.mark.parametrize(
     ("before", "step"),
     [
-        (['LAUNCHER="torchrun --nnodes 2"'], "$LAUNCHER train.py"),
+        (['LAUNCHER="torchrun --nnodes 2 --rdzv-endpoint=$A:$B"'], "$LAUNCHER train.py"),
         (["LAUNCHER=torchrun", 'CMD="$LAUNCHER train.py"'], "$CMD"),
         (["export LAUNCHER=torchrun"], "bash -c '$LAUNCHER train.py'"),
         (['LAUNCHER="python -m torch.distributed.run"'], 'bash -c "${LAUNCHER} train.py"'),
-        (["CMD=(torchrun # the launcher", "  --nnodes 2", ")", "CMD+=(train.py)"], '"${CMD[@]}"'),
-        (["CMD=torchrun", 'CMD+=" --nnodes=2"'], "$CMD train.py"),
+        (["CMD=(torchrun # the launcher", "  --nnodes 2 --master-addr=$A", ")", "CMD+=(train.py)"], '"${CMD[@]}"'),
+        (["CMD=torchrun", 'CMD+=" --rdzv-endpoint=$A:$B"'], "$CMD train.py"),
         (["A=python; LAUNCHER='torchrun'"], "$LAUNCHER train.py"),
         # Of a value neither quotation marks nor what ends a command mean that.
         (['CMD="torchrun it\'s; python x.py"'], "$CMD"),

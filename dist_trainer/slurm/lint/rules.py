@@ -32,6 +32,7 @@ RULES: dict[str, Rule] = {
     "cpus-per-task": ranks.cpus_per_task,
     "lost-rank": ranks.lost_rank,
     "local-master": meeting.local_master,
+    "no-rendezvous": meeting.no_rendezvous,
     "fixed-port": meeting.fixed_port,
     "no-time": ending.no_time,
     "no-signal": ending.no_signal,
