@@ -41,13 +41,11 @@ class ParameterCoordinator:
         shards: Sequence[int],
         world_size: int,
         is_whole: bool,
-        dtypes: Sequence[str],
         gather_dtype: Callable[[int], str],
         before_release: Callable[[int], None],
     ) -> None:
         """`modules`: the parameters of each. `numels` and `shards`: elements of each parameter, whole and per rank.
-        `is_whole`: the rank's shard is the whole parameter, and nothing is gathered. `dtypes`: those of
-        gathered parameters, in DeepSpeed's order.
+        `is_whole`: the rank's shard is the whole parameter, and nothing is gathered.
         """
         self.settings = settings
         self.ledger = ledger
@@ -56,7 +54,6 @@ class ParameterCoordinator:
         self.shards = shards
         self.world_size = world_size
         self.is_whole = is_whole
-        self.dtypes = dtypes
         self.gather_dtype = gather_dtype
         self.before_release = before_release
         self.persisted = self._persistent()
@@ -171,8 +168,9 @@ class ParameterCoordinator:
             for p in wanted:
                 self.in_flight[p] = _Gather([p], [self._flat([p])], waiting={p})
             return
-        sent = {dtype: [p for p in wanted if self.gather_dtype(p) == dtype] for dtype in self.dtypes}
-        flats = [self._flat(members) for members in sent.values() if members]
+        dtypes = sorted({self.gather_dtype(p) for p in wanted})
+        sent = [[p for p in wanted if self.gather_dtype(p) == dtype] for dtype in dtypes]
+        flats = [self._flat(members) for members in sent]
         gather = _Gather(sorted(wanted), flats, waiting=set(wanted))
         for p in wanted:
             self.in_flight[p] = gather

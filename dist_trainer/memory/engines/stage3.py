@@ -51,7 +51,6 @@ class Zero3Engine(Engine):
             shards=self.shards,
             world_size=self.world_size,
             is_whole=self.world_size == 1 and not (self.offloads_parameters and self.has_own_host),
-            dtypes=sorted(self.buckets),
             gather_dtype=self.gather_dtype,
             before_release=self._keep_secondary,
         )

@@ -310,6 +310,16 @@ def outside(made: Plan) -> int:
     return used.num_bytes - made.worst.reserved.num_bytes
 
 
+@pytest.mark.parametrize("device", [CUDA, CPU], ids=["gpu", "cpu"])
+def test_parameters_are_gathered_as_they_are_held_whatever_gradients_are_reduced_in(device: PlannedDevice) -> None:
+    made = (plan(*keys, ds="zero3", world_size=4, device=device) for keys in ((), ("communication_data_type=fp32",)))
+    plain, reduced_in_fp32 = (
+        next(phase.parts["gathered parameters"] for phase in one.worst.phases if phase.phase == "backward")
+        for one in made
+    )
+    assert reduced_in_fp32 == plain
+
+
 def test_nccl_is_counted_where_ranks_meet_and_more_over_several_hosts() -> None:
     alone, together = plan(world_size=1), plan(world_size=4)
     resolved = resolve(Request(config="tiny", ds="zero2"), world_size=4, device=ANY_DEVICE)
