@@ -20,6 +20,8 @@ EVENTS_FILE = "events.jsonl"
 # The kind of an event that says why a figure is not known, and the diagnostic after which no more samples come.
 MONITOR_EVENT = "monitor"
 SAMPLER_FAILED = "sampler failed"
+# In place of a stage: the first step has ended, and with it the rank's start.
+START_ENDED = "ended"
 # How json.dumps in ASCII begins an escaped surrogate.
 _SURROGATE = "\\ud"
 
@@ -34,6 +36,11 @@ def host_memory_file(first_rank: int) -> str:
     local rank 0.
     """
     return f"memory-host-{first_rank}.jsonl"
+
+
+def start_file(rank: int) -> str:
+    """The file name of one rank's StageRecords."""
+    return f"start-rank-{rank}.jsonl"
 
 
 def samples_file(source: str) -> str:
@@ -121,6 +128,24 @@ class DeviceSample:
     is_last: bool = False
 
 
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage of a rank's start begins, and with it the stage before it ends. The last one is START_ENDED.
+
+    `monotonic_s`: as in DeviceSample; comparable among the processes of one host. `pid`: the rank's process, which
+    tells apart two starts of which the first wrote no event, so that both have one `start_id`. `compile_s`: with
+    START_ENDED, how much of the stage that ends torch.compile took.
+    """
+
+    stage: str
+    rank: Count
+    host: str
+    monotonic_s: Seconds
+    start_id: Count
+    pid: Count
+    compile_s: Seconds | None = None
+
+
 class KnownFacts(TypedDict, total=False):
     """The facts of events that are read anywhere in this program; an event may have others."""
 
@@ -160,7 +185,7 @@ class Event:
 
 # File -> number of damaged lines that were left out.
 LeftOut = dict[Path, int]
-Record = TypeVar("Record", StepRecord, MemoryRecord, DeviceSample, Event)
+Record = TypeVar("Record", StepRecord, MemoryRecord, DeviceSample, StageRecord, Event)
 
 
 class RecordWriter:
@@ -178,7 +203,7 @@ class RecordWriter:
                 # The previous writer was cut off within a line: begin a new one.
                 os.write(self._descriptor, b"\n")
 
-    def write(self, record: StepRecord | MemoryRecord | DeviceSample | Event) -> None:
+    def write(self, record: StepRecord | MemoryRecord | DeviceSample | StageRecord | Event) -> None:
         # The records are flat. asdict would copy them deeply, which takes longer than writing them.
         line = _json(vars(record))
         if _SURROGATE in line:

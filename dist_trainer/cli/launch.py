@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from dist_trainer.cli import train
 from dist_trainer.cli.parser import Parser, positive_number
-from dist_trainer.cluster.environments import LAUNCH_ID, read_count
+from dist_trainer.cluster.environments import LAUNCH_ID, LAUNCH_PROCESS, read_count
 from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.cluster.hostfile import has_byte_order_mark
+from dist_trainer.cluster.process_table import started_ticks
 from dist_trainer.cluster.topology import Topology
 from dist_trainer.config.request import Request
 from dist_trainer.config.run_dir import create_next_run_dir, create_run_dir, next_run_dir
@@ -173,6 +174,8 @@ def run(
 
     # The folder's lock has this id, by which ranks know that it is held by the launch that started them.
     launch_id = secrets.token_hex(8)
+    # Their timelines begin with this process.
+    of_launch = ((LAUNCH_ID, launch_id), (LAUNCH_PROCESS, f"{os.getpid()}:{started_ticks(os.getpid())}"))
 
     if not request.is_local:
         check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
@@ -208,7 +211,7 @@ def run(
     with ExitStack() as held:
         return run_request(
             launcher,
-            replace(request, master_port=port, env=(*request.env, (LAUNCH_ID, launch_id))),
+            replace(request, master_port=port, env=(*request.env, *of_launch)),
             prepare,
             secret=secret,
             is_port_fixed=told_port is not None,

@@ -120,7 +120,9 @@ def main(argv: list[str]) -> int:
     from dist_trainer.cluster.rank import find_rank
     from dist_trainer.errors import UserError
     from dist_trainer.train.failure import fail_before_meeting
+    from dist_trainer.train.timeline import Timeline
 
+    timeline = Timeline()
     try:
         rank = find_rank(os.environ, ask_mpi)
     except UserError as error:
@@ -146,4 +148,4 @@ def main(argv: list[str]) -> int:
         baseline=args.baseline,
         force=args.force,
     )
-    start(job)
+    start(job, timeline)

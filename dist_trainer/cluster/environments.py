@@ -17,6 +17,8 @@ Environ = Mapping[str, str]
 
 # Set by `launch` for its ranks, so that they know their launch; it is the launch's id in the folder lock.
 LAUNCH_ID = "DIST_TRAINER_LAUNCH_ID"
+# Set by `launch` for its ranks: its own process, as "PID:TICKS" (see `process_table.started_ticks`).
+LAUNCH_PROCESS = "DIST_TRAINER_LAUNCH_PROCESS"
 
 _PLACE = "the environment"
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,15 @@ def started_ticks(pid: int) -> int | None:
     """
     process = look_up(pid)
     return None if process is None or process.has_ended else process.started_ticks
+
+
+def monotonic_s(ticks: int) -> float:
+    """Ticks since the boot as time.monotonic() counts, which does not count the time that the host was suspended.
+
+    To a tick, which is a hundredth of a second.
+    """
+    suspended_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+    return max(0.0, ticks / os.sysconf("SC_CLK_TCK") - suspended_s)
 
 
 def children_by_parent() -> dict[int, list[Process]]:

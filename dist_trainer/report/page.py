@@ -11,6 +11,7 @@ from dist_trainer.report.charts import curves
 from dist_trainer.report.charts.breakdown import Breakdown, breakdown
 from dist_trainer.report.charts.chart import Chart, Drawn, draw
 from dist_trainer.report.charts.curves import Compared
+from dist_trainer.report.charts.timeline import Timeline, timeline
 from dist_trainer.report.summary import Summary, of_last_steps
 from dist_trainer.report.tables import Table
 from dist_trainer.report.verdict import format_error, fullest, is_on_cpu, label, main_prediction
@@ -51,6 +52,8 @@ class Page:
     predictions: Table | None
     steps: tuple[Drawn, ...]
     step_rows: Table | None
+    start: Timeline | None
+    start_rows: Table | None
     compared: Table | None
     compare_charts: tuple[Drawn, ...]
     run: Table
@@ -78,6 +81,8 @@ def make_page(run: Compared, others: Sequence[Compared] = ()) -> Page:
         predictions=tables.prediction_table(summary),
         steps=_drawn(curves.step_charts(findings)),
         step_rows=tables.step_table(findings),
+        start=timeline(findings.starts),
+        start_rows=tables.start_table(findings),
         compared=tables.compare_table(all_runs) if others else None,
         compare_charts=_drawn(curves.compare_charts(all_runs)) if others else (),
         run=tables.run_table(findings, summary),

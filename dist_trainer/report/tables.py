@@ -15,9 +15,11 @@ from dist_trainer.memory.targets import CPU, Verdict
 from dist_trainer.model.size import num_parameters
 from dist_trainer.records import MONITOR_EVENT, Event
 from dist_trainer.report.charts.curves import Compared
+from dist_trainer.report.charts.timeline import in_order, slowest, standing
 from dist_trainer.report.reading.asked import Asked
 from dist_trainer.report.reading.findings import Findings
 from dist_trainer.report.reading.measured import clock
+from dist_trainer.report.reading.starts import RankStart
 from dist_trainer.report.summary import Summary, of_last_steps
 from dist_trainer.report.verdict import format_error, fullest, label, main_prediction
 from dist_trainer.units import counted, format_bytes, format_count, format_duration
@@ -187,6 +189,32 @@ def step_table(findings: Findings) -> Table | None:
     )
     title = "Steps" if len(places) == count else f"{len(places)} of {counted(count, 'step')}"
     return Table(title, ("step", "phase", "loss", "learning rate", "gradient norm", "tokens/s"), rows)
+
+
+def start_table(findings: Findings) -> Table | None:
+    """The seconds of each stage of the ranks' start, for the ranks that the chart shows."""
+    shown = slowest(findings.starts)
+    if not shown:
+        return None
+    stages = in_order({stage.name for start in shown for stage in start.stages})
+    has_failed = findings.progress.state in ("failed", "interrupted", "silent")
+    rows = tuple(
+        (f"rank {start.rank}", start.host, *(_stage_cell(start, name) for name in stages), standing(start))
+        for start in shown
+    )
+    kinds = tuple("missed" if has_failed and start.end_s is None else "" for start in shown)
+    title = "Seconds of each stage"
+    if len(shown) < len(findings.starts):
+        title += f", the slowest {len(shown)} of {counted(len(findings.starts), 'rank')}"
+    return Table(title, ("", "host", *stages, "first step ended"), rows, kinds)
+
+
+def _stage_cell(start: RankStart, name: str) -> str:
+    last = start.stages[-1]
+    if last.name == name and last.end_s is None:
+        return f"from {last.begin_s:.2f} s"
+    seconds = start.seconds_in(name)
+    return "" if seconds is None else f"{seconds:.2f}"
 
 
 def run_table(findings: Findings, summary: Summary) -> Table:

@@ -21,6 +21,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.streams import is_terminal
 from dist_trainer.train.job import RankJob
+from dist_trainer.train.timeline import Timeline
 
 if TYPE_CHECKING:
     from dist_trainer.memory.advice.preflight import Preflight
@@ -44,7 +45,7 @@ class Prepared:
     baseline: Baseline | None
 
 
-def prepare(job: RankJob) -> Prepared:
+def prepare(job: RankJob, timeline: Timeline) -> Prepared:
     """Checks files and checkpoint, sets what torch reads on import, imports torch, then finds device, plan and data.
 
     Raises UserError for the user's mistakes.
@@ -61,11 +62,13 @@ def prepare(job: RankJob) -> Prepared:
     baseline = read_baseline(job, asked)
     choose_cuda_allocator(asked.run.memory)
     let_threads_wait_briefly()
+    timeline.begin("imports")
     from dist_trainer.train import matmul, process
     from dist_trainer.train.planning import plan_first
 
     with quiet_deepspeed():
         device = process.device_facts(asks_async_io=offloads_to_nvme(asked.deepspeed) is not None)
+        timeline.begin("plan")
         if job.measure_allocator:
             _refuse_to_measure_on(device)
             process.quiet_profiler()
@@ -76,6 +79,7 @@ def prepare(job: RankJob) -> Prepared:
         matmul.set_in_torch(in_force)
         if notice is not None:
             resolved = replace(resolved, notices=(*resolved.notices, notice))
+        timeline.begin("data")
         data = open_data(resolved, show_progress=is_first)
         now = describe_run(resolved, job.rank, data)
         if resume.found is not None:

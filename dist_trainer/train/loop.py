@@ -32,6 +32,7 @@ from dist_trainer.train import checkpoint, hygiene
 from dist_trainer.train.display import Display
 from dist_trainer.train.shortage import writing_tensors
 from dist_trainer.train.step import StepResult, evaluate, train_step
+from dist_trainer.train.timeline import Timeline, compile_s
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,10 @@ class Recorder:
 
 @dataclass
 class Run:
-    """Everything that the loop needs on one rank. `position`, `saved_step` and `last_checkpoint_s` change."""
+    """Everything that the loop needs on one rank. `position`, `saved_step` and `last_checkpoint_s` change.
+
+    `timeline`: of this start, until its first step has ended.
+    """
 
     resolved: ResolvedRun
     rank: RankInfo
@@ -114,6 +118,7 @@ class Run:
     max_steps: int | None
     last_checkpoint_s: float
     allocator: AllocatorWatch | None = None
+    timeline: Timeline | None = None
 
     @property
     def steps_left(self) -> float:
@@ -166,6 +171,9 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
         while run.position.progress(phase.name).steps < phase.steps and run.steps_left:
             step = run.position.step + 1
             result = train_step(run.engine, batches, step=step)
+            if run.timeline is not None:
+                run.timeline.end(compile_s=compile_s() if run.resolved.deepspeed.get("compile") is not None else None)
+                run.timeline = None
             sample += run.resolved.train_batch_size
             run.position = run.position.after_step(
                 phase.name, num_tokens=phase.tokens_per_step, order=name, place=order.place(sample)

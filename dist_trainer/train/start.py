@@ -19,13 +19,16 @@ from dist_trainer.train.before_meeting import prepare
 from dist_trainer.train.failure import Speaker, end_by_signal, fail_before_meeting, fail_in_the_run, say
 from dist_trainer.train.job import RankJob
 from dist_trainer.train.signals import end_on_signals
+from dist_trainer.train.timeline import Timeline
 
 if TYPE_CHECKING:
     from dist_trainer.report.summary import Summary
 
 
-def start(job: RankJob) -> NoReturn:
-    """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank."""
+def start(job: RankJob, timeline: Timeline) -> NoReturn:
+    """Runs the job and ends the process: 0, or the status of what went wrong, said by one rank. `timeline` has begun
+    with the process.
+    """
     rank = job.rank.rank
     outlive_readers()
     # During the imports the garbage collector frees nothing and takes a quarter of the time. `hygiene.end_imports`
@@ -33,14 +36,16 @@ def start(job: RankJob) -> NoReturn:
     gc.disable()
     try:
         # The first to import torch, after setting the variables that torch reads.
-        prepared = prepare(job)
+        prepared = prepare(job, timeline)
         from dist_trainer.train import planning, process
         from dist_trainer.train.shortage import said_plainly
 
+        timeline.begin("rendezvous")
         with quiet_deepspeed():
             process.join_process_group(job.rank, prepared.device, is_launched=planning.is_launched(job.run_dir))
         started, lock = _agreed_start(job)
     except BaseException as error:  # noqa: BLE001 - whatever stops a rank is reported, and ends the process
+        timeline.keep_of_failed(job.run_dir, rank)
         fail_before_meeting(error, rank=rank, debug=job.debug, run_dir=job.run_dir)
 
     run_dir = started.run_dir
@@ -50,14 +55,17 @@ def start(job: RankJob) -> NoReturn:
             # With a guard, the guard gets the signal as well, and `launch` reports it.
             end_on_signals(lambda number: end_by_signal(number, speaker))
         with said_plainly(run_dir):
+            timeline.begin("opening")
+            timeline.keep(started, rank)
             process.open_logs(run_dir, job.rank)
         from dist_trainer.train.monitoring import open_monitor
 
         with said_plainly(run_dir), open_monitor(job.rank, prepared.resolved, started, prepared.device) as monitor:
+            timeline.begin("imports")
             # Imports DeepSpeed here, so that what it logs goes to the rank's log, and the memory it takes is sampled.
             from dist_trainer.train.training import train
 
-            result = train(job, prepared, run_dir, monitor)
+            result = train(job, prepared, run_dir, monitor, timeline)
     except BaseException as error:  # noqa: BLE001
         fail_in_the_run(error, speaker)
     if lock is not None:

@@ -30,10 +30,12 @@ from dist_trainer.train.job import RankJob
 from dist_trainer.train.loop import Recorder, Run, train_phases
 from dist_trainer.train.monitoring import stop_monitor
 from dist_trainer.train.opening import open_run
+from dist_trainer.train.timeline import Timeline
 
 
-def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor) -> Summary | None:
+def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor, timeline: Timeline) -> Summary | None:
     """Trains. Returns the summary on rank 0, None on the others. Collective."""
+    timeline.begin("opening")
     rank, is_first = job.rank.rank, job.rank.rank == 0
     resolved, device = prepared.resolved, prepared.device
     display = Display(speaks=is_first)
@@ -44,13 +46,18 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor)
         open_run(prepared, job.rank, run_dir, recorder=recorder, display=display)
 
     allocator = AllocatorWatch.begin() if job.measure_allocator else None
+    timeline.begin("imports")
     muon.import_uncompiled_unless_used(resolved.deepspeed)
     hygiene.end_imports()
+    timeline.begin("engine")
     engine = build_engine(resolved, device_index=device_index)
     if allocator is not None:
         allocator.watch(engine)
     torch.manual_seed(resolved.run.seed + rank)
+    if prepared.resume.found is not None:
+        timeline.begin("resume")
     position = _resume(engine, prepared, recorder=recorder, display=display)
+    timeline.begin("first step")
     run = Run(
         resolved=resolved,
         rank=job.rank,
@@ -65,6 +72,7 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor)
         saved_step=position.step,
         max_steps=job.max_steps,
         last_checkpoint_s=time.monotonic(),
+        timeline=timeline,
         allocator=allocator,
     )
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, NoReturn
 
 from dist_trainer.cause import CAUSE_FD
-from dist_trainer.cluster.environments import LAUNCH_ID
+from dist_trainer.cluster.environments import LAUNCH_ID, LAUNCH_PROCESS
 from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import end_with_parent, show_as
 
@@ -26,6 +26,7 @@ _READ_LATE = frozenset(
         CAUSE_FD,
         *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
         LAUNCH_ID,
+        LAUNCH_PROCESS,
         *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "DS_ACCELERATOR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
     }
 )

@@ -12,6 +12,7 @@ from dist_trainer.records import EVENTS_FILE, Event, LeftOut, read_records, read
 from dist_trainer.report.reading.asked import Asked, read_asked
 from dist_trainer.report.reading.measured import History, MemoryHistory, read_memory
 from dist_trainer.report.reading.progress import Progress, progress
+from dist_trainer.report.reading.starts import RankStart, read_starts
 from dist_trainer.report.reading.steps import Steps, steps_of
 
 
@@ -20,7 +21,7 @@ class Findings:
     """`marks`: when training phases began, as (seconds since the epoch, name), in order. They are for drawing: they
     stay in order even if the wall clock was set back within a start.
 
-    `problems`: what could not be read, in words.
+    `starts`: how each rank of the last start came to its first step. `problems`: what could not be read, in words.
     """
 
     run_dir: Path
@@ -30,6 +31,7 @@ class Findings:
     memory: MemoryHistory
     marks: tuple[tuple[float, str], ...]
     progress: Progress
+    starts: tuple[RankStart, ...] = ()
     problems: tuple[str, ...] = ()
 
     @property
@@ -54,6 +56,7 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
     edges = [event for event in events if event.kind in ("start", "end")]
     has_ended = bool(edges) and edges[-1].kind == "end"
     memory = read_memory(records_dir, events, phase_starts=steps.phase_starts(), has_ended=has_ended, left_out=left_out)
+    starts_of_ranks = read_starts(records_dir, left_out)
     asked = read_asked(run_dir, events)
     lasts = [history.last_s for history in memory.histories if history.last_s is not None]
     lasts += steps.columns["time_s"][-1:]
@@ -71,6 +74,7 @@ def read_findings(run_dir: Path, *, now_s: float | None = None) -> Findings:
             is_written=is_written(records_dir / EVENTS_FILE, starts[-1].facts) if starts else None,
             now_s=now_s,
         ),
+        starts=starts_of_ranks,
         problems=(*asked.problems, *_left_out_lines(left_out)),
     )
 
