@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dist_trainer.memory.plan import Plan, write_plan
-from dist_trainer.records import EVENTS_FILE, STEPS_FILE, host_memory_file, memory_file, samples_file
+from dist_trainer.records import EVENTS_FILE, STEPS_FILE, host_memory_file, memory_file, samples_file, start_file
 
 START_S = 1_790_000_000.0
+START_STAGES = (
+    ("spawn", 1.0),
+    ("imports", 1.5),
+    ("rendezvous", 4.0),
+    ("engine", 5.0),
+    ("first step", 6.0),
+    ("ended", 8.0),
+)
 GPU_BYTES = 24 * 2**30
 RUN_FILE = """\
 name: {name}
@@ -188,6 +196,16 @@ def make_gpu_run(
     if plan is not None:
         write_plan(plan, folder)
     return folder
+
+
+def write_start(
+    run_dir: Path, rank: int, stages: Sequence[tuple[str, float]] = START_STAGES, **others: object
+) -> list[dict[str, object]]:
+    """What a rank notes of its start; gives the lines, of which it writes the file anew."""
+    fields = {"rank": rank, "host": "h1", "start_id": 0, "pid": 100 + rank, **others}
+    lines = [{"stage": stage, "monotonic_s": at_s, **fields} for stage, at_s in stages]
+    write_lines(run_dir / "records" / start_file(rank), lines)
+    return lines
 
 
 def write_host(records: Path, first: int, peaks: list[int], *, num_samples: int, num_steps: int) -> None:

@@ -197,16 +197,22 @@ def start_table(findings: Findings) -> Table | None:
     if not shown:
         return None
     stages = in_order({stage.name for start in shown for stage in start.stages})
+    is_on_one_host = len({start.host for start in findings.starts}) == 1
     has_failed = findings.progress.state in ("failed", "interrupted", "silent")
     rows = tuple(
-        (f"rank {start.rank}", start.host, *(_stage_cell(start, name) for name in stages), standing(start))
+        (
+            f"rank {start.rank}",
+            "" if is_on_one_host else start.host,
+            *(_stage_cell(start, name) for name in stages),
+            standing(start),
+        )
         for start in shown
     )
     kinds = tuple("missed" if has_failed and start.end_s is None else "" for start in shown)
     title = "Seconds of each stage"
     if len(shown) < len(findings.starts):
         title += f", the slowest {len(shown)} of {counted(len(findings.starts), 'rank')}"
-    return Table(title, ("", "host", *stages, "first step ended"), rows, kinds)
+    return _without_empty_columns(Table(title, ("", "host", *stages, "first step ended"), rows, kinds))
 
 
 def _stage_cell(start: RankStart, name: str) -> str:

@@ -3,11 +3,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from dist_trainer.cluster.process_table import list_descendants
+from dist_trainer.cluster.process_table import list_descendants, monotonic_s, started_ticks
 
 # prctl(2): PR_SET_NAME.
 NAMED = "import ctypes, sys; ctypes.CDLL(None).prctl(15, {name!r}, 0, 0, 0); print(flush=True); sys.stdin.read()"
@@ -28,3 +29,13 @@ def test_a_process_may_have_any_name(named: subprocess.Popen[bytes]) -> None:
     (found,) = [process for process in list_descendants(os.getpid()) if process.pid == named.pid]
     assert (found.parent_pid, found.has_ended) == (os.getpid(), False)
     assert found.started_ticks > 0
+
+
+def test_ticks_are_told_as_the_monotonic_clock_counts() -> None:
+    before_s = time.monotonic()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        ticks = started_ticks(process.pid)
+        process.kill()
+    assert ticks is not None
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    assert before_s - 2 * tick_s <= monotonic_s(ticks) <= time.monotonic() + tick_s

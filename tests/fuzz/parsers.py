@@ -175,6 +175,8 @@ def report_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
         (run_dir / "resolved" / "launch.json").write_text(LAUNCH_JSON)
         write_plan(plan, run_dir, PLAN_ON_GPU_FILE)
         run_folders.append(run_dir / "records" / "events.jsonl", MORE_EVENTS)
+        for rank in range(2):
+            run_folders.write_start(run_dir, rank)
         path = run_dir / name
 
         def use() -> None:
@@ -572,6 +574,7 @@ PARSERS: tuple[Parser, ...] = (
             ("records/events.jsonl", "jsonl"),
             ("records/memory-rank-0.jsonl", "jsonl"),
             ("records/memory-samples-rank-0.jsonl", "jsonl"),
+            ("records/start-rank-0.jsonl", "jsonl"),
             ("records/memory-host-0.jsonl", "jsonl"),
             ("records/memory-samples-host-0.jsonl", "jsonl"),
             ("resolved/run.yaml", "text"),

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from markdown_it import MarkdownIt
 from plans import make_plan
-from run_folders import append, event, make_cpu_run, make_gpu_run, make_monitor_run, sample, write_lines
+from run_folders import (
+    START_STAGES,
+    append,
+    event,
+    make_cpu_run,
+    make_gpu_run,
+    make_monitor_run,
+    sample,
+    write_lines,
+    write_start,
+)
 
 from dist_trainer.memory.plan import PLAN_ON_GPU_FILE, write_plan
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, memory_file, samples_file
@@ -316,3 +326,28 @@ def test_what_a_resumed_run_changed_stands_in_what_was_run(tmp_path: Path) -> No
 def test_the_loss_says_of_how_many_steps_it_is_the_mean(met: Path) -> None:
     (tile,) = [tile for tile in make_page(compared(met)).tiles if tile.name == "loss"]
     assert tile.detail == "mean of the last 10 steps; validation 4.2500"
+
+
+def test_how_the_ranks_started_is_drawn_and_said(tmp_path: Path) -> None:
+    run_dir = make_gpu_run(tmp_path)
+    assert "<h2>Start</h2>" not in html(run_dir)
+    assert "## Start" not in markdown(run_dir)
+    for rank in range(2):
+        write_start(run_dir, rank)
+    page = html(run_dir)
+    assert set(Text(page).attributes) <= ATTRIBUTES
+    assert "rank 1 imports rendezvous engine first step 7.00 s" in Text(page).seen
+    assert 'title="imports 2.50 s, from 0.50 s"' in page
+    assert "| rank 1 | 0.50 | 2.50 | 1.00 | 1.00 | 2.00 | 7.00 s |" in markdown(run_dir)
+
+
+def test_a_rank_that_died_before_its_first_step_is_marked_with_what_it_had_reached(tmp_path: Path) -> None:
+    failed = event("error", "rank 1 was killed by SIGKILL", 9.0, rank=None)
+    run_dir = make_gpu_run(tmp_path, num_steps=0, ends=False, events=[failed])
+    write_start(run_dir, 0)
+    write_start(run_dir, 1, START_STAGES[:4], host="h<2")
+    page = make_page(compared(run_dir))
+    assert page.start_rows is not None
+    assert page.start_rows.kinds == ("", "missed")
+    assert "| rank 1 | h&lt;2 | 0.50 | 2.50 | 1.00 | from 4.00 s |  | in engine |" in markdown(run_dir)
+    assert "h&lt;2" in html(run_dir)

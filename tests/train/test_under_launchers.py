@@ -17,6 +17,7 @@ from ranks import BRISK, bin_environment, losses, mini_config, run, train
 import slurm
 from dist_trainer.endings import cause_among
 from dist_trainer.records import EVENTS_FILE, Event, MemoryRecord, memory_file, read_records
+from dist_trainer.report.reading.starts import read_starts
 
 pytestmark = pytest.mark.integration
 
@@ -39,6 +40,16 @@ def expected(folder: Path) -> list[float]:
     return losses(train(folder, "expected"))
 
 
+STAGES = ["spawn", "files", "imports", "plan", "data", "rendezvous", "opening", "engine", "first step"]
+
+
+def stages_of_each_rank(run_dir: Path) -> list[list[str]]:
+    """Each once; fails the test where a rank's first step has not ended."""
+    starts = read_starts(run_dir / "records")
+    assert None not in [start.end_s for start in starts]
+    return [list(dict.fromkeys(stage.name for stage in start.stages)) for start in starts]
+
+
 def switches(folder: Path, name: str) -> list[str]:
     return ["train", "--config", str(mini_config(folder)), "--run-dir", str(folder / name), *BRISK]
 
@@ -49,6 +60,7 @@ def test_the_losses_are_the_same_to_the_bit(launcher: str, folder: Path, expecte
     ended = run([*START[launcher], *switches(folder, launcher)], cwd=folder)
     assert ended.status == 0, ended.output
     assert losses(folder / launcher) == expected
+    assert stages_of_each_rank(folder / launcher) == [STAGES, STAGES]
 
 
 def test_mpiexec_of_mpich_gives_them_too(folder: Path, expected: list[float]) -> None:
@@ -73,6 +85,7 @@ def test_launch_gives_them_too_and_leaves_what_it_started(launcher: str, folder:
     assert ended.status == 0, ended.output
     assert losses(folder / name) == expected
     assert (folder / name / "resolved" / "launch.json").exists()
+    assert stages_of_each_rank(folder / name) == 2 * [["launch", "guard", *STAGES]]
 
 
 @pytest.mark.cluster
