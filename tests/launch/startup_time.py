@@ -2,8 +2,8 @@
 
     PYTHONPATH=tests python tests/launch/startup_time.py [PAIRS] [LAUNCHER...]
 
-Pairs are interleaved. First medians and the median of the pairs' differences, then the medians of each stage of rank 0
-(docs/report.md). srun is measured in a SLURM of its own (root).
+Pairs are interleaved. On stdout medians and the median of the pairs' differences, on stderr the medians of each stage
+of rank 0 (docs/report.md). srun is measured in a SLURM of its own (root).
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ def main(num_pairs: int, launchers: list[str]) -> None:
                 slurm.one_host_slurm(folder / "slurm", node=socket.gethostname())
             )["SLURM_CONF"]
         print("| launcher | bare | under launch | difference |\n|---|---:|---:|---:|")
-        stages: list[str] = []
         for launcher in launchers:
             pairs = []
             # The first pair warms caches up (the plan's trace, the file system's) and does not count.
@@ -91,8 +90,7 @@ def main(num_pairs: int, launchers: list[str]) -> None:
             print(f"| {launcher} | {bare_s} s | {ours_s} s | {more_s:+.2f} s |", flush=True)
             for name, runs in zip(("bare", "launch"), zip(*pairs, strict=True), strict=True):
                 medians = (f"{stage} {median(run[stage] for run in runs)}" for stage in runs[0])
-                stages.append(f"{launcher}, {name}: {', '.join(medians)}")
-        print("", *stages, sep="\n")
+                print(f"{launcher}, {name}: {', '.join(medians)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
