@@ -113,8 +113,7 @@ def _caption(starts: Sequence[RankStart], shown: Sequence[RankStart]) -> str:
     if len(shown) < len(starts):
         said.append(f"The slowest {len(shown)} of {counted(len(starts), 'rank')}.")
     if len(ended) < len(starts):
-        missing = len(starts) - len(ended)
-        said.append(f"{counted(missing, 'rank')} did not come to the end of a first step, as far as is recorded.")
+        said.append(f"Of {counted(len(starts) - len(ended), 'rank')} no end of a first step is recorded.")
     if len(ended) > MAX_NUM_RANKS:
         said.append(f"The first step ended after {statistics.median(ended):.2f} s (median).")
     said.append("Seconds count from the first process of the run on the rank's host, because hosts share no clock.")

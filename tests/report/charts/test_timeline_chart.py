@@ -32,7 +32,7 @@ def test_all_bars_share_one_scale_and_begin_where_their_rank_does() -> None:
 def test_a_rank_without_a_first_step_says_in_which_stage_it_is() -> None:
     made = drawn(start(0), start(1, end_s=None))
     assert [bar.total for bar in made.bars] == ["4.00 s", "in first step"]
-    assert "1 rank did not come to the end of a first step" in made.caption
+    assert "Of 1 rank no end of a first step is recorded." in made.caption
 
 
 def test_of_many_ranks_the_slowest_are_shown_and_first_those_without_a_first_step() -> None:
