@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dist_trainer.cli.commands import run_one_of
 from dist_trainer.cli.parser import Parser, positive
-from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK
+from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_OK, UserError
+
+if TYPE_CHECKING:
+    from dist_trainer.benchmark.worth.measuring import Bench, Wanted
+
+
+NUM_RANKS = 2
 
 
 def build_worth_parser() -> Parser:
@@ -26,11 +36,17 @@ def build_worth_parser() -> Parser:
         metavar=("OLD", "NEW"),
         help="two folders of results side by side; exit status 1 where their intervals show a regression",
     )
+    what.add_argument(
+        "--sweep",
+        metavar="world=N,M,...",
+        help="strong and weak scaling over these numbers of ranks of this host",
+    )
     what.add_argument("--loader", action="store_true", help="the data path alone, against a plain read of the file")
     parser.add_argument(
         "--model-size", default="tiny", metavar="NAME", help="a shipped run file (default: %(default)s)"
     )
-    parser.add_argument("--nproc-per-node", type=positive, default=2, metavar="N", help="ranks (default: %(default)s)")
+    parser.add_argument("--nproc-per-node", type=positive, metavar="N", help=f"ranks (default: {NUM_RANKS})")
+    parser.add_argument("--ds", metavar="NAME|FILE", help="the DeepSpeed JSON of a sweep (default: the run file's)")
     parser.add_argument("--launcher", choices=("torchrun", "deepspeed", "mpirun"), default="torchrun")
     parser.add_argument("--repeats", type=positive, metavar="N", help="rounds (default: by model size)")
     parser.add_argument("--steps", type=positive, metavar="N", help="optimizer steps of a run (default: by model size)")
@@ -91,26 +107,66 @@ def _worth(argv: list[str]) -> int:
         return comparison.exit_status
     if args.loader:
         return _loader(args.model_size)
+    if args.sweep is None and args.ds is not None:
+        raise UserError("only a sweep takes a DeepSpeed JSON", where="--ds", found=args.ds, expected="with --sweep")
+    if args.sweep is not None and args.nproc_per_node is not None:
+        raise UserError(
+            "a sweep says its numbers of ranks itself",
+            where="--nproc-per-node",
+            found=args.nproc_per_node,
+            hint="omit it",
+        )
 
     from dist_trainer.benchmark.worth import measuring
-    from dist_trainer.benchmark.worth.telling import measure_rates, tell
 
     wanted = measuring.Wanted(
         model_size=args.model_size,
         only=args.only,
-        num_ranks=args.nproc_per_node,
+        num_ranks=args.nproc_per_node or NUM_RANKS,
         num_rounds=args.repeats,
         num_steps=args.steps,
         sequence_length=args.sequence_length,
         launcher=args.launcher,
         results=args.results,
     )
+    if args.sweep is not None:
+        return _sweep(wanted, args.sweep, args.ds)
+
+    from dist_trainer.benchmark.worth.telling import measure_rates, tell
+
     bench = measuring.prepare(wanted, hardware=measuring.hardware_here())
+    return _measure_and_tell(bench, tell, afterwards=measure_rates)
+
+
+def _sweep(wanted: Wanted, sweep: str, ds: str | None) -> int:
+    from dist_trainer.benchmark.scaling.sweep import parse
+
+    worlds = parse(sweep)
+
+    from dist_trainer.benchmark.scaling.measuring import prepare
+    from dist_trainer.benchmark.scaling.telling import tell
+    from dist_trainer.benchmark.worth.measuring import hardware_here
+    from dist_trainer.launch.hosts.facts import read_host_facts
+    from dist_trainer.memory.targets import CPU
+
+    hardware = hardware_here()
+    num_gpus = 0 if hardware == CPU else read_host_facts(os.environ).num_gpus
+    bench = prepare(wanted, worlds, ds=ds, hardware=hardware, num_gpus=num_gpus)
+    return _measure_and_tell(bench, partial(tell, num_gpus=num_gpus))
+
+
+def _measure_and_tell(
+    bench: Bench, tell: Callable[[Bench], tuple[Path, ...]], *, afterwards: Callable[[Bench], None] | None = None
+) -> int:
+    """`afterwards`: what else is to be measured, once all cells are."""
+    from dist_trainer.benchmark.worth import measuring
+
     _say(f"results    {bench.folder.path}")
     status = EXIT_OK
     try:
         measuring.run(bench, say=_say)
-        measure_rates(bench)
+        if afterwards is not None:
+            afterwards(bench)
     except KeyboardInterrupt:
         status = EXIT_INTERRUPTED
     for path in tell(bench):

@@ -19,16 +19,16 @@ HTML_FILE, MARKDOWN_FILE = "report.html", "report.md"
 REPORT = "dist_trainer.report"
 
 
-def html(template: str, page: object, *, package: str = REPORT) -> str:
+def html(template: str, page: object, *, packages: tuple[str, ...] = ()) -> str:
     """A self-contained file: style and script are inline, and its Content-Security-Policy allows no loading.
 
-    `package` has the template, and what it includes as far as the report's own templates have it not.
+    `packages`, and after them the report, are where the template and what it includes are looked for.
     """
-    return _environment(package).get_template(template).render(page=page, read=partial(_read, package))
+    return _environment(packages).get_template(template).render(page=page, read=partial(_read, packages))
 
 
-def markdown(template: str, page: object, *, package: str = REPORT) -> str:
-    environment = _environment(package, finalize=finalize)
+def markdown(template: str, page: object, *, packages: tuple[str, ...] = ()) -> str:
+    environment = _environment(packages, finalize=finalize)
     environment.filters.update(quoted=quoted, fenced=fenced)
     text = environment.get_template(template).render(page=page)
     return re.sub(r"\n{3,}", "\n\n", text).rstrip("\n") + "\n"
@@ -43,9 +43,11 @@ def write(html_text: str, markdown_text: str, folder: Path) -> tuple[Path, Path]
 
 
 @cache
-def _environment(package: str, *, finalize: Callable[[object], Markup] | None = None) -> jinja2.Environment:
+def _environment(
+    packages: tuple[str, ...], *, finalize: Callable[[object], Markup] | None = None
+) -> jinja2.Environment:
     return jinja2.Environment(
-        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one) for one in dict.fromkeys((package, REPORT))]),
+        loader=jinja2.ChoiceLoader([jinja2.PackageLoader(one) for one in (*packages, REPORT)]),
         autoescape=True,
         finalize=finalize,
         trim_blocks=True,
@@ -54,6 +56,6 @@ def _environment(package: str, *, finalize: Callable[[object], Markup] | None = 
     )
 
 
-def _read(package: str, name: str) -> str:
-    places = [importlib.resources.files(one) / "templates" / name for one in (package, REPORT)]
+def _read(packages: tuple[str, ...], name: str) -> str:
+    places = [importlib.resources.files(one) / "templates" / name for one in (*packages, REPORT)]
     return next(place for place in places if place.is_file()).read_text(encoding="utf-8")

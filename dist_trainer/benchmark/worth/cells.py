@@ -18,7 +18,7 @@ from dist_trainer.config.files import DEEPSPEED_FILE, RUN_FILE, find_file
 from dist_trainer.config.optimisations import apply
 from dist_trainer.config.request import Switches
 
-Group = Literal["baseline", "noise", "alone", "without", "together", "preset", "zero"]
+Group = Literal["baseline", "noise", "alone", "without", "together", "preset", "zero", "strong", "weak"]
 
 BASELINE = "baseline"
 AGAIN = "baseline-again"
@@ -35,7 +35,8 @@ ZERO = ("zero1", "zero2", "zero3", "zero2_offload", "zero3_offload")
 class Cell:
     """`deepspeed` and `run` are the contents of its two files.
 
-    `optimisation`: the one that is on alone, or taken away from all; None in other groups.
+    `optimisation`: the one that is on alone, or taken away from all; None in other groups. `num_ranks`: where cells
+    differ in it; None where all have the same, that of the benchmark's settings.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Cell:
     deepspeed: Mapping[str, Any]
     run: Mapping[str, Any]
     optimisation: str | None = None
+    num_ranks: int | None = None
 
 
 Change = Callable[[dict[str, Any], dict[str, Any]], tuple[dict[str, Any], dict[str, Any]]]

@@ -83,7 +83,7 @@ def speed_against_memory(rows: Sequence[Row]) -> Scatter | None:
     drawn = [number for number, _ in known]
     xs = {number: (row.peak_bytes or 0) / GB for number, row in known}
     ratios = {number: found for number, row in known if (found := _ratio(row))}
-    (x_low, x_high), (y_low, y_high) = _range(xs.values()), _y_range(list(ratios.values()))
+    (x_low, x_high), (y_low, y_high) = _range(xs.values()), y_range(list(ratios.values()))
 
     def x_at(x: float) -> float:
         return WIDTH * (x - x_low) / (x_high - x_low)
@@ -157,7 +157,7 @@ def worth_bars(found: Contributions) -> Bars | None:
     ]
     if not wanted:
         return None
-    low, high = _y_range([estimate for _, estimate, _ in wanted])
+    low, high = y_range([estimate for _, estimate, _ in wanted])
     low, high = min(low, 1.0), max(high, 1.0)
 
     def at(value: float) -> float:
@@ -231,7 +231,7 @@ def _range(values: Iterable[float]) -> tuple[float, float]:
     return min(known) - margin, max(known) + margin
 
 
-def _y_range(ratios: Sequence[Estimate]) -> tuple[float, float]:
+def y_range(ratios: Sequence[Estimate]) -> tuple[float, float]:
     values = [1.0, *(ratio.value for ratio in ratios)]
     most = MOST_BEYOND * (max(values) - min(values)) or 0.1
     ends = [end for ratio in ratios for end in (ratio.low, ratio.high) if end is not None]

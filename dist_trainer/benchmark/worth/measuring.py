@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -53,12 +53,25 @@ class Bench:
     cells: tuple[Cell, ...]
     num_rounds: int
 
+    def settings_of(self, name: str) -> Settings:
+        """The settings as they are for this cell, with its own number of ranks if it has one."""
+        cell = next(cell for cell in self.cells if cell.name == name)
+        return replace(self.settings, num_ranks=cell.num_ranks or self.settings.num_ranks)
+
 
 def prepare(wanted: Wanted, *, hardware: str) -> Bench:
     """Writes the cells into the folder of the results: a new one, or one of the same settings, which is continued.
 
     Raises UserError for unknown cells and model sizes, too few steps, and a folder with other settings.
     """
+    num_steps = steps_of_a_run(wanted)
+    every = matrix(wanted.model_size, num_steps=num_steps, sequence_length=wanted.sequence_length)
+    cells = _selected(every, wanted.only)
+    return begin(wanted, settings_for(wanted, cells, hardware=hardware), cells)
+
+
+def steps_of_a_run(wanted: Wanted) -> int:
+    """Raises UserError where all of them would be warm-up."""
     num_steps = wanted.num_steps or NUM_STEPS.get(wanted.model_size, NUM_STEPS["small"])
     if num_steps <= NUM_WARM_UP:
         raise UserError(
@@ -67,19 +80,29 @@ def prepare(wanted: Wanted, *, hardware: str) -> Bench:
             found=num_steps,
             expected=f"more than {NUM_WARM_UP}",
         )
-    every = matrix(wanted.model_size, num_steps=num_steps, sequence_length=wanted.sequence_length)
-    cells = _selected(every, wanted.only)
-    settings = Settings(
+    return num_steps
+
+
+def settings_for(wanted: Wanted, cells: Sequence[Cell], *, hardware: str) -> Settings:
+    phase = cells[0].run["phases"][0]
+    return Settings(
         model_size=wanted.model_size,
         num_ranks=wanted.num_ranks,
-        num_steps=num_steps,
+        num_steps=phase["steps"],
         num_warm_up=NUM_WARM_UP,
-        sequence_length=cells[0].run["phases"][0]["sequence_length"],
+        sequence_length=phase["sequence_length"],
         launcher=wanted.launcher,
         hardware=hardware,
         code=code_digest(sorted(Path(__file__).parents[2].rglob("*.py"))),
     )
-    name = f"{date.today().isoformat()}-{wanted.model_size}-{_slug(hardware)}"
+
+
+def begin(wanted: Wanted, settings: Settings, cells: Sequence[Cell], *, about: str = "") -> Bench:
+    """Writes the cells into the folder of the results. `about` ends a new folder's name.
+
+    Raises UserError for a folder with other settings.
+    """
+    name = "-".join((date.today().isoformat(), settings.model_size, _slug(settings.hardware), *filter(None, [about])))
     folder = Folder(wanted.results or free_folder(RESULTS, name, settings))
     folder.begin(settings, cells)
     num_rounds = wanted.num_rounds or NUM_ROUNDS.get(wanted.model_size, NUM_ROUNDS["small"])
@@ -96,7 +119,7 @@ def run(bench: Bench, *, say: Callable[[str], None]) -> list[Measurement]:
     while todo:
         turn = todo[0]
         say(progress_line(bench, turn, todo, measured))
-        made = measure(bench.folder, turn, bench.settings)
+        made = measure(bench.folder, turn, bench.settings_of(turn.cell))
         bench.folder.add(made)
         measured.append(made)
         if made.failure is not None:

@@ -62,11 +62,11 @@ def make_page(results: Results) -> Page:
 
 
 def render_html(page: Page) -> str:
-    return rendering.html("worth.html.j2", page, package=PACKAGE)
+    return rendering.html("worth.html.j2", page, packages=(PACKAGE,))
 
 
 def render_markdown(page: Page) -> str:
-    return rendering.markdown("worth.md.j2", page, package=PACKAGE)
+    return rendering.markdown("worth.md.j2", page, packages=(PACKAGE,))
 
 
 def write_page(page: Page, folder: Path) -> tuple[Path, Path]:

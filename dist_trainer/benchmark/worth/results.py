@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_trainer import typed_json
 from dist_trainer.benchmark.worth.cells import Cell
@@ -19,6 +19,9 @@ from dist_trainer.cache import write_whole
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.typed_json import Count, Seconds
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 JSON_FILE, CSV_FILE = "results.json", "results.csv"
 # Rises with every change that would mislead a reader of the previous version; a new key does not.
@@ -51,7 +54,10 @@ class Results:
 
 @dataclass(frozen=True)
 class _Version:
+    """`kind`: what sort of benchmark the results are of; empty for one of optimisations."""
+
     schema_version: Count
+    kind: str = ""
 
 
 def make_results(
@@ -65,13 +71,18 @@ def make_results(
     return Results(SCHEMA_VERSION, environment, tuple(rows), contributions(cells, measurements, rows))
 
 
-def json_text(results: Results) -> str:
+def json_text(results: DataclassInstance) -> str:
     return json.dumps(all_as_utf8(asdict(results)), indent=1, allow_nan=False) + "\n"
 
 
 def csv_text(results: Results) -> str:
     """A line a row; an estimate is three columns, and what is not known is empty."""
-    lines = [_flat(row) for row in results.rows]
+    return csv_of(results.rows, estimates=("speed", "ratio"))
+
+
+def csv_of(rows: Sequence[DataclassInstance], *, estimates: Sequence[str]) -> str:
+    """As `csv_text`, of rows of any dataclass; `estimates` names the fields that are estimates."""
+    lines = [_flat(row, estimates) for row in rows]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
     writer.writeheader()
@@ -81,8 +92,12 @@ def csv_text(results: Results) -> str:
 
 def write_results(results: Results, folder: Path) -> tuple[Path, Path]:
     """Both files, each whole or not at all. Raises OSError."""
+    return write_both(json_text(results), csv_text(results), folder)
+
+
+def write_both(as_json: str, as_csv: str, folder: Path) -> tuple[Path, Path]:
     paths = (folder / JSON_FILE, folder / CSV_FILE)
-    for path, text in zip(paths, (json_text(results), csv_text(results)), strict=True):
+    for path, text in zip(paths, (as_json, as_csv), strict=True):
         write_whole(path, text)
     return paths
 
@@ -91,7 +106,16 @@ def read_results(folder: Path) -> Results:
     """Raises UserError where the folder has none, or none that can be read."""
     path = folder / JSON_FILE
     try:
-        version = typed_json.read(path, _Version).schema_version
+        found = typed_json.read(path, _Version)
+        if found.kind:
+            raise UserError(
+                "these results are not of optimisations",
+                where=str(path),
+                key="kind",
+                found=found.kind,
+                expected="the results of `benchmark --all` or `--only`",
+            )
+        version = found.schema_version
         if version != SCHEMA_VERSION:
             raise UserError(
                 "these results are of another version of the schema",
@@ -117,11 +141,11 @@ def read_results(folder: Path) -> Results:
         ) from None
 
 
-def _flat(row: Row) -> dict[str, Any]:
+def _flat(row: DataclassInstance, estimates: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field in fields(row):
         value = getattr(row, field.name)
-        if field.name in ("speed", "ratio"):
+        if field.name in estimates:
             found[field.name] = value.value if value else None
             found[f"{field.name}_low"] = value.low if value else None
             found[f"{field.name}_high"] = value.high if value else None

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dist_trainer.benchmark.worth.contributions import Contributions
 from dist_trainer.benchmark.worth.results import Environment
 from dist_trainer.benchmark.worth.rows import Row
-from dist_trainer.benchmark.worth.words import NOTHING, interval, judged, worth
+from dist_trainer.benchmark.worth.words import NOTHING, interval, judged, percent, seconds, size, worth
 from dist_trainer.report.tables import Table
-from dist_trainer.units import counted, format_bytes
+from dist_trainer.units import counted
 
 # What a judgement's row looks like in the page.
 _KINDS = {"faster": "met", "slower": "missed", "spoils the loss": "missed", "failed": "missed"}
@@ -31,13 +31,13 @@ def speed_table(rows: Sequence[Row]) -> Table:
                 NOTHING if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
                 NOTHING if row.ratio is None else f"{row.ratio.value:.3f}",
                 interval(row.ratio),
-                _seconds(row.step_p50_s),
-                _seconds(row.step_p95_s),
-                _seconds(row.first_step_s),
-                _seconds(row.compile_s),
-                _percent(row.data_wait_share, digits=2),
-                _percent(row.mfu),
-                _percent(row.mfu_of_data_sheet),
+                seconds(row.step_p50_s),
+                seconds(row.step_p95_s),
+                seconds(row.first_step_s),
+                seconds(row.compile_s),
+                percent(row.data_wait_share, digits=2),
+                percent(row.mfu),
+                percent(row.mfu_of_data_sheet),
                 _rounds(row),
             )
             for number, row in enumerate(rows, start=1)
@@ -54,9 +54,9 @@ def memory_table(rows: Sequence[Row]) -> Table:
         tuple(
             (
                 numbered(number, row),
-                _bytes(row.planned_bytes),
-                _bytes(row.peak_bytes),
-                _percent(row.reduction),
+                size(row.planned_bytes),
+                size(row.peak_bytes),
+                percent(row.reduction),
                 NOTHING if row.loss is None else f"{row.loss:.4f}",
                 {None: NOTHING, True: "no", False: "yes"}[row.loss_is_spoiled],
                 NOTHING if row.energy_j is None else f"{row.energy_j:,.0f} J",
@@ -147,17 +147,3 @@ def _saved(reduction: float | None) -> str:
     if reduction is None:
         return NOTHING
     return f"{abs(reduction):.1%} {'less' if reduction >= 0 else 'more'}"
-
-
-def _percent(share: float | None, *, digits: int = 1) -> str:
-    return NOTHING if share is None else f"{share:.{digits}%}"
-
-
-def _bytes(num_bytes: int | None) -> str:
-    return NOTHING if num_bytes is None else format_bytes(num_bytes)
-
-
-def _seconds(seconds: float | None) -> str:
-    if seconds is None:
-        return NOTHING
-    return f"{seconds * 1000:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"

@@ -61,18 +61,27 @@ def results_of(bench: Bench) -> Results:
         hardware=hardware_in_words(settings.hardware),
         started_s=min((one.time_s for one in measured), default=0.0),
         revision=bench.settings.code[:10],
-        versions={
-            "dist_trainer": __version__,
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
-        },
+        versions=versions(),
         rates=_kept_rates(bench) or _rates(bench, {}),
     )
-    commands = {
-        cell.name: shlex.join(["python", *command(bench.folder, Turn(cell.name, 0, 0), settings, Path("RUN_DIR"))[1:]])
-        for cell in bench.cells
+    return make_results(bench.cells, measured, environment, commands(bench))
+
+
+def commands(bench: Bench) -> dict[str, str]:
+    """By cell name, what runs it by itself."""
+
+    def words(name: str) -> list[str]:
+        return command(bench.folder, Turn(name, 0, 0), bench.settings_of(name), Path("RUN_DIR"))
+
+    return {cell.name: shlex.join(["python", *words(cell.name)[1:]]) for cell in bench.cells}
+
+
+def versions() -> dict[str, str]:
+    return {
+        "dist_trainer": __version__,
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
     }
-    return make_results(bench.cells, measured, environment, commands)
 
 
 def hardware_in_words(hardware: str) -> str:

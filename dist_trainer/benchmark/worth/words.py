@@ -5,6 +5,7 @@ from __future__ import annotations
 from dist_trainer.benchmark.worth.cells import Group
 from dist_trainer.benchmark.worth.ratios import Estimate
 from dist_trainer.benchmark.worth.rows import Row
+from dist_trainer.units import format_bytes
 
 NOTHING = "–"
 SPOILS = "spoils the loss"
@@ -54,6 +55,20 @@ def interval(ratio: Estimate | None) -> str:
     while digits < _MOST_DIGITS and any(end != 1 and round(end, digits) == 1 for end in (ratio.low, ratio.high)):
         digits += 1
     return f"{ratio.low:.{digits}f} to {ratio.high:.{digits}f}"
+
+
+def percent(share: float | None, *, digits: int = 1) -> str:
+    return NOTHING if share is None else f"{share:.{digits}%}"
+
+
+def size(num_bytes: int | None) -> str:
+    return NOTHING if num_bytes is None else format_bytes(num_bytes)
+
+
+def seconds(duration_s: float | None) -> str:
+    if duration_s is None:
+        return NOTHING
+    return f"{duration_s * 1000:.1f} ms" if duration_s < 1 else f"{duration_s:.2f} s"
 
 
 def _interval(ratio: Estimate) -> str:
