@@ -83,6 +83,20 @@ def test_a_stop_while_matrix_products_are_measured_still_tells(
     assert {path.name for path in Path("out").iterdir()} > TABLES
 
 
+def test_a_sweep_is_measured_told_and_goes_on_where_it_was_stopped(
+    stopped_at: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["benchmark", "--sweep", "world=1,2,4", "--ds", "zero1", "--repeats", "2", "--results", "out"]
+    stopped_at(7)
+    assert main(words) == 130
+    assert {path.name for path in Path("out").iterdir()} > TABLES
+    assert capsys.readouterr().out.endswith("stopped; it goes on with the same switches and --results out\n")
+    stopped_at(None)
+    assert main(words) == 0
+    assert len(Folder(Path("out")).measurements()) == 10
+    assert "# How it scales with ranks: tiny" in (Path("out") / "report.md").read_text()
+
+
 def test_results_are_compared_with_themselves_without_a_regression(
     stopped_at: Callable[[int | None], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -96,12 +110,18 @@ def test_results_are_compared_with_themselves_without_a_regression(
 @pytest.mark.parametrize(
     ("switches", "said"),
     [
-        (["--model-size", "tiny"], "one of the arguments --all --only --compare --loader is required"),
+        (["--model-size", "tiny"], "one of the arguments --all --only --compare --sweep --loader is required"),
         (["--only", "fb16"], "there is no such cell"),
         (["--all", "--model-size", "huge"], "no configs file of this name"),
         (["--all", "--steps", "2"], "too few steps"),
         (["--compare", "here", "there"], "here"),
         (["speed"], "benchmark"),
+        (["--sweep", "world=0"], "not a number of ranks"),
+        (["--sweep", "foo=1"], "world=N,M,..."),
+        (["--sweep", "world=1,2", "--nproc-per-node", "2"], "a sweep says its numbers of ranks itself"),
+        (["--sweep", "world=1,2", "--ds", "zero9"], "no ds_configs file of this name"),
+        (["--sweep", "world=1,2", "--all"], "not allowed with"),
+        (["--all", "--ds", "zero1"], "only a sweep takes a DeepSpeed JSON"),
     ],
 )
 def test_mistakes_are_told(switches: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ import plans
 import run_folders
 from mutations import Form
 
+from dist_trainer.benchmark.scaling import sweep
 from dist_trainer.cluster.environments import READERS
 from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.cluster.hostfile import read_hostfile, render_openmpi_hostfile
@@ -156,6 +157,16 @@ def _no_help(*_: object) -> None:
     raise UserError("--help")
 
 
+def sweep_switch(folder: Path) -> tuple[Path, list[bytes], Parse]:
+    path = folder / "switch"
+
+    def use() -> None:
+        worlds = sweep.parse(os.fsdecode(path.read_bytes().replace(b"\0", b"")))
+        assert sweep.parse(sweep.in_words(worlds)) == worlds
+
+    return path, [b"world=1,2,4", b"world=8, 16", b"world=2,2"], use
+
+
 def report_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
     """The report of a run with one file of its folder mutated."""
 
@@ -229,6 +240,33 @@ def benchmark_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]
         return path, [path.read_bytes()], use
 
     return open_folder
+
+
+def sweep_measurements(folder: Path) -> tuple[Path, list[bytes], Parse]:
+    """The tables of a sweep with its measurements mutated; its other files are those of `benchmark_of`."""
+    from dist_trainer.benchmark.scaling.measuring import prepare
+    from dist_trainer.benchmark.scaling.page import make_page, render_html, render_markdown
+    from dist_trainer.benchmark.scaling.telling import results_of
+    from dist_trainer.benchmark.worth.measurement import Measurement
+    from dist_trainer.benchmark.worth.measuring import Wanted
+    from dist_trainer.benchmark.worth.results import csv_of, json_text
+
+    bench = prepare(Wanted("tiny", results=folder), (1, 2), ds=None, hardware="cpu", num_gpus=0)
+    for number in range(6):
+        for cell in bench.cells:
+            step_s = (0.1, 0.1 + number / 100)
+            bench.folder.add(Measurement(cell.name, number, 0, 5.0, 2.0, None, 64, (0.2,), step_s, (0.0, 0.0)))
+    path = folder / "measurements.jsonl"
+
+    def use() -> None:
+        results = results_of(bench, num_gpus=0)
+        json_text(results)
+        csv_of(results.points, estimates=("speed_up",))
+        page = make_page(results)
+        render_html(page)
+        render_markdown(page)
+
+    return path, [path.read_bytes()], use
 
 
 LAUNCH_JSON = json.dumps(
@@ -584,6 +622,8 @@ PARSERS: tuple[Parser, ...] = (
             ("resolved/plan-gpu.json", "json"),
         )
     ),
+    Parser("sweep:measurements.jsonl", "jsonl", sweep_measurements, is_fatal=False),
+    Parser("sweep:switch", "text", sweep_switch),
     *(
         Parser(f"benchmark:{name}", form, benchmark_of(name), is_fatal=name != "measurements.jsonl")
         for name, form in (("settings.json", "json"), ("measurements.jsonl", "jsonl"), ("results.json", "json"))

@@ -13,8 +13,8 @@ from dist_trainer.benchmark.worth.measuring import Bench, Wanted, begin, setting
 def prepare(wanted: Wanted, worlds: Sequence[int], *, ds: str | None, hardware: str, num_gpus: int) -> Bench:
     """Writes the cells into the folder of the results, as `worth.measuring.prepare` does.
 
-    `wanted.only` and `wanted.num_ranks` do not count: `worlds` says what is measured. Raises UserError for more ranks
-    than GPUs, wrong files, too few steps, and a folder with other settings.
+    `wanted.only` and `wanted.num_ranks` do not count: `worlds`, which ascend, say what is measured. Raises UserError
+    for more ranks than GPUs, wrong files, too few steps, and a folder with other settings.
     """
     check_gpus(worlds, num_gpus)
     every = cells(
@@ -26,7 +26,7 @@ def prepare(wanted: Wanted, worlds: Sequence[int], *, ds: str | None, hardware: 
     )
     settings = replace(
         settings_for(wanted, every, hardware=hardware),
-        num_ranks=max(worlds),
+        num_ranks=worlds[0],
         sweep=in_words(worlds),
         deepspeed=identity(every[0], ds),
     )

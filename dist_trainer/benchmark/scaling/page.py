@@ -73,8 +73,9 @@ def _headlines(points: Sequence[Point]) -> Iterator[str]:
             yield f"{name}: {last.judgement}."
             continue
         few = ", but too few rounds to be sure" if last.judgement == "too few rounds" else ""
+        busy = ", on a busy machine" if any(2 * one.num_busy_rounds > one.num_rounds for one in (first, last)) else ""
         yield (
-            f"{name}: {times(last.speed_up)}{few}; efficiency {last.efficiency:.0%}, "
+            f"{name}: {times(last.speed_up)}{few}{busy}; efficiency {last.efficiency:.0%}, "
             f"{last.share_of_ideal:.0%} of the ideal x{last.ideal:.2f}."
         )
 
@@ -84,8 +85,8 @@ def _notes(points: Sequence[Point], environment: Environment) -> Iterator[str]:
     if environment.num_gpus == 0:
         yield (
             f"All ranks share the {counted(environment.num_cores, 'core')} of this host: the ideal is in proportion to "
-            "the cores in use, not to the ranks. Efficiency counts ranks, and falls for that reason alone; the share of "
-            "the ideal is what the program loses, or gains where ranks use the cores better than threads of one do."
+            "the cores in use, not to the ranks. Efficiency counts ranks, and falls for that reason alone; the share "
+            "of the ideal is what the program loses, or gains where ranks use the cores better than threads of one do."
         )
     crowded = sorted({point.num_ranks for point in points if point.is_crowded})
     if crowded:

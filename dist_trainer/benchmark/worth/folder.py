@@ -111,7 +111,7 @@ class Folder:
                 where=str(self.path / SETTINGS_FILE),
                 key=name,
                 found=now[name],
-                expected=before[name],
+                expected=str(before[name]),
                 hint="name another folder with --results, or say the switches of the first time",
             )
 

@@ -60,7 +60,8 @@ def test_a_folder_of_other_settings_is_refused_with_the_first_that_differs(tmp_p
     folder.begin(SETTINGS, [])
     with pytest.raises(UserError) as refused:
         folder.begin(replace(SETTINGS, num_ranks=4), [])
-    assert (refused.value.key, refused.value.found, refused.value.expected) == ("num_ranks", 4, 2)
+    assert (refused.value.key, refused.value.found, refused.value.expected) == ("num_ranks", 4, "2")
+    assert "something else" in str(refused.value)
 
 
 def test_a_name_that_is_taken_by_other_settings_gets_a_number(tmp_path: Path) -> None:
