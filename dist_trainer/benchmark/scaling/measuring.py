@@ -26,7 +26,6 @@ def prepare(wanted: Wanted, worlds: Sequence[int], *, ds: str | None, hardware: 
     )
     settings = replace(
         settings_for(wanted, every, hardware=hardware),
-        num_ranks=worlds[0],
         sweep=in_words(worlds),
         deepspeed=identity(every[0], ds),
     )

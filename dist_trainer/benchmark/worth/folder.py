@@ -33,9 +33,10 @@ DS_FILE, RUN_FILE = "ds_config.json", "run.yaml"
 @dataclass(frozen=True)
 class Settings:
     """What all measurements of a folder have in common. Of a run's `num_steps` optimizer steps the first `num_warm_up`
-    are left out of its figures. `sequence_length` is in tokens. `hardware` is "cpu", or the name of the GPUs; `code` a
-    digest of the package's files. `sweep` and `deepspeed` are of a sweep alone: what is varied, as `--sweep` takes it,
-    and the JSON of all its cells, by name and digest.
+    are left out of its figures. `num_ranks` is of cells that have no number of their own; `sequence_length` is in
+    tokens; `hardware` is "cpu", or the name of the GPUs; `code` a digest of the package's files. `sweep` and
+    `deepspeed` are of a sweep alone: what is varied, as `--sweep` takes it, and the JSON of all its cells, by name and
+    digest.
     """
 
     model_size: str
