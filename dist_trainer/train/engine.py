@@ -13,6 +13,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT
 from dist_trainer.redact import redacted_config
+from dist_trainer.train import grad_norm
 from dist_trainer.train.blank_step import without_blank_step
 from dist_trainer.train.loss_scale import grow_between_steps
 from dist_trainer.train.schedule import scheduler_of
@@ -71,6 +72,7 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
     # It writes this into its checkpoints, which others may load; what it needed of it, it has read.
     engine.config = redacted_config(engine.config)
     grow_between_steps(engine)
+    grad_norm.take_once(engine)
     compile_block = resolved.deepspeed.get("compile")
     if compile_block is not None:
         engine.compile()

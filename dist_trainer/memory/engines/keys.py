@@ -43,7 +43,7 @@ COUNTED = frozenset(
         *_under(
             "zero_optimization",
             *("stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size"),
-            *("use_multi_rank_bucket_allreduce", "overlap_comm", "compute_grad_norm", "sub_group_size"),
+            *("use_multi_rank_bucket_allreduce", "overlap_comm", "sub_group_size"),
             *("stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"),
             *("stage3_model_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance"),
             *("stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential", "zero_hpz_partition_size"),
@@ -70,6 +70,7 @@ INERT = frozenset(
         *_under(
             "zero_optimization",
             *("allgather_partitions", "allgather_bucket_size", "load_from_fp32_weights", "elastic_checkpoint"),
+            "compute_grad_norm",
             *("ignore_unused_parameters", "legacy_stage1", "pipeline_loading_checkpoint"),
             *("log_trace_cache_warnings", "enable_sanity_checks"),
         ),

@@ -55,7 +55,6 @@ class Settings:
     contiguous_gradients: bool
     reduce_scatter: bool
     multi_rank_allreduce: bool
-    takes_norms: bool
     immediate_grad_update: bool
     memory_efficient_linear: bool
     round_robin: bool
@@ -138,7 +137,6 @@ def read_settings(config: Mapping[str, Any], *, cuda: bool) -> Settings:
         contiguous_gradients=bool(zero.get("contiguous_gradients", True)) or offload != "none",
         reduce_scatter=bool(zero.get("reduce_scatter", True)),
         multi_rank_allreduce=bool(zero.get("use_multi_rank_bucket_allreduce", True)),
-        takes_norms=bool(zero.get("compute_grad_norm", True)),
         immediate_grad_update=bool(block(config, "bf16").get("immediate_grad_update", False)),
         memory_efficient_linear=bool(zero.get("memory_efficient_linear", True)),
         round_robin=bool(zero.get("round_robin_gradients", False)),

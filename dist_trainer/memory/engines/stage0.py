@@ -27,8 +27,6 @@ from dist_trainer.memory.engines.ledger import (
 from dist_trainer.memory.engines.settings import BYTES_OF, Settings
 from dist_trainer.memory.trace.record import Trace
 
-# Bytes of an element in fp64, in which DeepSpeed takes gradient norms where the device has it.
-NORM_BYTES = 8
 # Stage 0 reduces a flat copy of gradients as soon as it has more elements than this (MEMORY_OPT_ALLREDUCE_SIZE).
 ALLREDUCE_ELEMENTS = 500_000_000
 
@@ -214,9 +212,11 @@ class Engine:
             self.ledger.free(block)
         self.gradients.clear()
 
-    def norms(self, numels: Iterable[int]) -> None:
-        """A copy in fp64 of one gradient at a time."""
-        with self.ledger.temporary(NORM_BYTES * max(numels, default=0)):
+    def copied_norm(self, numel: int, size: int) -> None:
+        """The norm of an offloaded gradient, which DeepSpeed takes itself: of an fp32 copy where the gradient is in
+        16-bit (`size` 2). Other gradients' norms need no copy (train/grad_norm.py).
+        """
+        with self.ledger.temporary(4 * numel if size < 4 else 0):
             pass
 
 
@@ -266,8 +266,6 @@ class UnfusedFp16Engine(Engine):
     def step(self) -> None:
         ledger, upcast = self.ledger, []
         for group in self.groups():
-            with ledger.temporary(4 * max((self.numels[p] for p in group), default=0)):
-                pass
             upcast += [ledger.alloc(4 * self.numels[p], TEMPORARIES) for p in group]
         self.update(self.numels_by_group(), 4)
         for block in upcast:

@@ -23,7 +23,7 @@ from dist_trainer.memory.engines.settings import BYTES_OF
 from dist_trainer.memory.engines.stage0 import Bucket, Engine
 
 # stage3.py takes the norm of an offloaded gradient in parts of at most so many elements.
-NORM_ELEMENTS = 250_000_000
+OFFLOADED_NORM_ELEMENTS = 250_000_000
 
 
 class Zero3Engine(Engine):
@@ -207,7 +207,7 @@ class Zero3Engine(Engine):
         accum, master = self.settings.accum_bytes, self.settings.master_bytes
         with self.ledger.temporary(accum * shard if self.has_own_host else 0):
             if self.is_boundary:
-                self.norms([min(shard, NORM_ELEMENTS)])
+                self.copied_norm(min(shard, OFFLOADED_NORM_ELEMENTS), accum)
                 with self.ledger.temporary(master * shard if master != accum else 0):
                     pass
 
@@ -228,9 +228,6 @@ class Zero3Engine(Engine):
         # The check for overflow makes a boolean for each element of the gradients.
         with ledger.temporary(0 if self.offloads else sum(self.shards)):
             pass
-        if not self.offloads:
-            for group in self.sub_groups:
-                self.norms(self.shards[p] for p in group)
         for group in self.sub_groups:
             numel = sum(self.shards[p] for p in group)
             flat = upcast = None

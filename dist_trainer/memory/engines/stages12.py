@@ -185,7 +185,7 @@ class Zero12Engine(Engine):
                 self._state(self.settings.weight_bytes * self.numels[p], GRADIENTS)
             self.host_accumulated = True
         if self.is_boundary:
-            self.norms([numel])
+            self.copied_norm(numel, self.settings.weight_bytes)
             if self.settings.weight_bytes != self.settings.master_bytes:
                 with self.ledger.temporary(self.settings.master_bytes * numel):
                     pass
@@ -226,8 +226,6 @@ class Zero12Engine(Engine):
             self.update([[group.partition_numel] for group in self.partitions], master, ledger=self.host)
             self._free_compact()
             return
-        for group in self.partitions if settings.takes_norms else ():
-            self.norms(group.numel_of(p, self.rank) for p in group.owned(self.rank))
         source = settings.accum_bytes if self.is_compact else size
         for number, group in enumerate(self.partitions):
             partition = group.partition_numel

@@ -56,7 +56,6 @@ MOVES: dict[str, tuple[tuple[str, ...], str]] = {
     f"{Z}reduce_bucket_size": (STAGE2, "200000"),
     f"{Z}use_multi_rank_bucket_allreduce": ((*STAGE2, f"{Z}reduce_bucket_size=3000000"), "false"),
     f"{Z}overlap_comm": (STAGE2, "true"),
-    f"{Z}compute_grad_norm": ((*STAGE2, "gradient_clipping=0"), "false"),
     f"{Z}sub_group_size": (
         (*STAGE3, "optimizer.params.torch_adam=true", "model.vocab_size=128"),
         "20000",
@@ -227,6 +226,7 @@ NOT_RUN = {
     "allgather_size": "of the old form `zero_optimization: true`",
     "optimizer.legacy_fusion": "DeepSpeed's FusedAdam is CUDA's",
     f"{Z}legacy_stage1": "true is refused",
+    f"{Z}compute_grad_norm": "false is refused with clipping; it has a test of its own",
     f"{Z}enable_sanity_checks": "it compares ranks, of which there is one",
     "checkpoint.load_universal": "of a checkpoint that is loaded",
     **{path: "fp16 is refused on a CPU" for path in INERT if path.startswith("fp16.")},
@@ -250,6 +250,17 @@ def test_keys_that_are_inert_move_no_byte_of_the_engine(stage: int, tmp_path: Pa
     settings = tuple(f"{path}={value}" for path, value in said.items() if path not in refused)
     plain = measure_apart(plan_error.spec_of(case))
     assert measure_apart(plan_error.spec_of(case, settings=settings)).peaks_bytes == plain.peaks_bytes
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_norm_of_the_gradients_moves_no_byte_of_the_engine(stage: int) -> None:
+    mite = Model("mite", "tiny", 32, 2, ("model.num_layers=2", "model.hidden_size=64", "model.vocab_size=512"))
+    case = Case(model=mite, stage=stage, world_size=2, bucket=100_000)
+    with_norm, without = (
+        measure_apart(plan_error.spec_of(case, settings=("gradient_clipping=0", f"{Z}compute_grad_norm={said}")))
+        for said in ("true", "false")
+    )
+    assert without.peaks_bytes == with_norm.peaks_bytes
 
 
 def test_parameters_of_optimizers_that_are_counted_are_among_those_there_are() -> None:
