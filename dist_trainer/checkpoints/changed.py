@@ -18,7 +18,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.redact import redacted_config
 from dist_trainer.units import counted
 
-_SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
+_SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length", "pad_vocab")
 # DeepSpeed's default. Stage 3 divides its states into pieces of this size.
 _SUB_GROUP_SIZE = 1_000_000_000
 # Keys that do not change the numbers of the training; and the paths of data, because the data itself is compared.

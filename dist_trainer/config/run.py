@@ -54,6 +54,7 @@ Positive = Annotated[int, Field(gt=0, le=_MOST)]
 NotNegative = Annotated[int, Field(ge=0, le=_MOST)]
 Name = Annotated[str, Field(min_length=1), AfterValidator(_printable)]
 FileName = Annotated[str, AfterValidator(_of_a_file)]
+Loss = Literal["full", "fused", "chunked"]
 MIN_SAMPLE_EVERY_S = 0.01
 
 
@@ -62,7 +63,10 @@ class _Section(BaseModel):
 
 
 class ModelConfig(_Section):
-    """The shape of the transformer. `loss: chunked` never holds the whole [tokens, vocab] logits in fp32.
+    """The shape of the transformer, and how its loss is computed: `fused` holds the [tokens, vocab] logits once, in the
+    weights' precision; `chunked` does not even hold those in fp32, for more time; `full` also holds copies in fp32.
+    `pad_vocab`: pad the embedding to a multiple of 128 rows, which some matrix products are faster with; the padding is
+    no part of the model.
 
     The limits are what no transformer has come near, but for layers, of which DeepNet (Wang et al. 2022) has 1,000. A
     larger number is a slip, and a plan for it would take hours or overflow.
@@ -74,7 +78,8 @@ class ModelConfig(_Section):
     vocab_size: Annotated[int, Field(gt=0, le=2**24)]
     context_length: Annotated[int, Field(gt=0, le=2**27)]
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    loss: Literal["full", "chunked"] = "full"
+    loss: Loss = "fused"
+    pad_vocab: bool = False
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> ModelConfig:

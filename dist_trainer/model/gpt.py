@@ -17,10 +17,21 @@ from torch.nn import functional as F
 
 from dist_trainer.config.run import ModelConfig
 from dist_trainer.model.checkpointing import Checkpointing
-from dist_trainer.model.loss import LossFunction, chunked_loss, full_loss
+from dist_trainer.model.loss import LossFunction, chunked_loss, full_loss, fused_loss
+from dist_trainer.model.size import embedding_rows
 
 INIT_STD = 0.02
 GROUPS_OF_MATRICES = 8
+_LOSSES = {"full": full_loss, "fused": fused_loss, "chunked": chunked_loss}
+
+
+def _padded(embedding: nn.Embedding, num_rows: int) -> nn.Embedding:
+    """With rows of zeros up to `num_rows`. No gradient ever reaches them, so they stay zero."""
+    missing = num_rows - embedding.num_embeddings
+    if missing:
+        embedding.num_embeddings = num_rows
+        embedding.weight = nn.Parameter(F.pad(embedding.weight.detach(), (0, 0, 0, missing)))
+    return embedding
 
 
 class Attention(nn.Module):
@@ -78,18 +89,21 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.checkpointing = checkpointing
-        self.token_embedding = nn.Embedding(config.vocab_size, config.hidden_size)
+        num_rows = embedding_rows(config.vocab_size, pad_vocab=config.pad_vocab)
+        self.token_embedding = _padded(nn.Embedding(config.vocab_size, config.hidden_size), num_rows)
         self.position_embedding = nn.Embedding(config.context_length, config.hidden_size)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.final_norm = nn.LayerNorm(config.hidden_size)
-        self.loss_function: LossFunction = chunked_loss if config.loss == "chunked" else full_loss
+        self.loss_function: LossFunction = _LOSSES[config.loss]
         self._initialise()
 
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=INIT_STD)
+                # Not the padding: the weights are the same with it and without.
+                of_vocab = slice(self.config.vocab_size) if module is self.token_embedding else slice(None)
+                nn.init.normal_(module.weight[of_vocab], std=INIT_STD)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         # Each block adds two residual branches. GPT-2 scales the last projection of each to keep the sum's variance.
@@ -118,8 +132,8 @@ class GPT(nn.Module):
         """int64 [batch, tokens] -> logits [batch, tokens, vocab]; with targets of the same shape, the mean loss."""
         hidden = self.hidden_states(tokens)
         if targets is None:
-            return F.linear(hidden, self.token_embedding.weight)
-        return self.loss_function(hidden, self.token_embedding.weight, targets)
+            return F.linear(hidden, self.token_embedding.weight)[..., : self.config.vocab_size]
+        return self.loss_function(hidden, self.token_embedding.weight, targets, self.config.vocab_size)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """The optimizer's parameter groups: matrices have its weight decay; biases and norms, the last group, have

@@ -24,7 +24,7 @@ from dist_trainer.endings import ERROR, end_event, show_life
 from dist_trainer.errors import RunError
 from dist_trainer.memory.checkpoint_size import checkpoint_bytes
 from dist_trainer.memory.engines.settings import read_settings
-from dist_trainer.model.size import num_parameters
+from dist_trainer.model.size import num_stored_parameters
 from dist_trainer.monitor.allocator import AllocatorWatch
 from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord
@@ -280,7 +280,7 @@ def _rank_zero_says(answer: bool, device: torch.device) -> bool:
 
 def _checkpoint_bytes(run: Run) -> int:
     settings = read_settings(run.resolved.deepspeed, cuda=run.engine.device.type == "cuda")
-    return checkpoint_bytes(settings, num_parameters(run.resolved.run.model), run.rank.world_size)
+    return checkpoint_bytes(settings, num_stored_parameters(run.resolved.run.model), run.rank.world_size)
 
 
 def _save_checkpoint(run: Run) -> None:

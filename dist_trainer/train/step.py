@@ -45,7 +45,7 @@ def train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> Step
             found=str(error).partition(". ")[0],
             hint=(
                 "use --ds memory_saver, or --micro-batch 1 with a larger --accumulation, --checkpointing, more GPUs "
-                "under --ds zero2, --set model.loss=chunked, or --ds zero2_offload"
+                "under --ds zero2, --set model.loss=fused, or --ds zero2_offload"
             ),
         ) from error
 

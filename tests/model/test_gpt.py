@@ -10,7 +10,7 @@ import torch
 from dist_trainer.config.run import ModelConfig
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT, Attention, Block
-from dist_trainer.model.size import num_parameters
+from dist_trainer.model.size import num_parameters, num_stored_parameters
 
 TINY = ModelConfig(num_layers=3, hidden_size=48, num_heads=4, vocab_size=211, context_length=32)
 GPT2_SIZES = {
@@ -96,6 +96,34 @@ def test_parameter_count_is_that_of_gpt2(size: str) -> None:
         model = GPT(config)
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
     assert num_parameters(config) == expected
+
+
+def test_padding_is_no_part_of_the_model() -> None:
+    """The same weights, losses and parameters to count; the padding stays zero under a decaying optimizer."""
+    models = []
+    for pads in (False, True):
+        torch.manual_seed(0)
+        models.append(GPT(TINY.model_copy(update={"pad_vocab": pads})))
+    plain, padded = models
+    config = padded.config
+    assert padded.token_embedding.weight.shape == (256, 48)
+    assert num_parameters(config) == num_parameters(TINY) == sum(p.numel() for p in plain.parameters())
+    assert num_stored_parameters(config) == sum(p.numel() for p in padded.parameters())
+    tokens = torch.randint(TINY.vocab_size, (2, 33))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    assert padded(inputs).shape == plain(inputs).shape == (2, 32, TINY.vocab_size)
+    losses = []
+    for model in models:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
+        losses.append([])
+        for _ in range(3):
+            loss = model(inputs, targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses[-1].append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    assert not padded.token_embedding.weight[TINY.vocab_size :].any()
 
 
 def test_residual_projections_start_smaller_by_the_root_of_their_number() -> None:

@@ -96,7 +96,10 @@ OPTIMISATIONS = (
     Optimisation("compile", "torch.compile", _switches(compile=True)),
     # Not in all: they have 16-bit weights, with which this does nothing.
     Optimisation("matmul", "matrix products in tf32 or bf32", _top(matmul="auto"), in_all=False),
-    Optimisation("chunked-loss", "chunked loss", _setting("model", loss="chunked")),
+    Optimisation("fused-loss", "fused loss", _setting("model", loss="fused")),
+    # Not in all: in 16-bit the chunked loss is the fused one; a vocabulary of 2,048 needs no padding.
+    Optimisation("chunked-loss", "chunked loss", _setting("model", loss="chunked"), in_all=False),
+    Optimisation("pad-vocab", "padded vocabulary", _setting("model", pad_vocab=True), in_all=False),
 )
 
 

@@ -167,7 +167,10 @@ def _to_stage(settings: Settings, stage: int) -> list[str]:
 
 
 def _computation(settings: Settings, loss: str) -> Iterator[Change]:
-    if loss != "chunked":
+    if loss == "full":
+        chosen, typed = _set("model.loss=fused")
+        yield Change("loss", "the fused loss", "nothing", typed, settings=chosen)
+    if loss != "chunked" and settings.dtype == "fp32":
         chosen, typed = _set("model.loss=chunked")
         yield Change("loss", "the chunked loss", "the loss takes longer", typed, settings=chosen)
     if not settings.checkpointing:

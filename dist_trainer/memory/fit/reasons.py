@@ -59,7 +59,7 @@ def risk_line(candidate: Candidate) -> str:
 
 
 def helps(planner: Planner, nearest: Candidate) -> list[str]:
-    """Lines about what would help if nothing fits: more ranks, the chunked loss, or shorter sequences."""
+    """Lines about what would help if nothing fits: more ranks, another loss, or shorter sequences."""
     lines = []
     if not planner.limits.hold_on_host(nearest.rank):
         lines.append(_host_miss(planner.limits, nearest.rank))
@@ -81,9 +81,9 @@ def helps(planner: Planner, nearest: Candidate) -> list[str]:
         lines.append(f"{counted(planner.world_size * MORE_RANKS[-1], 'rank')} without offload are not enough either")
     run = planner.resolved.run
     if run.model.loss == "full":
-        chunked = run.model_copy(update={"model": run.model.model_copy(update={"loss": "chunked"})})
+        fused = run.model_copy(update={"model": run.model.model_copy(update={"loss": "fused"})})
         other = Planner(
-            replace(planner.resolved, run=chunked),
+            replace(planner.resolved, run=fused),
             planner.device,
             planner.limits,
             planner.world_size,
@@ -91,7 +91,7 @@ def helps(planner: Planner, nearest: Candidate) -> list[str]:
         )
         found = other.plan(nearest.choice)
         verdict = "which fits" if planner.limits.hold(found.rank) else "not enough by itself"
-        lines.append(f"--set model.loss=chunked: {format_gb(found.needed_bytes)}, {verdict}")
+        lines.append(f"--set model.loss=fused: {format_gb(found.needed_bytes)}, {verdict}")
     if planner.sequence_length > 1:
         lines.append("a shorter sequence length, or a card with more memory")
     return lines

@@ -103,6 +103,7 @@ def trace_spec(resolved: ResolvedRun, settings: Settings, *, sequence_length: in
         cpu_checkpointing=settings.cpu_checkpointing,
         cuda=cuda,
         efficient_linear=settings.stage == 3 and settings.memory_efficient_linear,
+        pad_vocab=model.pad_vocab,
     )
 
 

@@ -9,7 +9,7 @@ from itertools import count
 
 from dist_trainer.memory.trace import kept
 from dist_trainer.memory.trace.record import ALLOC, FREE, GRADIENT, Trace, TraceSpec
-from dist_trainer.model.size import CHUNK_ELEMENTS
+from dist_trainer.model.size import CHUNK_ELEMENTS, embedding_rows, fused_rows
 
 # Large enough that a chunked loss has whole chunks, small enough to be traced quickly.
 _FEWEST_SEQUENCES = 13
@@ -17,7 +17,8 @@ _FEWEST_SEQUENCES = 13
 
 def probe_of(spec: TraceSpec) -> TraceSpec:
     """The same spec at a prime micro batch that divides no shape, so that it divides only sizes that grow with it."""
-    shapes = (spec.hidden_size, spec.vocab_size, spec.context_length, spec.sequence_length, spec.num_heads)
+    num_rows = embedding_rows(spec.vocab_size, pad_vocab=spec.pad_vocab)
+    shapes = (spec.hidden_size, spec.vocab_size, num_rows, spec.context_length, spec.sequence_length, spec.num_heads)
     return replace(spec, micro_batch=next(p for p in _primes() if all(shape % p for shape in shapes)))
 
 
@@ -29,8 +30,8 @@ def scaled(probe: Trace, spec: TraceSpec, micro_batch: int) -> Trace:
     """The trace of `spec`'s model at another micro batch, from `probe`, its trace at `probe_of(spec)`.
 
     A size that the probe's number of tokens divides grows with the micro batch; every other stays. With a full loss
-    this is the trace that torch would give. With a chunked loss torch's trace would have another number of chunks, but
-    the same peaks, because all chunks but the last are of one size.
+    this is the trace that torch would give. With a loss that works by parts torch's trace would have another number of
+    parts, but the same peaks, because all parts but the last are of one size.
     """
     unit = probe_of(spec).micro_batch
     tokens = unit * spec.sequence_length
@@ -43,11 +44,13 @@ def scaled(probe: Trace, spec: TraceSpec, micro_batch: int) -> Trace:
 
 
 def is_scalable(spec: TraceSpec) -> bool:
-    """Whether `scaled` is right for `spec`: at its peak a chunked loss holds two whole chunks, which both must have."""
+    """Whether `scaled` is right for `spec`: at its peak a loss by parts holds two whole parts, which both must have."""
     if spec.loss == "full":
         return True
     tokens = min(spec.micro_batch, probe_of(spec).micro_batch) * spec.sequence_length
-    return tokens * spec.vocab_size >= 2 * CHUNK_ELEMENTS
+    if spec.loss == "chunked" and spec.dtype == "fp32" and spec.autocast is None:
+        return tokens * spec.vocab_size >= 2 * CHUNK_ELEMENTS
+    return tokens >= 2 * fused_rows(spec.vocab_size, cuda=spec.cuda)
 
 
 def peak_bytes(trace: Trace) -> int:

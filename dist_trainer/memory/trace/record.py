@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from dist_trainer.config.run import Loss
+
 # An event is (kind, first, second, third).
 ALLOC = 0  # storage, bytes, part
 FREE = 1  # storage
@@ -27,8 +29,9 @@ Event = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class TraceSpec:
-    """All that a trace depends on. `cuda`: trace what CUDA's kernels keep, where the CPU's keep something else (masks
-    of dropout). `efficient_linear`: DeepSpeed's linear layer for stage 3 instead of torch's.
+    """All that a trace depends on. `cuda`: trace what CUDA's kernels keep, where the CPU's keep something else
+    (masks of dropout, rows of the fused loss). `efficient_linear`: DeepSpeed's linear layer for stage 3 instead of
+    torch's.
     """
 
     num_layers: int
@@ -37,7 +40,7 @@ class TraceSpec:
     vocab_size: int
     context_length: int
     dropout: float
-    loss: Literal["full", "chunked"]
+    loss: Loss
     micro_batch: int
     sequence_length: int
     dtype: Literal["fp32", "bf16", "fp16"]
@@ -47,6 +50,7 @@ class TraceSpec:
     cpu_checkpointing: bool
     cuda: bool
     efficient_linear: bool = False
+    pad_vocab: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from dist_trainer.memory.trace.record import (
     TracedParameter,
     TraceSpec,
 )
+from dist_trainer.model import size
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT
 
@@ -148,6 +149,7 @@ def _model(spec: TraceSpec) -> GPT:
         context_length=spec.context_length,
         dropout=spec.dropout,
         loss=spec.loss,
+        pad_vocab=spec.pad_vocab,
     )
     checkpointing = Checkpointing(spec.num_checkpoints, cpu=spec.cpu_checkpointing) if spec.checkpointing else None
     previous = torch.get_default_dtype()
@@ -181,8 +183,8 @@ def _watch(model: GPT, numbers: dict[nn.Parameter, int], log: _StorageLog) -> tu
 
 
 def _linears(model: GPT, numbers: dict[nn.Parameter, int], spec: TraceSpec) -> Iterator[tuple[int, int]]:
-    # In fp32 the chunked loss makes its matrix products itself, without F.linear.
-    if spec.loss == "full" or spec.dtype != "fp32":
+    # The other losses make their matrix products themselves, without F.linear.
+    if spec.loss == "full":
         yield 0, numbers[model.get_parameter("token_embedding.weight")]
     for number, (name, module) in enumerate(model.named_modules()):
         if isinstance(module, nn.Linear):
@@ -246,16 +248,16 @@ def _gradient_hook(number: int, log: _StorageLog) -> Callable[[Tensor], None]:
 def _watch_loss(model: GPT, log: _StorageLog) -> None:
     inner = model.loss_function
 
-    def loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def marked(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int) -> Tensor:
         log.part = LOSS
 
         def passed(_: Tensor) -> None:
             log.part = ACTIVATIONS
 
         hidden.register_hook(passed)  # type: ignore[no-untyped-call]
-        return inner(hidden, weight, targets)
+        return inner(hidden, weight, targets, vocab_size)
 
-    model.loss_function = loss
+    model.loss_function = marked
 
 
 @contextmanager
@@ -285,8 +287,8 @@ def _no_initialisation() -> Iterator[None]:
 
 @contextmanager
 def _cuda_kernels() -> Iterator[None]:
-    """CUDA's dropout keeps a bool mask; its fused attention drops out without one."""
-    dropout, attention = F.dropout, F.scaled_dot_product_attention
+    """CUDA's dropout keeps a bool mask; its fused attention drops out without one; the fused loss takes more rows."""
+    dropout, attention, rows = F.dropout, F.scaled_dot_product_attention, size.fused_rows
 
     def cuda_dropout(value: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return torch.native_dropout(value, p, training)[0] if training and p > 0 else value
@@ -295,10 +297,11 @@ def _cuda_kernels() -> Iterator[None]:
         return attention(query, key, value, **{**kwargs, "dropout_p": 0.0})
 
     F.dropout, F.scaled_dot_product_attention = cuda_dropout, fused_attention  # type: ignore[assignment]
+    size.fused_rows = lambda vocab_size, *, cuda: rows(vocab_size, cuda=True)
     try:
         yield
     finally:
-        F.dropout, F.scaled_dot_product_attention = dropout, attention
+        F.dropout, F.scaled_dot_product_attention, size.fused_rows = dropout, attention, rows
 
 
 class _EfficientLinear(torch.autograd.Function):

@@ -21,7 +21,7 @@ def test_every_cell_trains_the_same_tokens_a_step_on_the_same_model_data_and_see
         assert cell.deepspeed[MICRO] * cell.deepspeed[ACCUMULATION] == 4, cell.name
         assert cell.run["phases"] == baseline.run["phases"]
         assert cell.run["seed"] == baseline.run["seed"]
-        assert {**cell.run["model"], "loss": "full"} == baseline.run["model"]
+        assert {**cell.run["model"], "loss": "full", "pad_vocab": False} == baseline.run["model"]
         assert cell.run["data"]["source"] == baseline.run["data"]["source"]
 
 

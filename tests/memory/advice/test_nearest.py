@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import pytest
 from advised import a_plan, settings_of
 
 from dist_trainer.config.request import Request, Switches
@@ -68,6 +69,23 @@ def test_the_changes_are_those_that_are_still_open() -> None:
     alone = Setup(Request("large", "baseline"), 1, 1, 1)
     kinds = [change.kind for change in nearest.changes(alone, settings_of("baseline", 1), loss="chunked")]
     assert kinds == ["checkpointing", "batch", "precision", "offload", "states"]
+
+
+@pytest.mark.parametrize(
+    ("ds", "loss", "wanted"),
+    [
+        ("baseline", "full", ["fused", "chunked"]),
+        ("baseline", "fused", ["chunked"]),
+        ("baseline", "chunked", []),
+        ("zero1", "full", ["fused"]),
+        ("zero1", "fused", []),
+    ],
+)
+def test_a_loss_that_holds_less_is_a_change_where_there_is_one(ds: str, loss: str, wanted: list[str]) -> None:
+    changes_there_are = nearest.changes(Setup(Request("large", ds), 1, 1, 1), settings_of(ds, 1), loss=loss)
+    assert [change.typed for change in changes_there_are if change.kind == "loss"] == [
+        f"--set model.loss={name}" for name in wanted
+    ]
 
 
 def test_changes_are_put_into_the_request() -> None:

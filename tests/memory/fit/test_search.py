@@ -136,14 +136,14 @@ def test_the_target_binds_where_it_is_less_than_the_card() -> None:
 
 
 def test_where_nothing_fits_the_nearest_is_named_with_what_would_help() -> None:
-    nothing = found(450 * MIB)
+    nothing = found(450 * MIB, "model.loss=full")
     assert nothing.winner is None
     assert nothing.nearest is not None
     text = render(nothing)
     assert "nothing fits" in text
     assert "over by" in text
     assert "ranks" in text
-    assert "model.loss=chunked" in text
+    assert "model.loss=fused" in text
 
 
 def test_what_a_setting_may_cost_beyond_time_is_said(search: fit.Fit) -> None:

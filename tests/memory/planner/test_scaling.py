@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def test_the_probe_divides_no_shape() -> None:
 
 
 def test_a_chunked_loss_with_whole_chunks_has_the_same_peaks() -> None:
-    spec = replace(TINY, loss="chunked", vocab_size=2**18, num_layers=1)
+    spec = replace(TINY, loss="chunked", dtype="fp32", vocab_size=2**18, num_layers=1)
     probe = trace(probe_of(spec))
     for size in (1, 4):
         wanted = replace(spec, micro_batch=size)
@@ -65,9 +66,24 @@ def test_a_chunked_loss_without_whole_chunks_is_traced_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    spec = replace(TINY, loss="chunked")
+    spec = replace(TINY, loss="chunked", dtype="fp32")
     assert not is_scalable(spec)
     assert ScaledTraces().get(spec) == trace(spec)
+
+
+@pytest.mark.parametrize("loss", ["fused", "chunked"])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_in_16_bit_the_chunked_loss_scales_as_the_fused_one(loss: Any, dtype: Any) -> None:
+    # 48 tokens a sequence, at 4 rows a part, or 64 on CUDA.
+    spec = replace(TINY, loss=loss, dtype=dtype, vocab_size=2**18, num_layers=1, cuda=False, pad_vocab=True)
+    probe = trace(probe_of(spec))
+    for size in (1, 4):
+        wanted = replace(spec, micro_batch=size)
+        assert is_scalable(wanted)
+        assert peak_bytes(scaled(probe, spec, size)) == pytest.approx(peak_bytes(trace(wanted)), rel=1e-4)
+    if dtype == "bf16" or loss == "fused":
+        assert not is_scalable(replace(spec, cuda=True, micro_batch=2))
+        assert is_scalable(replace(spec, cuda=True, micro_batch=3))
 
 
 def test_a_shape_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
