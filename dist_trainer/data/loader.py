@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 
 from dist_trainer.data.sampler import BatchPlan
@@ -36,6 +36,8 @@ _TELL_AFTER_S = 30
 # Longer than a file server needs to restart.
 _STUCK_AFTER_S = 300
 _KILL_WAIT_S = 1.0
+# Computing the windows of 8192 samples takes 3 ms, of one sample 0.1 ms, of one micro batch of 64 0.5 ms.
+_WINDOWS_AHEAD = 8192
 
 
 class Batch(NamedTuple):
@@ -195,8 +197,9 @@ class _Rows:
     tokens: npt.NDArray[Any]
 
     def batch(self) -> Batch:
-        block = torch.from_numpy(self.tokens.astype(np.int64))
-        return Batch(block[:, :-1].contiguous(), block[:, 1:].contiguous())
+        # Each is converted by itself, which makes it contiguous: views of one conversion would have to be copied.
+        inputs, targets = self.tokens[:, :-1].astype(np.int64), self.tokens[:, 1:].astype(np.int64)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets))
 
     def pin_memory(self) -> Batch:
         """torch's pinning thread calls this by its name."""
@@ -208,21 +211,33 @@ class _MicroBatches(Dataset[_Rows | _Failure]):
         self._tokens = tokens
         self._plan = plan
         self._rank = rank
+        self._ahead: dict[int, npt.NDArray[np.int64]] = {}
 
     def __getitem__(self, number: int) -> _Rows | _Failure:
-        step, micro_step = divmod(number, self._plan.accumulation)
         try:
-            return self._read(self._plan.windows(step, micro_step, self._rank))
+            return self._read(self._windows(number))
         except UserError as error:
             return _Failure(error)
 
-    def _read(self, windows: list[int]) -> _Rows:
+    def _windows(self, number: int) -> npt.NDArray[np.int64]:
+        """The windows of micro batch `number`. They are computed for many micro batches at once."""
+        if number not in self._ahead:
+            worker = get_worker_info()
+            # Workers take turns: this one will be asked for every num_workers-th.
+            stride = worker.num_workers if worker else 1
+            numbers = number + stride * np.arange(-(-_WINDOWS_AHEAD // self._plan.micro_batch))
+            windows = self._plan.windows(*np.divmod(numbers, self._plan.accumulation), self._rank)
+            self._ahead = dict(zip(numbers.tolist(), windows, strict=True))
+        return self._ahead[number]
+
+    def _read(self, windows: npt.NDArray[np.int64]) -> _Rows:
         length = self._plan.order.sequence_length
-        rows = []
-        for window in windows:
-            rows.append(self._tokens.read(window * length, length + 1))
-            self._tokens.check(rows[-1], window * length)
-        return _Rows(np.stack(rows))
+        starts = windows * length
+        rows = self._tokens.read_rows(starts, length + 1)
+        if rows.max() >= self._tokens.token_limit:
+            for row, start in zip(rows, starts.tolist(), strict=True):
+                self._tokens.check(row, start)
+        return _Rows(rows)
 
 
 def _as_it_is(item: Any) -> Any:

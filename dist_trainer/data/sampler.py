@@ -9,16 +9,22 @@ batch and the sequence length.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
 
 from dist_trainer.errors import UserError
 from dist_trainer.units import counted
 
 _NUM_ROUNDS = 6
-_MASK = 2**64 - 1
 # Windows shorter than the context are mixed over up to this many blocks, so that neighbours in the text are not
 # in one batch.
 _MAX_CHUNK_BLOCKS = 64
+
+Integers = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.uint64]
 
 
 def num_windows(num_tokens: int, sequence_length: int, *, where: str | None = None) -> int:
@@ -36,22 +42,25 @@ def num_windows(num_tokens: int, sequence_length: int, *, where: str | None = No
     return count
 
 
-def permuted_index(position: int, size: int, key: int) -> int:
-    """The image of `position` under the permutation of [0, size) that `key` (64 bits) selects.
+def permuted_indices(positions: Integers, sizes: Integers | int, keys: Keys | int) -> Integers:
+    """The image of each position under the permutation of [0, size) that its key (64 bits) selects.
 
     A balanced Feistel network permutes the smallest [0, 4^n) that contains [0, size); a result outside [0, size) goes
-    through it again (cycle walking), which takes fewer than four passes on average.
+    through it again (cycle walking), which takes fewer than four passes on average. `sizes` and `keys` are one for
+    all positions, or one for each.
     """
-    assert 0 <= position < size
-    half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    half_mask = (1 << half_bits) - 1
-    while True:
-        left, right = position >> half_bits, position & half_mask
-        for number in range(_NUM_ROUNDS):
-            left, right = right, left ^ (_mix(right, key, number) & half_mask)
-        position = left << half_bits | right
-        if position < size:
-            return position
+    assert np.all((positions >= 0) & (positions < sizes))
+    found = positions.astype(np.uint64)
+    sizes = np.broadcast_to(np.asarray(sizes, np.uint64), found.shape)
+    keys = np.broadcast_to(np.asarray(keys, np.uint64), found.shape)
+    # frexp's exponent of a whole number below 2^53 is its bit length.
+    num_bits = np.frexp((sizes - np.uint64(1)).astype(np.float64))[1]
+    half_bits = np.maximum(1, (num_bits + 1) // 2).astype(np.uint64)
+    outside = np.arange(found.size)
+    while outside.size:
+        found[outside] = _feistel(found[outside], half_bits[outside], keys[outside])
+        outside = outside[found[outside] >= sizes[outside]]
+    return found.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -103,20 +112,30 @@ class Order:
     def chunk_blocks(self) -> int:
         return max(1, min(_MAX_CHUNK_BLOCKS, self.num_blocks // _MAX_CHUNK_BLOCKS))
 
-    def window(self, sample: int) -> int:
-        """The window to read as sample number `sample`, counted from the start of the first epoch."""
-        epoch, index = divmod(sample, self.num_windows)
-        if index >= self.num_blocks * self.block_windows:
-            return index
-        key = _key(self.seed, epoch)
-        block, inside = divmod(index, self.block_windows)
+    def windows(self, samples: Integers) -> Integers:
+        """The windows to read as these samples, counted from the start of the first epoch; in the shape of `samples`.
+
+        Most of what a call costs is the same for one sample and for a thousand: ask for many at once.
+        """
+        epochs, windows = np.divmod(samples, self.num_windows)
+        whole = windows < self.num_blocks * self.block_windows
+        windows[whole] = self._in_whole_blocks(epochs[whole], windows[whole])
+        return windows
+
+    def _in_whole_blocks(self, epochs: Integers, indices: Integers) -> Integers:
+        blocks, inside = np.divmod(indices, self.block_windows)
         if self.block_windows > 1:
-            chunk = block // self.chunk_blocks
-            first = chunk * self.chunk_blocks
-            size = min(self.chunk_blocks, self.num_blocks - first) * self.block_windows
-            mixed = permuted_index(index - first * self.block_windows, size, _key(self.seed, epoch, chunk))
-            block, inside = first + mixed // self.block_windows, mixed % self.block_windows
-        return permuted_index(block, self.num_blocks, key) * self.block_windows + inside
+            chunks = blocks // self.chunk_blocks
+            first = chunks * self.chunk_blocks
+            sizes = np.minimum(self.chunk_blocks, self.num_blocks - first) * self.block_windows
+            num_chunks = -(-self.num_blocks // self.chunk_blocks)
+            keys = _keys(epochs * num_chunks + chunks, lambda number: _key(self.seed, *divmod(number, num_chunks)))
+            mixed, inside = np.divmod(
+                permuted_indices(indices - first * self.block_windows, sizes, keys), self.block_windows
+            )
+            blocks = first + mixed
+        keys = _keys(epochs, lambda epoch: _key(self.seed, epoch))
+        return permuted_indices(blocks, self.num_blocks, keys) * self.block_windows + inside
 
     def place(self, sample: int) -> DataPlace:
         """How far the data has been read when `sample` is the next one."""
@@ -154,15 +173,21 @@ class BatchPlan:
     def global_batch(self) -> int:
         return self.micro_batch * self.accumulation * self.world_size
 
-    def samples(self, step: int, micro_step: int, rank: int) -> range:
-        """The sample numbers of one micro batch. `step` counts from 0 at `first_sample`."""
-        assert 0 <= micro_step < self.accumulation
-        assert 0 <= rank < self.world_size
-        before = step * self.global_batch + (micro_step * self.world_size + rank) * self.micro_batch
-        return range(self.first_sample + before, self.first_sample + before + self.micro_batch)
+    def samples(self, step: Integers | int, micro_step: Integers | int, rank: int) -> Integers:
+        """The sample numbers [..., micro_batch] of one micro batch, or of one for each of the steps and micro steps.
 
-    def windows(self, step: int, micro_step: int, rank: int) -> list[int]:
-        return [self.order.window(sample) for sample in self.samples(step, micro_step, rank)]
+        `step` counts from 0 at `first_sample`.
+        """
+        steps, micro_steps = np.asarray(step), np.asarray(micro_step)
+        assert np.all((micro_steps >= 0) & (micro_steps < self.accumulation))
+        assert 0 <= rank < self.world_size
+        before = steps * self.global_batch + (micro_steps * self.world_size + rank) * self.micro_batch
+        samples: Integers = self.first_sample + before[..., np.newaxis] + np.arange(self.micro_batch)
+        return samples
+
+    def windows(self, step: Integers | int, micro_step: Integers | int, rank: int) -> Integers:
+        """The windows [..., micro_batch] of the same samples."""
+        return self.order.windows(self.samples(step, micro_step, rank))
 
 
 def _key(*numbers: int) -> int:
@@ -170,9 +195,28 @@ def _key(*numbers: int) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _mix(value: int, key: int, number: int) -> int:
-    """SplitMix64's mixing function (Steele, Lea, Flood 2014) of the value, keyed by `key` and the round's number."""
-    mixed = (value ^ key) + (number + 1) * 0x9E3779B97F4A7C15 & _MASK
-    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _MASK
-    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _MASK
-    return mixed ^ mixed >> 31
+def _keys(numbers: Integers, key_of: Callable[[int], int]) -> Keys:
+    """Each number's key. There are few different numbers among them."""
+    distinct, which = np.unique(numbers, return_inverse=True)
+    return np.array([key_of(number) for number in distinct.tolist()], np.uint64)[which]
+
+
+def _feistel(values: Keys, half_bits: Keys, keys: Keys) -> Keys:
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    left, right = values >> half_bits, values & mask
+    for number in range(_NUM_ROUNDS):
+        left, right = right, left ^ (_mix(right, keys, number) & mask)
+    joined: Keys = left << half_bits | right
+    return joined
+
+
+def _mix(values: Keys, keys: Keys, number: int) -> Keys:
+    """SplitMix64's mixing function (Steele, Lea, Flood 2014) of each value, keyed by its key and the round's number.
+
+    Sums and products are taken modulo 2^64, as uint64 does by itself.
+    """
+    mixed: Keys = (values ^ keys) + np.uint64((number + 1) * 0x9E3779B97F4A7C15 % 2**64)
+    mixed = (mixed ^ mixed >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ mixed >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed

@@ -50,16 +50,20 @@ class TokenFile:
 
     def read(self, start: int, count: int) -> npt.NDArray[Any]:
         """Tokens [start, start + count), read-only. Raises RunError if the file no longer has them."""
-        assert 0 <= start <= start + count <= self.num_tokens
+        tokens: npt.NDArray[Any] = self.read_rows(np.array([start]), count)[0]
+        return tokens
+
+    def read_rows(self, starts: npt.NDArray[np.int64], count: int) -> npt.NDArray[Any]:
+        """[len(starts), count] tokens, read-only: `count` from each start. Raises RunError like `read`."""
+        assert np.all((starts >= 0) & (starts + count <= self.num_tokens))
+        assert count >= 0
         dtype, descriptor = np.dtype(self.dtype).newbyteorder("<"), self._descriptor
-        first_byte, num_bytes = self.offset_bytes + start * dtype.itemsize, count * dtype.itemsize
-        found = b""
+        row_bytes = count * dtype.itemsize
+        first_bytes = (self.offset_bytes + starts * dtype.itemsize).tolist()
         try:
-            while len(found) < num_bytes:
-                part = os.pread(descriptor, num_bytes - len(found), first_byte + len(found))
-                if not part:
-                    raise self._cut_short()
-                found = found + part if found else part
+            found = b"".join([os.pread(descriptor, row_bytes, first_byte) for first_byte in first_bytes])
+            if len(found) < len(starts) * row_bytes:
+                found = b"".join([self._read_whole(first_byte, row_bytes) for first_byte in first_bytes])
         except OSError as error:
             raise RunError(
                 "a token file can no longer be read",
@@ -67,7 +71,17 @@ class TokenFile:
                 found=error.strerror,
                 hint="look at the file and at the file system that it lies on, then resume the run",
             ) from error
-        return np.frombuffer(found, dtype=dtype)
+        return np.frombuffer(found, dtype=dtype).reshape(len(starts), count)
+
+    def _read_whole(self, first_byte: int, num_bytes: int) -> bytes:
+        """One read may give less than was asked for, and does so where the file ends."""
+        found = b""
+        while len(found) < num_bytes:
+            part = os.pread(self._descriptor, num_bytes - len(found), first_byte + len(found))
+            if not part:
+                raise self._cut_short()
+            found += part
+        return found
 
     @cached_property
     def _descriptor(self) -> int:

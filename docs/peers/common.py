@@ -74,7 +74,8 @@ class Windows(Dataset[dict[str, Tensor]]):
 
     def __init__(self, tokens: TokenFile, order: Order, num_samples: int) -> None:
         self._tokens = tokens
-        self._order = order
+        self._length = order.sequence_length
+        self._starts = (order.windows(np.arange(num_samples)) * order.sequence_length).tolist()
         self._num_samples = num_samples
 
     def __len__(self) -> int:
@@ -83,8 +84,7 @@ class Windows(Dataset[dict[str, Tensor]]):
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
         if not 0 <= sample < self._num_samples:
             raise IndexError(sample)
-        length = self._order.sequence_length
-        block = self._tokens.read(self._order.window(sample) * length, length + 1).astype(np.int64)
+        block = self._tokens.read(self._starts[sample], self._length + 1).astype(np.int64)
         return {"tokens": torch.from_numpy(block[:-1].copy()), "targets": torch.from_numpy(block[1:].copy())}
 
 

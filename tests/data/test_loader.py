@@ -7,6 +7,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import psutil
@@ -68,6 +69,40 @@ def test_a_batch_is_the_windows_of_the_plan_and_each_target_the_next_token(token
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_workers_give_the_same_batches_in_the_same_order(tokens: TokenFile, num_workers: int) -> None:
     assert inputs_of(loader_of(tokens, num_workers=num_workers)) == inputs_of(loader_of(tokens))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_every_rank_reads_what_a_plain_loop_over_single_windows_reads(
+    tokens: TokenFile, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """From any sample on, for any lengths and ranks, also where the windows computed ahead end."""
+    array = np.fromfile(tokens.path, dtype="<u2").astype(np.int64)
+    random = Random(num_workers)
+    for _ in range(4 if num_workers else 30):
+        monkeypatch.setattr(loader_module, "_WINDOWS_AHEAD", random.choice([1, 5, 8192]))
+        length = random.choice([1, 3, 4, 16, 64])
+        order = Order(tokens.num_tokens, length, random.choice([length, 64]), random.randrange(2**31))
+        micro_batch, accumulation, world_size = (random.randint(1, 4) for _ in range(3))
+        first_sample = random.randrange(3 * order.num_windows)
+        plan = BatchPlan(order, micro_batch, accumulation, world_size, first_sample)
+        loaders = [
+            build_loader(
+                tokens, plan, rank=rank, num_steps=4, num_workers=num_workers, prefetch_factor=2, pin_memory=False
+            )
+            for rank in range(world_size)
+        ]
+        batches = [list(loader) for loader in loaders]
+        for loader in loaders:
+            loader.close()
+        sample = first_sample
+        for number in range(4 * accumulation):
+            for rank in range(world_size):
+                for inputs, targets in zip(*batches[rank][number], strict=True):
+                    start = int(order.windows(np.array([sample]))[0]) * length
+                    assert inputs.tolist() == array[start : start + length].tolist()
+                    assert targets.tolist() == array[start + 1 : start + 1 + length].tolist()
+                    sample += 1
+        assert sample == first_sample + 4 * plan.global_batch
 
 
 def test_two_ranks_read_what_one_would(tokens: TokenFile) -> None:

@@ -164,6 +164,18 @@ def test_a_prepared_folder_is_checked_against_its_description(
     assert raised.value.key == "dtype"
 
 
+@pytest.mark.parametrize("most_bytes", [1, 7, 10**6])
+def test_rows_are_read_from_each_start_even_if_a_read_gives_less_than_it_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most_bytes: int
+) -> None:
+    tokens = open_tokens(write_raw(tmp_path / "train.bin", list(range(2000))), "train", 2000)
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, count, first: pread(file, min(count, most_bytes), first))
+    rows = tokens.read_rows(np.array([1997, 0, 500, 0]), 3)
+    assert rows.tolist() == [[1997, 1998, 1999], [0, 1, 2], [500, 501, 502], [0, 1, 2]]
+    assert not rows.flags.writeable
+
+
 def test_it_pickles_as_its_description(prepared: tuple[Path, DatasetInfo]) -> None:
     tokens = open_tokens(prepared[0], "train", 300)
     before = tokens.read(0, 100).tolist()
