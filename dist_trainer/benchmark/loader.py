@@ -1,28 +1,29 @@
 """How fast the data path is by itself: tokens per second by worker count and micro batch, against a plain read.
 
 The data path reads windows as one rank of a training run does, in its order; the plain read takes the same file from
-its first byte to its last. Both are measured with the file in the page cache (warm), and after the kernel was asked to
-drop it (cold).
+its first byte to its last. Both are measured in passes over the whole file, with the file in the page cache (warm), or
+after the kernel was asked to drop it before every pass (cold). A pass that does not count comes first: in it the
+workers start, and a warm file gets into the cache.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 
-from dist_trainer.data.loader import build_loader
+from dist_trainer.data.loader import BatchLoader, build_loader
 from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import TokenFile
 from dist_trainer.units import MIB, counted, format_count
 
 NUM_WORKERS = (0, 1, 2, 4)
 MICRO_BATCHES = (1, 4, 16, 64)
-# How long the data path is measured. The plain read ends with the file.
+# Passes follow each other until they have taken this long; one over a file too large for that is broken off.
 _MEASURE_S = 0.5
 _NUM_TRIES = 3
 
@@ -70,25 +71,26 @@ def table(rates: Sequence[Rate]) -> list[str]:
 def _tokens_per_s(
     tokens: TokenFile, sequence_length: int, num_workers: int | None, micro_batch: int, is_warm: bool
 ) -> float:
-    if not is_warm:
-        drop_from_cache(str(tokens.path))
     if num_workers is None:
-        return _rate(_plain_read(tokens), ends=True)
+        return _rate(lambda: _plain_read(tokens), tokens, is_warm)
     order = Order(tokens.num_tokens, sequence_length, sequence_length, seed=0)
     plan = BatchPlan(order, micro_batch, accumulation=1, world_size=1)
     loader = build_loader(
-        tokens, plan, rank=0, num_steps=10**9, num_workers=num_workers, prefetch_factor=2, pin_memory=False
+        tokens,
+        plan,
+        rank=0,
+        num_steps=max(1, order.num_windows // micro_batch),
+        num_workers=num_workers,
+        prefetch_factor=2,
+        pin_memory=False,
     )
     with loader:
-        sizes = _sizes(loader)
-        # The first batch waits for the workers to start, which is not counted.
-        next(sizes)
-        return _rate(sizes, ends=False)
+        return _rate(lambda: _data_path(loader), tokens, is_warm)
 
 
-def _sizes(batches: Iterable[tuple[object, ...]]) -> Iterator[int]:
-    for batch in batches:
-        yield batch[0].numel()  # type: ignore[attr-defined]
+def _data_path(loader: BatchLoader) -> Iterator[int]:
+    for batch in loader:
+        yield batch.inputs.numel()
 
 
 def _plain_read(tokens: TokenFile) -> Iterator[int]:
@@ -98,14 +100,26 @@ def _plain_read(tokens: TokenFile) -> Iterator[int]:
             yield num_bytes // np.dtype(tokens.dtype).itemsize
 
 
-def _rate(sizes: Iterator[int], *, ends: bool) -> float:
-    """Tokens per second of all `sizes` (tokens each) if they end, else of those within `_MEASURE_S`."""
-    begin_s, num_tokens = time.perf_counter(), 0
+def _rate(one_pass: Callable[[], Iterator[int]], tokens: TokenFile, is_warm: bool) -> float:
+    """Tokens per second; `one_pass` gives the tokens of each piece that it reads. The clock stands between passes."""
+    _timed(one_pass())
+    num_tokens, spent_s = 0, 0.0
+    while spent_s < _MEASURE_S:
+        if not is_warm:
+            drop_from_cache(str(tokens.path))
+        pass_tokens, pass_s = _timed(one_pass())
+        num_tokens, spent_s = num_tokens + pass_tokens, spent_s + pass_s
+    return num_tokens / spent_s
+
+
+def _timed(sizes: Iterator[int]) -> tuple[int, float]:
+    begin_s, num_tokens, spent_s = time.perf_counter(), 0, 0.0
     for size in sizes:
         num_tokens += size
-        if not ends and time.perf_counter() - begin_s >= _MEASURE_S:
+        spent_s = time.perf_counter() - begin_s
+        if spent_s >= _MEASURE_S:
             break
-    return num_tokens / (time.perf_counter() - begin_s)
+    return num_tokens, spent_s
 
 
 def drop_from_cache(path: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,35 @@ def test_every_way_is_measured_warm_and_cold(tmp_path: Path, monkeypatch: pytest
     }
     assert all(rate.tokens_per_s > 0 for rate in rates)
     assert len(said) == 3
+
+
+@pytest.mark.parametrize("num_workers", [None, 0, 1])
+@pytest.mark.parametrize("is_warm", [True, False])
+def test_a_cold_file_is_dropped_from_the_cache_before_every_pass_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int | None, is_warm: bool
+) -> None:
+    """Four passes over all 312 windows of 64 tokens, of which the first does not count; the clock goes on by itself."""
+    np.arange(20_000, dtype="<u2").tofile(tmp_path / "train.bin")
+    tokens = open_tokens(tmp_path / "train.bin", "train", 65_536)
+    happened: list[str] = []
+    timed = loader._timed
+
+    def one_pass(sizes: Iterator[int]) -> tuple[int, float]:
+        happened.append("pass")
+        return timed(sizes)[0], 1.0
+
+    monkeypatch.setattr(loader, "_timed", one_pass)
+    monkeypatch.setattr(loader, "_MEASURE_S", 3)
+    monkeypatch.setattr(loader, "drop_from_cache", lambda path: happened.append(f"drop {path}"))
+    rate = loader._tokens_per_s(tokens, 64, num_workers, 2, is_warm)
+    assert rate == (20_000 if num_workers is None else 312 * 64)
+    drop = [] if is_warm else [f"drop {tokens.path}"]
+    assert happened == ["pass", *(3 * [*drop, "pass"])]
+
+
+def test_a_pass_over_a_large_file_is_broken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_MEASURE_S", 0)
+    assert loader._timed(itertools.repeat(7))[0] == 7
 
 
 def test_the_best_micro_batch_stands_beside_the_plain_read(monkeypatch: pytest.MonkeyPatch) -> None:
