@@ -1,13 +1,17 @@
 """How fast the data path is by itself: tokens per second by worker count and micro batch, against a plain read.
 
 The data path reads windows as one rank of a training run does, in its order; the plain read takes the same file from
-its first byte to its last. Both are measured in passes over the whole file, with the file in the page cache (warm), or
-after the kernel was asked to drop it before every pass (cold). A pass that does not count comes first: in it the
-workers start, and a warm file gets into the cache.
+its first byte to its last. Between them stands the plain read made into int64 micro batches, as a model takes them: the
+most that a data path in one process could give.
+
+All are measured in passes over the whole file, with the file in the page cache (warm), or after the kernel was asked to
+drop it before every pass (cold). A pass that does not count comes first: in it the workers start, and a warm file gets
+into the cache.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +19,9 @@ from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
+import torch
 
-from dist_trainer.data.loader import BatchLoader, build_loader
+from dist_trainer.data.loader import Batch, BatchLoader, build_loader
 from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import TokenFile
 from dist_trainer.units import MIB, counted, format_count
@@ -30,7 +35,10 @@ _NUM_TRIES = 3
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens per second of one way to read, the median of `_NUM_TRIES`. `num_workers` None: the plain read."""
+    """Tokens per second of one way to read, the median of `_NUM_TRIES`.
+
+    `num_workers` None: the plain read, of bytes alone (`micro_batch` 0) or made into micro batches.
+    """
 
     num_workers: int | None
     micro_batch: int
@@ -40,8 +48,8 @@ class Rate:
 
 def measure(tokens: TokenFile, *, sequence_length: int, say: Callable[[str], None]) -> list[Rate]:
     """Measures all ways to read once per try, in alternating order, so that other load slows all of them alike."""
-    ways: list[tuple[int | None, int, bool]] = [(None, 0, warm) for warm in (True, False)]
-    ways += [(workers, micro, warm) for workers in NUM_WORKERS for micro in MICRO_BATCHES for warm in (True, False)]
+    readers = [(None, 0), *itertools.product((None, *NUM_WORKERS), MICRO_BATCHES)]
+    ways = [(workers, micro, warm) for workers, micro in readers for warm in (True, False)]
     found: dict[tuple[int | None, int, bool], list[float]] = {way: [] for way in ways}
     for number in range(_NUM_TRIES):
         say(f"try {number + 1} of {_NUM_TRIES}: {len(ways)} ways to read {tokens.path}")
@@ -54,15 +62,16 @@ def table(rates: Sequence[Rate]) -> list[str]:
     """Lines for a person: the best of each number of workers and its micro batch, and its share of the plain read."""
     lines = []
     for warm, name in ((True, "warm"), (False, "cold")):
-        plain = next(rate.tokens_per_s for rate in rates if rate.num_workers is None and rate.is_warm is warm)
+        plain = next(rate.tokens_per_s for rate in rates if rate.micro_batch == 0 and rate.is_warm is warm)
         lines.append(f"{name}  plain read, from first byte to last: {format_count(plain)} tokens/s")
-        for workers in NUM_WORKERS:
+        for workers in (None, *NUM_WORKERS):
+            reads = "made into micro batches" if workers is None else counted(workers, "worker")
             best = max(
-                (rate for rate in rates if rate.num_workers == workers and rate.is_warm is warm),
+                (rate for rate in rates if rate.num_workers == workers and rate.micro_batch and rate.is_warm is warm),
                 key=lambda rate: rate.tokens_per_s,
             )
             lines.append(
-                f"      {counted(workers, 'worker')}: {format_count(best.tokens_per_s)} tokens/s at micro batch "
+                f"      {reads}: {format_count(best.tokens_per_s)} tokens/s at micro batch "
                 f"{best.micro_batch}, {best.tokens_per_s / plain:.0%} of the plain read"
             )
     return lines
@@ -71,9 +80,11 @@ def table(rates: Sequence[Rate]) -> list[str]:
 def _tokens_per_s(
     tokens: TokenFile, sequence_length: int, num_workers: int | None, micro_batch: int, is_warm: bool
 ) -> float:
-    if num_workers is None:
+    if micro_batch == 0:
         return _rate(lambda: _plain_read(tokens), tokens, is_warm)
     order = Order(tokens.num_tokens, sequence_length, sequence_length, seed=0)
+    if num_workers is None:
+        return _rate(lambda: _plain_batches(tokens, order, micro_batch), tokens, is_warm)
     plan = BatchPlan(order, micro_batch, accumulation=1, world_size=1)
     loader = build_loader(
         tokens,
@@ -98,6 +109,14 @@ def _plain_read(tokens: TokenFile) -> Iterator[int]:
     with tokens.path.open("rb", buffering=0) as file:
         while num_bytes := file.readinto(block):
             yield num_bytes // np.dtype(tokens.dtype).itemsize
+
+
+def _plain_batches(tokens: TokenFile, order: Order, micro_batch: int) -> Iterator[int]:
+    count = micro_batch * order.sequence_length
+    for start in range(0, tokens.num_tokens - count, count):
+        block = tokens.read(start, count + 1)
+        inputs, targets = (torch.from_numpy(part.astype(np.int64)) for part in (block[:-1], block[1:]))
+        yield Batch(inputs.view(micro_batch, -1), targets.view(micro_batch, -1)).inputs.numel()
 
 
 def _rate(one_pass: Callable[[], Iterator[int]], tokens: TokenFile, is_warm: bool) -> float:
