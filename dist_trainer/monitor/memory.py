@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
@@ -33,6 +33,8 @@ class MemoryProbe:
     rank: int
     device: torch.device | None
     monitor: RankMonitor
+    host: str = field(default_factory=socket.gethostname)
+    process: psutil.Process = field(default_factory=psutil.Process)
 
     def read(self, step: int) -> MemoryRecord:
         """The peaks since the start; a figure that is not available is None. The device's peak is the monitor's."""
@@ -44,12 +46,12 @@ class MemoryProbe:
         return MemoryRecord(
             step=step,
             rank=self.rank,
-            host=socket.gethostname(),
+            host=self.host,
             device=self.monitor.device,
             allocated_peak_bytes=allocated,
             reserved_peak_bytes=reserved,
             device_used_bytes=self.monitor.peak_used_bytes,
-            rss_bytes=psutil.Process().memory_info().rss,
+            rss_bytes=self.process.memory_info().rss,
             time_s=time.time(),
             monotonic_s=time.monotonic(),
             start_id=self.monitor.start_id,
