@@ -1,8 +1,10 @@
 """Makes the README's pictures from a real run: what the terminal shows, and the page that `report` writes.
 
-    .venv/bin/python docs/pictures/make.py
+    .venv/bin/python docs/pictures/make.py                        # terminal.svg, report.png
+    .venv/bin/python docs/pictures/make.py benchmark_results/DIR   # benchmark.png
 
-trains `small` for some steps on this machine, on two ranks (minutes on a CPU), and needs Chromium for the page.
+The first trains `small` for some steps on this machine, on two ranks (minutes on a CPU); the second takes the page of a
+benchmark that was run before. Pages need Chromium.
 """
 
 from __future__ import annotations
@@ -25,26 +27,34 @@ PROJECT = HERE.parent.parent
 SWITCHES = ("--config", "small", "--ds", "zero2", "--accumulation", "1", "--max-steps", "12", "--run-dir", "runs/small")
 COLUMNS = 120
 WINDOW = (1100, 880)
+BENCHMARK_WINDOW = (1100, 1500)
 
 
 def main() -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        sys.exit("the picture of the report needs Chromium (Debian: apt-get install chromium)")
+    if len(sys.argv) > 1:
+        _photograph(Path(sys.argv[1]) / "report.html", HERE / "benchmark.png", BENCHMARK_WINDOW)
+        return
     with tempfile.TemporaryDirectory() as folder:
         shown = _run(folder, "launch", *SWITCHES)
         _run(folder, "report", "runs/small")
         (HERE / "terminal.svg").write_text(_terminal(f"$ ./launch.sh {' '.join(SWITCHES)}\n{shown}"), encoding="utf-8")
-        subprocess.run(
-            [
-                *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
-                f"--window-size={WINDOW[0]},{WINDOW[1]}",
-                f"--screenshot={HERE / 'report.png'}",
-                (Path(folder) / "runs" / "small" / "report.html").as_uri(),
-            ],
-            check=True,
-            capture_output=True,
-        )
+        _photograph(Path(folder) / "runs" / "small" / "report.html", HERE / "report.png", WINDOW)
+
+
+def _photograph(page: Path, picture: Path, window: tuple[int, int]) -> None:
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        sys.exit("a picture of a page needs Chromium (Debian: apt-get install chromium)")
+    subprocess.run(
+        [
+            *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+            f"--window-size={window[0]},{window[1]}",
+            f"--screenshot={picture}",
+            page.resolve().as_uri(),
+        ],
+        check=True,
+        capture_output=True,
+    )
 
 
 def _run(folder: str, *command: str) -> str:
