@@ -52,8 +52,7 @@ def simulate(
         trace, settings, device, host, rank=rank, world_size=world_size, built_on_device=not cuda
     )
     engine.init()
-    owns_gradients = settings.autocast is not None or (settings.stage == 3 and settings.memory_efficient_linear)
-    in_place = sums_in_place(trace) if owns_gradients else {}
+    in_place = sums_in_place(trace) if _owns_gradients(trace, settings) else {}
     saved = saved_weights(trace, settings) if settings.stage == 3 else {}
     # train/hygiene.py empties the cache before the first step.
     device.empty_cache()
@@ -87,13 +86,20 @@ def engine_class(settings: Settings) -> type[Engine]:
     return Zero12Engine
 
 
+def _owns_gradients(trace: Trace, settings: Settings) -> bool:
+    """Whether autograd gets the output embedding's gradient as a tensor of its own, and not as a view."""
+    loss_by_linear = any(module == 0 for module, _ in trace.linears)
+    efficient = settings.stage == 3 and settings.memory_efficient_linear
+    return not loss_by_linear or efficient or settings.autocast is not None
+
+
 def sums_in_place(trace: Trace) -> dict[int, int]:
     """Where autograd sums two gradients of one parameter (tied weights) in place: the sum's storage in the trace -> the
     storage of the gradient made first, which the sum reuses in a real run.
 
-    torch's linear layers give autograd a view as the weight's gradient, so that the sum needs a third storage.
-    DeepSpeed's linear layer of stage 3 (zero/linear.py) and autocast's cast back give it a tensor of its own, to which
-    it adds the second one in place; but not while it is observed as by the tracer, so the trace has a third storage.
+    torch's linear layers give autograd a view as the weight's gradient, so that the sum needs a third storage. The
+    fused and the chunked loss, DeepSpeed's linear layer of stage 3 (zero/linear.py) and autocast's cast back give it a
+    tensor of its own, to which it adds the second one in place; but not while it is observed as by the tracer, so the trace has a third storage.
     """
     sizes: dict[int, int] = {}
     freed: list[int] = []
