@@ -12,7 +12,7 @@ SEARCH_PATHS = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH")
 # The beginning of a hint where guards could do what the plain command of --dry-run cannot express.
 UNSAYABLE = "leave --dry-run out, for `launch` itself can start these; as a plain command, "
 # Variables of this process's environment with these prefixes also go to ranks on other hosts.
-_PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "DS_", "UCX_", "MLFLOW_")
+_PREFIXES = ("NCCL_", "GLOO_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "DS_", "UCX_", "MLFLOW_")
 # DeepSpeed writes these variables with their values into the command line of pdsh and ssh, which everybody can read.
 _SHOWN_BY_PDSH = ("MLFLOW", "UCX", "MV2")
 

@@ -20,6 +20,7 @@ from dist_trainer.encoding import as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.streams import is_terminal
+from dist_trainer.train.compile_cache import keep_compiled
 from dist_trainer.train.job import RankJob
 from dist_trainer.train.timeline import Timeline
 
@@ -62,6 +63,7 @@ def prepare(job: RankJob, timeline: Timeline) -> Prepared:
     baseline = read_baseline(job, asked)
     choose_cuda_allocator(asked.run.memory)
     let_threads_wait_briefly()
+    not_kept = keep_compiled(asked.deepspeed, os.environ)
     timeline.begin("imports")
     from dist_trainer.train import matmul, process
     from dist_trainer.train.planning import plan_first
@@ -77,8 +79,7 @@ def prepare(job: RankJob, timeline: Timeline) -> Prepared:
         planned = plan_first(job.request, resolved, job.rank, device, force=job.force) if is_first else None
         in_force, notice = matmul.choose(resolved, device, matmul.fast_here(device.kind))
         matmul.set_in_torch(in_force)
-        if notice is not None:
-            resolved = replace(resolved, notices=(*resolved.notices, notice))
+        resolved = replace(resolved, notices=(*resolved.notices, *filter(None, (notice, not_kept))))
         timeline.begin("data")
         data = open_data(resolved, show_progress=is_first)
         now = describe_run(resolved, job.rank, data)

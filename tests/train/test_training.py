@@ -110,9 +110,14 @@ def test_a_run_stopped_in_each_phase_and_resumed_gives_the_losses_of_an_undistur
     assert computed_checkpoint(resumed) - frames <= largest_checkpoint(resumed) <= computed_checkpoint(resumed)
 
 
-def test_compiled_and_eager_losses_agree(folder: Path, zero2_losses: list[float]) -> None:
+def test_compiled_and_eager_losses_agree_and_what_was_compiled_is_kept_in_the_cache(
+    folder: Path, zero2_losses: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     compiled = losses(train(folder, "compiled", *FP32, "--compile", "--phase", "1", "--no-checkpointing"))
     assert max(abs(a - b) for a, b in zip(compiled, zero2_losses[:10], strict=True)) < 1e-4
+    assert any((folder / "cache" / "dist_trainer" / "inductor").rglob("*.so"))
 
 
 def test_deepspeeds_tensorboard_block_gets_the_loss_as_well(folder: Path, zero2_losses: list[float]) -> None:

@@ -321,6 +321,14 @@ def test_deepspeed_is_not_given_what_it_would_write_into_a_command_line() -> Non
     assert (env["MLFLOW_TRACKING_TOKEN"], env["UCX_TLS"]) == ("of-the-user", "tcp")
 
 
+def test_ranks_on_other_hosts_keep_what_they_compile_where_the_user_said(tmp_path: Path) -> None:
+    facts = dataclasses.replace(GPU_HOST, environ={"PATH": "/bin", "TORCHINDUCTOR_CACHE_DIR": "/scratch/inductor"})
+    asked = request(TWO_HOSTS, facts, hostfile="hf")
+    plan = build_plan("torchrun", guarded(asked, "10.0.0.1:2000", SECRET))
+    env = dict(job_for("torchrun", asked, plan, tmp_path, is_port_fixed=False).env)
+    assert env["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/inductor"
+
+
 def test_an_id_that_is_a_secret_does_not_reach_torchruns_command_line() -> None:
     job_id = "0123456789abcdef" * 4
     asked = dataclasses.replace(request(), rendezvous=Rendezvous(2, "node1", 29500, job_id))
