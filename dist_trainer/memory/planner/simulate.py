@@ -99,7 +99,8 @@ def sums_in_place(trace: Trace) -> dict[int, int]:
 
     torch's linear layers give autograd a view as the weight's gradient, so that the sum needs a third storage. The
     fused and the chunked loss, DeepSpeed's linear layer of stage 3 (zero/linear.py) and autocast's cast back give it a
-    tensor of its own, to which it adds the second one in place; but not while it is observed as by the tracer, so the trace has a third storage.
+    tensor of its own, to which it adds the second one in place; but not while it is observed as by the tracer, so the
+    trace has a third storage.
     """
     sizes: dict[int, int] = {}
     freed: list[int] = []
