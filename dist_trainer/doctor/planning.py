@@ -23,7 +23,8 @@ def main() -> int:
             _check_data(resolved)
             plan = make_plan(resolved, world_size=world_size, device=PlannedDevice(device))
     except UserError as error:
-        where = f"{error.key}: " if error.key else ""
+        at = error.key or error.where
+        where = f"{at}: " if at else ""
         do = f" ({error.hint})" if error.hint else ""
         print(f"{where}{error.problem}{do}".replace("\n", " "), file=sys.stderr)
         return error.exit_status

@@ -15,7 +15,7 @@ from dist_trainer.doctor.needs import planning_order
     ("settings", "said"),
     [
         (("data.source=/nope",), "data.source: there is no /nope (make it with `data prepare`)\n"),
-        (("zero_optimization.stage=7",), "zero_optimization.stage: "),
+        (("zero_optimization.stage=7",), "--set zero_optimization.stage: "),
     ],
 )
 def test_what_would_be_refused_is_one_line_with_its_key(
