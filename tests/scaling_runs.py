@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dist_trainer.benchmark.scaling.cells import cells
-from dist_trainer.benchmark.scaling.points import Place, num_sequences, place, points, ranks
+from dist_trainer.benchmark.scaling.points import Capacity, capacity, num_sequences, points, ranks
 from dist_trainer.benchmark.scaling.results import KIND, SCHEMA_VERSION, Environment, Results
 from dist_trainer.benchmark.worth.measurement import Machine, Measurement
 
@@ -16,9 +16,9 @@ WORLDS = (1, 2, 4)
 CELLS = cells("tiny", WORLDS, ds="zero2", num_steps=8)
 # tokens/s by cell; the smallest world's is 1000.
 TOKENS_PER_S = {"strong-2": 1800.0, "strong-4": 2000.0, "weak-2": 1900.0, "weak-4": 3600.0}
-GPUS = {world: place(world, num_threads=4, num_cores=16, num_gpus=4) for world in WORLDS}
+GPUS = {world: capacity(world, num_threads=4, num_cores=16, num_gpus=4) for world in WORLDS}
 # Two cores: one rank has both, two ranks have one each, four take turns.
-CORES = {world: place(world, num_threads=max(1, 2 // world), num_cores=2, num_gpus=0) for world in WORLDS}
+CORES = {world: capacity(world, num_threads=max(1, 2 // world), num_cores=2, num_gpus=0) for world in WORLDS}
 
 
 def rounds(
@@ -56,8 +56,8 @@ def rounds(
     return found
 
 
-def results(places: Mapping[int, Place] = CORES, **how: Any) -> Results:
-    num_gpus = 0 if places is CORES else 4
+def results(capacities: Mapping[int, Capacity] = CORES, **how: Any) -> Results:
+    num_gpus = 0 if capacities is CORES else 4
     environment = Environment(
         model_size="tiny",
         deepspeed="zero2",
@@ -71,5 +71,5 @@ def results(places: Mapping[int, Place] = CORES, **how: Any) -> Results:
         versions={"torch": "2.13.0"},
     )
     commands = {cell.name: f"python -m dist_trainer launch --config cells/{cell.name}.yaml" for cell in CELLS}
-    found = points(CELLS, rounds(**how), places=places, commands=commands)
+    found = points(CELLS, rounds(**how), capacities=capacities, commands=commands)
     return Results(SCHEMA_VERSION, KIND, environment, tuple(found))

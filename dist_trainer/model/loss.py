@@ -34,7 +34,7 @@ def fused_loss(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int)
     if torch.compiler.is_compiling():
         return full_loss(hidden, weight, targets, vocab_size)
     flat_hidden, weight = _in_dtype_of_autocast(hidden.reshape(-1, hidden.shape[-1]), weight)
-    num_rows = size.fused_rows(weight.shape[0], cuda=hidden.is_cuda)
+    num_rows = size.fused_rows(vocab_size, cuda=hidden.is_cuda)
     with torch.autocast(hidden.device.type, enabled=False):
         loss = _FusedLoss.apply(  # type: ignore[no-untyped-call]
             flat_hidden, weight, targets.reshape(-1), vocab_size, num_rows

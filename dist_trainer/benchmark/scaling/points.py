@@ -15,7 +15,7 @@ from dist_trainer.typed_json import Count, Finite, Seconds
 
 
 @dataclass(frozen=True)
-class Place:
+class Capacity:
     """What ranks of a world have to compute with: `num_units` GPUs, or cores that their threads keep busy, of all ranks
     together. `num_threads` is of each. `is_crowded`: they are more than the cores, and take turns on them.
     """
@@ -64,25 +64,25 @@ class Point:
     energy_j: Finite | None = None
 
 
-def place(num_ranks: int, *, num_threads: int, num_cores: int, num_gpus: int) -> Place:
+def capacity(num_ranks: int, *, num_threads: int, num_cores: int, num_gpus: int) -> Capacity:
     """A rank has a GPU of its own; where the host has none, all ranks share the `num_cores`."""
     if num_gpus:
-        return Place(num_threads, num_ranks, is_crowded=False)
-    return Place(num_threads, min(num_cores, num_ranks * num_threads), is_crowded=num_ranks > num_cores)
+        return Capacity(num_threads, num_ranks, is_crowded=False)
+    return Capacity(num_threads, min(num_cores, num_ranks * num_threads), is_crowded=num_ranks > num_cores)
 
 
 def points(
     cells: Sequence[Cell],
     measurements: Sequence[Measurement],
     *,
-    places: Mapping[int, Place],
+    capacities: Mapping[int, Capacity],
     commands: Mapping[str, str],
 ) -> list[Point]:
-    """`places`: by number of ranks. `commands`: by cell name. Cells not measured yet have a point too."""
+    """`capacities`: by number of ranks. `commands`: by cell name. Cells not measured yet have a point too."""
     rows = {row.cell: row for row in make_rows(cells, measurements, commands=commands, rates=MatmulRates({}, {}))}
     base = cells[0]
     return [
-        _point(mode, cell, base, rows[cell.name], places, speed_up(measurements, cell, base))
+        _point(mode, cell, base, rows[cell.name], capacities, speed_up(measurements, cell, base))
         for mode in MODES
         for cell in cells
         if cell.group in ("baseline", mode)
@@ -113,9 +113,11 @@ def ranks(cell: Cell) -> int:
     return cell.num_ranks
 
 
-def _point(mode: Mode, cell: Cell, base: Cell, row: Row, places: Mapping[int, Place], found: Estimate | None) -> Point:
-    here = places[ranks(cell)]
-    ideal = here.num_units / places[ranks(base)].num_units
+def _point(
+    mode: Mode, cell: Cell, base: Cell, row: Row, capacities: Mapping[int, Capacity], found: Estimate | None
+) -> Point:
+    here = capacities[ranks(cell)]
+    ideal = here.num_units / capacities[ranks(base)].num_units
     return Point(
         mode=mode,
         num_ranks=ranks(cell),

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from dist_trainer.benchmark.scaling.page import make_page, write_page
-from dist_trainer.benchmark.scaling.points import place, points, ranks
+from dist_trainer.benchmark.scaling.points import capacity, points, ranks
 from dist_trainer.benchmark.scaling.results import KIND, SCHEMA_VERSION, Environment, Results, write_results
 from dist_trainer.benchmark.worth.measuring import Bench
 from dist_trainer.benchmark.worth.telling import commands, hardware_in_words, versions
@@ -21,8 +21,8 @@ def tell(bench: Bench, *, num_gpus: int) -> tuple[Path, ...]:
 
 def results_of(bench: Bench, *, num_gpus: int) -> Results:
     measured, settings, num_cores = bench.folder.measurements(), bench.settings, count_own_cores()
-    places = {
-        world: place(world, num_threads=threads_here(os.environ, world), num_cores=num_cores, num_gpus=num_gpus)
+    capacities = {
+        world: capacity(world, num_threads=threads_here(os.environ, world), num_cores=num_cores, num_gpus=num_gpus)
         for world in map(ranks, bench.cells)
     }
     environment = Environment(
@@ -41,5 +41,5 @@ def results_of(bench: Bench, *, num_gpus: int) -> Results:
         SCHEMA_VERSION,
         KIND,
         environment,
-        tuple(points(bench.cells, measured, places=places, commands=commands(bench))),
+        tuple(points(bench.cells, measured, capacities=capacities, commands=commands(bench))),
     )

@@ -55,7 +55,7 @@ def test_a_speed_up_that_is_not_shown_is_said_to_be_none() -> None:
 def test_shared_cores_and_crowded_ranks_are_said_and_not_on_gpus() -> None:
     assert "All ranks share the 2 cores of this host: the ideal is in proportion to the cores in use" in markdown()
     assert "More ranks than cores: 4." in markdown()
-    on_gpus = markdown(places=GPUS)
+    on_gpus = markdown(capacities=GPUS)
     assert "share the" not in on_gpus and "More ranks than cores" not in on_gpus
     assert (
         "**Weak scaling from 1 to 4 ranks: x3.60 (3.60 to 3.60); efficiency 90%, 90% of the ideal x4.00.**" in on_gpus
@@ -72,9 +72,9 @@ def test_what_one_should_know_is_said() -> None:
     assert "An interval takes three rounds of each order" in few and "but too few rounds to be sure" in few
 
 
-@pytest.mark.parametrize(("places", "rises"), [(GPUS, True), (None, False)])
-def test_the_ideal_line_rises_with_the_hardware(places: Any, rises: bool) -> None:
-    found = speed_up_against_ranks(results(places).points if places else results().points)
+@pytest.mark.parametrize(("capacities", "rises"), [(GPUS, True), (None, False)])
+def test_the_ideal_line_rises_with_the_hardware(capacities: Any, rises: bool) -> None:
+    found = speed_up_against_ranks(results(capacities).points if capacities else results().points)
     assert found is not None
     line = dict(found.shapes)[IDEAL]
     heights = [float(number) for number in re.findall(r" ([\d.]+)", line)]

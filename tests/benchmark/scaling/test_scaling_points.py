@@ -15,7 +15,7 @@ def found(**how: Any) -> dict[tuple[str, int], Point]:
 
 
 def test_speed_up_is_of_tokens_and_efficiency_is_per_rank() -> None:
-    points = found(places=GPUS)
+    points = found(capacities=GPUS)
     weak, strong = points["weak", 4], points["strong", 4]
     assert weak.speed_up is not None and strong.speed_up is not None
     assert (weak.speed_up.value, weak.efficiency) == (pytest.approx(3.6), pytest.approx(0.9))
@@ -25,12 +25,12 @@ def test_speed_up_is_of_tokens_and_efficiency_is_per_rank() -> None:
 
 
 def test_with_a_gpu_for_each_rank_the_ideal_is_the_ranks() -> None:
-    assert [point.ideal for point in results(places=GPUS).points] == [1, 2, 4] * 2
-    assert all(point.share_of_ideal == point.efficiency for point in results(places=GPUS).points)
+    assert [point.ideal for point in results(capacities=GPUS).points] == [1, 2, 4] * 2
+    assert all(point.share_of_ideal == point.efficiency for point in results(capacities=GPUS).points)
 
 
 def test_ranks_that_share_cores_are_held_against_the_cores_in_use() -> None:
-    points = found(places=CORES)
+    points = found(capacities=CORES)
     assert [point.ideal for point in points.values()] == [1, 1, 1] * 2
     assert points["strong", 2].share_of_ideal == pytest.approx(1.8)
     assert points["strong", 2].efficiency == pytest.approx(0.9)
