@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_trainer.checkpoints import card, find
-from dist_trainer.checkpoints.card import DataFacts, Made
+from dist_trainer.checkpoints.index import DataFacts, Made
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.config.progress import Progress
 from dist_trainer.data.sampler import DataPlace

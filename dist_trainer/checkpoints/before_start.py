@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from dist_trainer.checkpoints.changed import made_by, refuse_another_kind
@@ -12,16 +13,22 @@ from dist_trainer.config.resolve import ResolvedRun, resolve
 
 
 def check_before_start(
-    request: Request, *, world_size: int, resume: str, run_dir: Path | None, with_files: bool = True
+    request: Request,
+    *,
+    world_size: int,
+    resume: str,
+    run_dir: Path | None,
+    with_files: bool = True,
+    damaged: Mapping[Path, str] | None = None,
 ) -> tuple[Resume, ResolvedRun]:
     """The checkpoint that `resume` selects in the run's folder, and the run resolved for a device that supports all.
 
     Raises UserError for a mistake in either file or its overrides, and for a checkpoint that is damaged or belongs to
-    another kind of run. `with_files` as in `find`.
+    another kind of run. `with_files` and `damaged` as in `find`.
     """
-    resumed = find(resume, run_dir, with_files=with_files)
+    resumed = find(resume, run_dir, with_files=with_files, damaged=damaged)
     resolved = resolve(request, world_size=world_size, device=ANY_DEVICE, done=resumed.phases)
     if resumed.found is not None:
         now = made_by(resolved, world_size=world_size, data={})
-        refuse_another_kind(resumed.found, now, is_device_known=False)
+        refuse_another_kind(resumed.found, now)
     return resumed, resolved

@@ -9,25 +9,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from dist_trainer.checkpoints.card import CARD_FILE, DataFacts, Made
 from dist_trainer.checkpoints.find import Found
-from dist_trainer.config.deepspeed.rules import block, offload_device, precision, zero_stage
+from dist_trainer.checkpoints.index import INDEX_FILE, DataFacts, Made
+from dist_trainer.config.deepspeed.rules import block
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.encoding import all_as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.redact import redacted_config
 from dist_trainer.units import counted
 
-_SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length", "pad_vocab")
-# DeepSpeed's default. Stage 3 divides its states into pieces of this size.
-_SUB_GROUP_SIZE = 1_000_000_000
+_SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
 # Keys that do not change the numbers of the training; and the paths of data, because the data itself is compared.
 _NEVER_TOLD = (
     *("name", "deepspeed", "targets", "checkpoints", "evaluation", "memory", "data"),
     *("steps_per_print", "wall_clock_breakdown", "memory_breakdown", "dump_state", "flops_profiler", "comms_logger"),
     *("tensorboard", "csv_monitor", "wandb", "comet", "aio"),
 )
-_ON_THIS_DEVICE = ("precision", "optimizer.params.torch_adam")
 _NOT_SET = "not set"
 
 
@@ -39,15 +36,10 @@ def made_by(resolved: ResolvedRun, *, world_size: int, data: Mapping[str, DataFa
     return Made(world_size=world_size, run=run, deepspeed=deepspeed, data=dict(data))
 
 
-def refuse_another_kind(found: Found, now: Made, *, is_device_known: bool = True) -> None:
-    """Raises UserError for the first thing that must be the same and is not.
-
-    `is_device_known` False: settings that depend on the device are not compared yet.
-    """
-    before = found.card.made_by
+def refuse_another_kind(found: Found, now: Made) -> None:
+    """Raises UserError for the first thing that must be the same and is not."""
+    before = found.index.made_by
     for key, read in _must_agree().items():
-        if key in _ON_THIS_DEVICE and not is_device_known:
-            continue
         was, is_now = read(before), read(now)
         if was != is_now:
             raise _another_kind(found, "this run", key, is_now, repr(was))
@@ -59,8 +51,10 @@ def refuse_another_kind(found: Found, now: Made, *, is_device_known: bool = True
 
 def differences(found: Found, now: Made) -> list[str]:
     """One line for each thing that the resumed run does differently from here on."""
-    before = found.card.made_by
+    before = found.index.made_by
     lines = []
+    if before.world_size != now.world_size:
+        lines.append(f"the run has {counted(now.world_size, 'rank')}, and had {before.world_size}")
     for old, new in ((before.run, now.run), (before.deepspeed, now.deepspeed)):
         was, is_now = _flat(old), _flat(new)
         for key in dict.fromkeys((*was, *is_now)):
@@ -71,9 +65,9 @@ def differences(found: Found, now: Made) -> list[str]:
 
 
 def _other_data(found: Found, now: Made) -> Iterator[str]:
-    known = {order.partition("/")[0] for order in found.card.position.places}
+    known = {order.partition("/")[0] for order in found.index.position.places}
     for phase, facts in now.data.items():
-        was = found.card.made_by.data.get(phase)
+        was = found.index.made_by.data.get(phase)
         if was is None or was.fingerprint == facts.fingerprint:
             continue
         start = "from where it had been read to" if facts.fingerprint in known else "from its beginning"
@@ -90,28 +84,8 @@ def _must_agree() -> dict[str, Callable[[Made], Any]]:
     }
     return {
         **shape,
-        "world_size": lambda made: made.world_size,
-        "zero_optimization.stage": lambda made: zero_stage(made.deepspeed),
-        "precision": lambda made: precision(made.deepspeed),
         "optimizer.type": lambda made: str(block(made.deepspeed, "optimizer").get("type")).lower(),
-        # DeepSpeed's Adam and torch's keep their step counts in different places, and so do those for CPU and GPU.
-        "optimizer.params.torch_adam": lambda made: bool(
-            block(block(made.deepspeed, "optimizer"), "params").get("torch_adam")
-        ),
-        "zero_optimization.offload_optimizer.device": lambda made: offload_device(made.deepspeed, "optimizer"),
-        "zero_optimization.sub_group_size": _sub_group_size,
-        "zero_optimization.round_robin_gradients": _round_robin,
     }
-
-
-def _sub_group_size(made: Made) -> Any:
-    zero = block(made.deepspeed, "zero_optimization")
-    return zero.get("sub_group_size", _SUB_GROUP_SIZE) if zero_stage(made.deepspeed) == 3 else None
-
-
-def _round_robin(made: Made) -> bool:
-    zero = block(made.deepspeed, "zero_optimization")
-    return bool(zero.get("round_robin_gradients")) and zero_stage(made.deepspeed) in (1, 2)
 
 
 def _another_kind(found: Found, where: str, key: str, is_now: object, was: str) -> UserError:
@@ -120,7 +94,7 @@ def _another_kind(found: Found, where: str, key: str, is_now: object, was: str) 
         where=where,
         key=key,
         found=is_now,
-        expected=f"{was}, as {CARD_FILE} of the checkpoint says",
+        expected=f"{was}, as {INDEX_FILE} of the checkpoint says",
         hint="start the run as it was (RUN_DIR/resolved/), or anew with --resume never",
     )
 

@@ -1,30 +1,32 @@
-"""Which checkpoint `--resume` means, and whether it is whole."""
+"""Which checkpoint `--resume` means: the one that is named, or the newest whole one of a run."""
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dist_trainer.checkpoints import card
-from dist_trainer.checkpoints.card import CARD_FILE, Card, DamageError
+from dist_trainer.checkpoints import index as indices
+from dist_trainer.checkpoints.damage import DamageError
+from dist_trainer.checkpoints.folder import LATEST_FILE, name_of, saves, step_of
+from dist_trainer.checkpoints.index import INDEX_FILE, Index
+from dist_trainer.checkpoints.verify import check_sizes
 from dist_trainer.config.progress import Progress
 from dist_trainer.errors import UserError
 
-LATEST_FILE = "latest"
+__all__ = ["Found", "Resume", "cannot_be_loaded", "find", "name_of"]
+
 _MAX_LATEST_BYTES = 64
-_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 _START_ANEW = "start anew with another --run-dir"
 
 
 @dataclass(frozen=True)
 class Found:
-    """A checkpoint that is whole."""
+    """A checkpoint whose index is whole."""
 
     folder: Path
-    card: Card
+    index: Index
 
 
 @dataclass(frozen=True)
@@ -37,41 +39,35 @@ class Resume:
     @property
     def phases(self) -> Mapping[str, Progress]:
         """How much of each phase is done."""
-        return self.found.card.position.phases if self.found else {}
+        return self.found.index.position.phases if self.found else {}
 
 
-def name_of(step: int) -> str:
-    """The folder name of the checkpoint after this step."""
-    return f"step-{step}"
-
-
-def write_latest(checkpoints_dir: Path, step: int) -> None:
-    """Makes `latest` name the checkpoint after this step, atomically."""
-    card.replace_file(checkpoints_dir / LATEST_FILE, name_of(step))
-
-
-def find(resume: str, run_dir: Path | None, *, with_files: bool = True) -> Resume:
+def find(
+    resume: str, run_dir: Path | None, *, with_files: bool = True, damaged: Mapping[Path, str] | None = None
+) -> Resume:
     """The checkpoint that `--resume auto|never|PATH` selects.
 
-    `auto`: the newest in this run's folder, if there is any. PATH: a run's folder, its checkpoints folder, or one
-    step-N folder. `with_files`: check every file of the checkpoint, which one rank does for all. Raises UserError if
-    there is none at PATH, or if the selected one is damaged; the error names one that is whole, if any.
+    `auto`: the newest whole one in this run's folder, if there is any checkpoint. PATH: a run's folder, its checkpoints
+    folder, or one step-N folder. `with_files`: look for files of another size as well; `damaged`: folders whose files
+    were found not to be as they were written, and what is wrong with each. Raises UserError if there is none at PATH,
+    if the one at PATH is damaged, or if none of a run's is whole; the error names one that is whole, if any.
     """
     if resume == "never" or (resume == "auto" and run_dir is None):
         return Resume()
+    look = _Look(with_files, damaged or {})
     try:
         if resume == "auto":
             assert run_dir is not None
-            return _newest(run_dir / "checkpoints", with_files=with_files)
+            return _newest(run_dir / "checkpoints", look)
         path = Path(resume).resolve()
-        if os.path.lexists(path / CARD_FILE) or (_NAME.fullmatch(path.name) and path.is_dir()):
-            return Resume(_whole(path, with_files=with_files))
+        if os.path.lexists(path / INDEX_FILE) or (step_of(path) is not None and path.is_dir()):
+            return Resume(look.at(path))
         for folder in (path / "checkpoints", path):
-            newest = _newest(folder, with_files=with_files)
+            newest = _newest(folder, look)
             if newest.found is not None:
                 return newest
     except DamageError as damage:
-        raise _explain(damage) from damage
+        raise _explain(damage, look) from damage
     except OSError as error:
         raise UserError("a checkpoint cannot be read", where=error.filename, found=error.strerror) from error
     raise UserError(
@@ -83,76 +79,96 @@ def find(resume: str, run_dir: Path | None, *, with_files: bool = True) -> Resum
     )
 
 
-def _newest(folder: Path, *, with_files: bool) -> Resume:
-    """The one that `latest` names. If the very first save was cut off there is none, and nothing is lost."""
-    latest = folder / LATEST_FILE
-    if not os.path.lexists(latest):
-        begun = list(_saves(folder))
-        if any(os.path.lexists(path / CARD_FILE) for path in begun):
-            raise DamageError(latest, "is missing, which says which of the checkpoints beside it is the newest")
-        return Resume(notices=tuple(f"{path} was never finished: nothing to resume from there" for path in begun))
+@dataclass(frozen=True)
+class _Look:
+    """How closely checkpoints are looked at."""
+
+    with_files: bool
+    damaged: Mapping[Path, str]
+
+    def at(self, folder: Path) -> Found:
+        """The checkpoint in this folder. Raises DamageError if it is not whole."""
+        if folder.resolve() in self.damaged:
+            raise DamageError(folder, f"is not whole: {self.damaged[folder.resolve()]}")
+        if folder.is_symlink() and not folder.resolve().is_relative_to(folder.parent.resolve()):
+            raise DamageError(folder, "is a link that leads out of the folder of checkpoints")
+        index = indices.read(folder)
+        if step_of(folder) not in (None, index.position.step):
+            raise DamageError(folder / INDEX_FILE, f"is that of step {index.position.step}")
+        if self.with_files:
+            check_sizes(folder, index)
+        return Found(folder, index)
+
+    def newest_whole(self, checkpoints_dir: Path, *, but: Path | None = None) -> Found | None:
+        for folder in saves(checkpoints_dir):
+            if folder == but:
+                continue
+            try:
+                return self.at(folder)
+            except DamageError:
+                continue
+        return None
+
+
+def _newest(checkpoints_dir: Path, look: _Look) -> Resume:
+    """The one that `latest` names; if that is not whole, or `latest` names none, the newest that is whole.
+
+    Raises DamageError if there are checkpoints and none is whole.
+    """
+    latest = checkpoints_dir / LATEST_FILE
+    if not os.path.lexists(latest) and not saves(checkpoints_dir):
+        return Resume()
     try:
-        name = card.read_inside(latest, folder, max_bytes=_MAX_LATEST_BYTES).decode().removesuffix("\n")
+        named = checkpoints_dir / _named_by(latest)
+        found = look.at(named)
+    except DamageError as damage:
+        whole = look.newest_whole(checkpoints_dir)
+        if whole is None:
+            raise
+        return Resume(whole, (f"{damage}: {whole.folder.name}, the newest that is whole, is resumed from",))
+    newest = saves(checkpoints_dir)[0]
+    if newest == named or not _is_whole(newest, look):
+        return Resume(found)
+    notice = f"{latest} names {named.name}, though {newest.name} is whole too: {named.name} is resumed from"
+    return Resume(found, (notice,))
+
+
+def _is_whole(folder: Path, look: _Look) -> bool:
+    try:
+        look.at(folder)
+    except DamageError:
+        return False
+    return True
+
+
+def _named_by(latest: Path) -> str:
+    """The name in `latest`, of a folder that is there. Raises DamageError."""
+    folder = latest.parent
+    try:
+        name = indices.read_inside(latest, folder, max_bytes=_MAX_LATEST_BYTES).decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise DamageError(latest, "does not name a checkpoint") from error
-    if not _NAME.fullmatch(name):
+    if step_of(folder / name) is None or "/" in name:
         raise DamageError(latest, f"does not name a checkpoint, but says {name!r}" if name else "is empty")
     if not (folder / name).is_dir():
         raise DamageError(latest, f"names {name}, which is not there")
-    if not (folder / name).resolve().is_relative_to(folder.resolve()):
-        raise DamageError(folder / name, "is a link that leads out of the folder of checkpoints")
-    found = _whole(folder / name, with_files=with_files)
-    newer = _newest_whole(folder, above=_step(folder / name)) if with_files else None
-    if newer is None:
-        return Resume(found)
-    return Resume(found, (f"{latest} names {name}, though {newer.name} is whole too: {name} is resumed from",))
-
-
-def _whole(folder: Path, *, with_files: bool = True) -> Found:
-    read = card.read(folder)
-    if _NAME.fullmatch(folder.name) and _step(folder) != read.position.step:
-        raise DamageError(folder / CARD_FILE, f"is that of step {read.position.step}")
-    if with_files:
-        card.check_files(folder, read)
-    return Found(folder, read)
-
-
-def _saves(folder: Path) -> Iterator[Path]:
-    """The step-N folders, the newest first."""
-    if folder.is_dir():
-        yield from sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step, reverse=True)
-
-
-def _step(folder: Path) -> int:
-    return int(folder.name.removeprefix("step-"))
-
-
-def _newest_whole(folder: Path, *, above: int = -1, but: Path | None = None) -> Path | None:
-    for path in _saves(folder):
-        if _step(path) <= above:
-            return None
-        if path == but:
-            continue
-        try:
-            return _whole(path).folder
-        except DamageError:
-            continue
-    return None
+    return name
 
 
 def cannot_be_loaded(folder: Path, problem: str) -> UserError:
     """The error for a checkpoint whose files are all there but whose content cannot be loaded."""
-    return _explain(DamageError(folder, problem))
+    return _explain(DamageError(folder, problem), _Look(with_files=True, damaged={}))
 
 
-def _explain(damage: DamageError) -> UserError:
+def _explain(damage: DamageError, look: _Look) -> UserError:
     # `damage.file` is `latest`, a checkpoint's folder or a file in one: other checkpoints beside it may be whole.
-    damaged = next((path for path in (damage.file, *damage.file.parents) if _NAME.fullmatch(path.name)), damage.file)
-    whole = _newest_whole(damaged.parent, but=damaged)
+    places = (damage.file, *damage.file.parents)
+    damaged = next((path for path in places if step_of(path) is not None), damage.file)
+    whole = look.newest_whole(damaged.parent, but=damaged)
     return UserError(
         f"the checkpoint cannot be resumed from: {damage.file.name} {damage.problem}",
         where=str(damage.file),
-        hint=f"{whole.name} beside it is whole: resume from it with --resume {whole}, or {_START_ANEW}"
+        hint=f"{whole.folder.name} beside it is whole: resume from it with --resume {whole.folder}, or {_START_ANEW}"
         if whole
         else f"no other checkpoint beside it is whole: {_START_ANEW}",
     )

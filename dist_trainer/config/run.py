@@ -116,11 +116,21 @@ class PhaseConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """A checkpoint every so many steps or minutes (0: not for that reason), and with `at_end` after each phase."""
+    """A checkpoint every so many steps or minutes (0: not for that reason), and with `at_end` after each phase.
+
+    `background`: written while the run goes on. `when_busy`: what happens to a checkpoint that is due while the one
+    before it is still being written. `on_failure`: what happens to the run if one cannot be written. `keep_newest`: how
+    many are kept (0: all), beside those of every `keep_every_steps`-th step (0: none).
+    """
 
     every_steps: NotNegative = 0
     every_minutes: Annotated[float, Field(ge=0.0)] = 0.0
     at_end: bool = True
+    background: bool = True
+    when_busy: Literal["wait", "skip"] = "wait"
+    on_failure: Literal["continue", "stop"] = "continue"
+    keep_newest: NotNegative = 0
+    keep_every_steps: NotNegative = 0
 
 
 class MemoryConfig(_Section):

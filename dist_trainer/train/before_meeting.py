@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_trainer.checkpoints.before_start import check_before_start
-from dist_trainer.checkpoints.card import DataFacts, Made
 from dist_trainer.checkpoints.changed import made_by, refuse_another_kind
 from dist_trainer.checkpoints.find import Resume
+from dist_trainer.checkpoints.index import DataFacts, Made
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts, offloads_to_nvme
 from dist_trainer.config.resolve import ResolvedRun, resolve
@@ -46,8 +47,11 @@ class Prepared:
     baseline: Baseline | None
 
 
-def prepare(job: RankJob, timeline: Timeline) -> Prepared:
+def prepare(job: RankJob, timeline: Timeline, *, damaged: Mapping[Path, str] | None = None) -> Prepared:
     """Checks files and checkpoint, sets what torch reads on import, imports torch, then finds device, plan and data.
+
+    `damaged`: checkpoints that are not to be taken, and why. The ranks find out together, later, whether all bytes of a
+    checkpoint are as they were written; where they are not, each prepares anew.
 
     Raises UserError for the user's mistakes.
     """
@@ -58,7 +62,8 @@ def prepare(job: RankJob, timeline: Timeline) -> Prepared:
         world_size=job.rank.world_size,
         resume=job.resume,
         run_dir=job.run_dir,
-        with_files=is_first,
+        with_files=False,
+        damaged=damaged,
     )
     baseline = read_baseline(job, asked)
     choose_cuda_allocator(asked.run.memory)

@@ -9,28 +9,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-
-from dist_trainer.checkpoints.card import Made
 from dist_trainer.checkpoints.position import Position, order_name
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.resolve import Phase, ResolvedRun
 from dist_trainer.data.loader import BatchLoader, build_loader
 from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import TokenFile
-from dist_trainer.disk import check_room
 from dist_trainer.endings import ERROR, end_event, show_life
 from dist_trainer.errors import RunError
-from dist_trainer.memory.checkpoint_size import checkpoint_bytes
-from dist_trainer.memory.engines.settings import read_settings
-from dist_trainer.model.size import num_stored_parameters
 from dist_trainer.monitor.allocator import AllocatorWatch
 from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord
-from dist_trainer.train import checkpoint, hygiene
+from dist_trainer.train import hygiene
+from dist_trainer.train.checkpoints.turns import Turns
 from dist_trainer.train.display import Display
-from dist_trainer.train.shortage import writing_tensors
 from dist_trainer.train.step import StepResult, evaluate, train_step
 from dist_trainer.train.timeline import Timeline, compile_s
 
@@ -99,7 +91,7 @@ class Recorder:
 
 @dataclass
 class Run:
-    """Everything that the loop needs on one rank. `position`, `saved_step` and `last_checkpoint_s` change.
+    """Everything that the loop needs on one rank. `position` changes.
 
     `timeline`: of this start, until its first step has ended.
     """
@@ -113,10 +105,8 @@ class Run:
     recorder: Recorder
     display: Display
     position: Position
-    made_by: Made
-    saved_step: int
+    checkpoints: Turns
     max_steps: int | None
-    last_checkpoint_s: float
     allocator: AllocatorWatch | None = None
     timeline: Timeline | None = None
 
@@ -139,8 +129,7 @@ def train_phases(run: Run) -> None:
         run.display.phase(phase, last_step=int(min(phase.steps, run.steps_left + done)))
         _train_phase(run, phase, data)
         hygiene.empty_cache()
-        if run.resolved.run.checkpoints.at_end:
-            _save_checkpoint(run)
+        run.checkpoints.after_phase(run.position)
         if data.validation is not None:
             _evaluate_phase(run, phase, data.validation)
 
@@ -170,7 +159,7 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
         batches = iter(loader)
         while run.position.progress(phase.name).steps < phase.steps and run.steps_left:
             step = run.position.step + 1
-            result = train_step(run.engine, batches, step=step)
+            result = train_step(run.engine, batches, step=step, before_update=run.checkpoints.before_update)
             if run.timeline is not None:
                 run.timeline.end(compile_s=compile_s() if run.resolved.deepspeed.get("compile") is not None else None)
                 run.timeline = None
@@ -182,8 +171,7 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
             if run.allocator is not None and run.allocator.after_step():
                 _record_allocator(run, run.allocator)
             hygiene.after_step(run.engine, config.memory, step)
-            if _checkpoint_is_due(run):
-                _save_checkpoint(run)
+            run.checkpoints.after_step(run.position)
     if run.allocator is not None:
         _record_allocator(run, run.allocator)
 
@@ -258,41 +246,4 @@ def _loader(
         num_workers=run.num_workers,
         prefetch_factor=run.resolved.run.data.prefetch_factor,
         pin_memory=run.engine.device.type == "cuda",
-    )
-
-
-def _checkpoint_is_due(run: Run) -> bool:
-    """By the number of steps or by time; rank 0's clock decides for all ranks. Collective."""
-    config = run.resolved.run.checkpoints
-    if config.every_steps and run.position.step % config.every_steps == 0:
-        return True
-    if not config.every_minutes:
-        return False
-    elapsed_s = time.monotonic() - run.last_checkpoint_s
-    return _rank_zero_says(elapsed_s >= 60 * config.every_minutes, run.engine.device)
-
-
-def _rank_zero_says(answer: bool, device: torch.device) -> bool:
-    flag = torch.tensor([int(answer)], device=device)
-    dist.broadcast(flag, src=0)
-    return bool(flag.item())
-
-
-def _checkpoint_bytes(run: Run) -> int:
-    settings = read_settings(run.resolved.deepspeed, cuda=run.engine.device.type == "cuda")
-    return checkpoint_bytes(settings, num_stored_parameters(run.resolved.run.model), run.rank.world_size)
-
-
-def _save_checkpoint(run: Run) -> None:
-    if run.position.step == run.saved_step:
-        return
-    started_s = time.perf_counter()
-    checkpoints_dir, num_bytes = run.run_dir / "checkpoints", _checkpoint_bytes(run)
-    check_room(checkpoints_dir, num_bytes, f"the checkpoint of step {run.position.step}")
-    with writing_tensors(checkpoints_dir, num_bytes):
-        folder = checkpoint.save(run.engine, checkpoints_dir, run.position, run.made_by)
-    run.saved_step = run.position.step
-    run.last_checkpoint_s = time.monotonic()
-    run.recorder.event(
-        "checkpoint", str(folder), step=run.position.step, seconds=round(time.perf_counter() - started_s, 3)
     )

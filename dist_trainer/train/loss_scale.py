@@ -7,10 +7,15 @@ grown scale: that update would be halved.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# The attribute's name in ZeRO's optimizers, and in those without ZeRO; and what of it changes from step to step.
+_SCALERS = ("loss_scaler", "loss_scale_config")
+_REACHED = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def loss_scale(engine: Any) -> float | None:
@@ -64,3 +69,26 @@ def grow_between_steps(engine: Any) -> None:
         return result
 
     optimizer._update_scale, optimizer.step = remember, step_then_grow
+
+
+def scaler_state(engine: Any) -> dict[str, float]:
+    """How far a dynamic loss scale has come; empty without one."""
+    scaler = _dynamic_scaler(engine)
+    return {} if scaler is None else {name: float(getattr(scaler, name)) for name in _REACHED if hasattr(scaler, name)}
+
+
+def restore_scaler(engine: Any, state: Mapping[str, float]) -> None:
+    """Sets what `scaler_state` read; the settings, and a scale that does not change, stay as they are."""
+    scaler = _dynamic_scaler(engine)
+    if scaler is None:
+        return
+    for name in state.keys() & set(_REACHED):
+        if hasattr(scaler, name):
+            setattr(scaler, name, type(getattr(scaler, name))(state[name]))
+
+
+def _dynamic_scaler(engine: Any) -> Any:
+    if not engine.fp16_enabled():
+        return None
+    scaler = next(getattr(engine.optimizer, name) for name in _SCALERS if hasattr(engine.optimizer, name))
+    return scaler if getattr(scaler, "dynamic", False) or getattr(scaler, "dynamic_loss_scale", False) else None

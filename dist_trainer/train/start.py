@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING, NoReturn
 
 from dist_trainer.cause import has_guard
+from dist_trainer.checkpoints.folder import clear_leftovers
 from dist_trainer.cluster.environments import LAUNCH_ID
 from dist_trainer.cluster.folder_lock import FolderLock
 from dist_trainer.config import run_dir as run_dirs
@@ -15,13 +16,15 @@ from dist_trainer.endings import Start
 from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.streams import outlive_readers
-from dist_trainer.train.before_meeting import prepare
+from dist_trainer.train.before_meeting import Prepared, prepare
 from dist_trainer.train.failure import Speaker, end_by_signal, fail_before_meeting, fail_in_the_run, say
 from dist_trainer.train.job import RankJob
 from dist_trainer.train.signals import end_on_signals
 from dist_trainer.train.timeline import Timeline
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from dist_trainer.report.summary import Summary
 
 
@@ -43,6 +46,7 @@ def start(job: RankJob, timeline: Timeline) -> NoReturn:
         timeline.begin("rendezvous")
         with quiet_deepspeed():
             process.join_process_group(job.rank, prepared.device, is_launched=planning.is_launched(job.run_dir))
+            prepared = _with_whole_checkpoint(job, prepared, timeline)
         started, lock = _agreed_start(job)
     except BaseException as error:  # noqa: BLE001 - whatever stops a rank is reported, and ends the process
         timeline.keep_of_failed(job.run_dir, rank)
@@ -71,6 +75,24 @@ def start(job: RankJob, timeline: Timeline) -> NoReturn:
     if lock is not None:
         lock.release()
     process.leave(end_status(job, result, stderr_fd=speaker.stderr_fd))
+
+
+def _with_whole_checkpoint(job: RankJob, prepared: Prepared, timeline: Timeline) -> Prepared:
+    """The same, or if files of its checkpoint are not as they were written, prepared anew from one that is whole.
+
+    Collective. Raises UserError if there is none, or the user named that one.
+    """
+    from dist_trainer.train.checkpoints.verifying import damage_of
+
+    damaged: dict[Path, str] = {}
+    while prepared.resume.found is not None:
+        timeline.begin("resume")
+        found = damage_of(prepared.resume.found)
+        if not found:
+            break
+        damaged |= found
+        prepared = prepare(job, timeline, damaged=damaged)
+    return prepared
 
 
 def end_status(job: RankJob, result: Summary | None, *, stderr_fd: int) -> int:
@@ -109,5 +131,7 @@ def _agreed_start(job: RankJob) -> tuple[Start, FolderLock | None]:
             launch_id=os.environ.get(LAUNCH_ID),
             say=lambda text: print(f"notice     {text}", flush=True),
         )
+        for line in clear_leftovers(run_dir / "checkpoints"):
+            print(f"notice     {line}", flush=True)
         mine = Start.now(run_dir)
     return process.agree_on(mine), lock

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,14 +30,18 @@ class StepResult:
     step_s: float
 
 
-def train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> StepResult:
+def train_step(
+    engine: Any, batches: Iterator[MicroBatch], *, step: int, before_update: Callable[[], None] = lambda: None
+) -> StepResult:
     """Takes one optimizer step on the next micro batches (int64 [micro_batch, sequence_length] inputs and targets).
+
+    `before_update` is called before the optimizer changes anything.
 
     Raises RunError on every rank, before the weights change, if the mean loss is not finite; and on a rank whose device
     is out of memory, with what to try.
     """
     try:
-        return _train_step(engine, batches, step=step)
+        return _train_step(engine, batches, step=step, before_update=before_update)
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory in step {step}",
@@ -50,7 +54,9 @@ def train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> Step
         ) from error
 
 
-def _train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> StepResult:
+def _train_step(
+    engine: Any, batches: Iterator[MicroBatch], *, step: int, before_update: Callable[[], None]
+) -> StepResult:
     started_s = time.perf_counter()
     data_wait_s = 0.0
     accumulation = engine.gradient_accumulation_steps()
@@ -71,6 +77,7 @@ def _train_step(engine: Any, batches: Iterator[MicroBatch], *, step: int) -> Ste
             mean_loss = loss_sum.item() / (accumulation * dist.get_world_size())
             _stop_unless_finite(mean_loss, step=step, learning_rate=learning_rate)
             grad_norm = _unpartitioned_grad_norm(engine)
+            before_update()
         engine.step()
     if grad_norm is None:
         grad_norm = engine.get_global_grad_norm()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from rich.console import Console
 
 from dist_trainer.checkpoints.changed import differences
+from dist_trainer.checkpoints.damage import DamageError
+from dist_trainer.checkpoints.find import cannot_be_loaded
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.threads import count_host_cores
@@ -22,8 +23,12 @@ from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.monitor.rank import RankMonitor
 from dist_trainer.report import summary
 from dist_trainer.report.summary import Summary
-from dist_trainer.train import checkpoint, hygiene, muon, process
+from dist_trainer.train import hygiene, muon, process
 from dist_trainer.train.before_meeting import Prepared
+from dist_trainer.train.checkpoints import loading
+from dist_trainer.train.checkpoints.holders import Holders, holders_of
+from dist_trainer.train.checkpoints.saving import Kept, Saver
+from dist_trainer.train.checkpoints.turns import Turns
 from dist_trainer.train.display import Display
 from dist_trainer.train.engine import build_engine
 from dist_trainer.train.job import RankJob
@@ -56,7 +61,8 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
     torch.manual_seed(resolved.run.seed + rank)
     if prepared.resume.found is not None:
         timeline.begin("resume")
-    position = _resume(engine, prepared, recorder=recorder, display=display)
+    holders = holders_of(engine, resolved.run.model.vocab_size)
+    position = _resume(engine, holders, prepared, recorder=recorder, display=display)
     timeline.begin("first step")
     run = Run(
         resolved=resolved,
@@ -68,10 +74,8 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
         recorder=recorder,
         display=display,
         position=position,
-        made_by=prepared.made_by,
-        saved_step=position.step,
+        checkpoints=_turns(engine, holders, prepared, run_dir, position, recorder=recorder, display=display),
         max_steps=job.max_steps,
-        last_checkpoint_s=time.monotonic(),
         timeline=timeline,
         allocator=allocator,
     )
@@ -86,7 +90,23 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
     return result
 
 
-def _resume(engine: Any, prepared: Prepared, *, recorder: Recorder, display: Display) -> Position:
+def _turns(
+    engine: Any,
+    holders: Holders,
+    prepared: Prepared,
+    run_dir: Path,
+    position: Position,
+    *,
+    recorder: Recorder,
+    display: Display,
+) -> Turns:
+    config = prepared.resolved.run.checkpoints
+    kept = Kept(config.keep_newest, config.keep_every_steps)
+    saver = Saver(engine, holders, run_dir / "checkpoints", prepared.made_by, kept)
+    return Turns(saver, config, resumed_step=position.step, recorder=recorder, display=display)
+
+
+def _resume(engine: Any, holders: Holders, prepared: Prepared, *, recorder: Recorder, display: Display) -> Position:
     """The run's position: the beginning, or that of the checkpoint, which this loads into the engine."""
     resume = prepared.resume
     for notice in resume.notices:
@@ -96,8 +116,12 @@ def _resume(engine: Any, prepared: Prepared, *, recorder: Recorder, display: Dis
     if found is None:
         return Position()
     # With another seed the user wants other random numbers than those of the checkpoint.
-    same_seed = found.card.made_by.run.get("seed") == prepared.resolved.run.seed
-    position = checkpoint.load(engine, found, with_random_state=same_seed)
+    same_seed = found.index.made_by.run.get("seed") == prepared.resolved.run.seed
+    try:
+        loading.load(engine, holders, found, with_random_state=same_seed)
+    except DamageError as damage:
+        raise cannot_be_loaded(found.folder, f"cannot be loaded: {damage}") from damage
+    position = found.index.position
     changed = differences(found, prepared.made_by)
     display.note(f"resumed from {found.folder} at step {position.step}")
     for line in changed:

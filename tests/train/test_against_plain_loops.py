@@ -18,7 +18,7 @@ import torch
 from one_rank import Trained, batches, build, one_rank, plain_losses
 
 from dist_trainer.checkpoints import card
-from dist_trainer.checkpoints.card import Made
+from dist_trainer.checkpoints.index import Made
 from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.position import Position, Progress
 from dist_trainer.config.deepspeed import params

@@ -1,0 +1,195 @@
+"""A rank's file of tensors, in safetensors' form, written and read as bytes: neither torch nor a pickle is needed.
+
+The form: eight bytes with the header's length (little endian), the header (JSON: name -> dtype, shape, begin and end
+of its bytes), then the bytes of all tensors. Source: the format's description in the documentation of safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dist_trainer.checkpoints.damage import DamageError
+from dist_trainer.units import MIB, counted
+
+if TYPE_CHECKING:
+    from xxhash import xxh3_128
+
+BYTES_OF = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "U8": 1, "I64": 8, "I32": 4}
+# Read and written at a time: enough for a disk, and little beside any model.
+_BLOCK_BYTES = 8 * MIB
+
+
+@dataclass(frozen=True)
+class Part:
+    """Elements [start, stop) of a parameter's state, flattened, as one rank has them: a tensor of its data file.
+
+    `dtype`: safetensors' name. `state`: "weight", or the optimizer's name of it ("exp_avg").
+    """
+
+    parameter: str
+    state: str
+    start: int
+    stop: int
+    dtype: str
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the file."""
+        return f"{self.parameter}/{self.state}/{self.start}"
+
+    @property
+    def num_bytes(self) -> int:
+        return (self.stop - self.start) * BYTES_OF[self.dtype]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of a data file lie. `offsets`: of each part's first byte in the file."""
+
+    parts: tuple[Part, ...]
+    offsets: tuple[int, ...]
+    header: bytes
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """Checksums of a data file's header and of each part, in the layout's order."""
+
+    header: str
+    parts: tuple[str, ...]
+
+
+def lay_out(parts: Sequence[Part]) -> Layout:
+    """The layout of a file with these parts, in their order. Each begins at a multiple of eight bytes after the header,
+    if the number of bytes of each part before it is one."""
+    begin = 0
+    described = {}
+    for part in parts:
+        end = begin + part.num_bytes
+        described[part.name] = {"dtype": part.dtype, "shape": [part.stop - part.start], "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = struct.pack("<Q", len(text)) + text
+    offsets = []
+    place = len(header)
+    for part in parts:
+        offsets.append(place)
+        place += part.num_bytes
+    return Layout(tuple(parts), tuple(offsets), header, place)
+
+
+def write(path: Path, layout: Layout, contents: Iterable[memoryview]) -> Written:
+    """Writes a new data file and waits until the disk has it. `contents`: the bytes of each part, in order.
+
+    Raises OSError.
+    """
+    checksums = []
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        _write_all(descriptor, memoryview(layout.header))
+        for part, content in zip(layout.parts, contents, strict=True):
+            assert content.nbytes == part.num_bytes
+            digest = _hasher()
+            for block in _blocks(content):
+                digest.update(block)
+                _write_all(descriptor, block)
+            checksums.append(digest.hexdigest())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    header = _hasher()
+    header.update(layout.header)
+    return Written(header.hexdigest(), tuple(checksums))
+
+
+class DataFile:
+    """A data file that is open for reading. Only a regular file of just this many bytes, that lies in `folder`, is
+    opened; DamageError is raised for anything else, and where it cannot be read to the end.
+    """
+
+    def __init__(self, path: Path, folder: Path, num_bytes: int) -> None:
+        self.path = path
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise DamageError(path, "is missing") from error
+        except OSError as error:
+            raise DamageError(path, f"cannot be read ({error.strerror})") from error
+        try:
+            self._check(folder, num_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> DataFile:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def read_into(self, content: memoryview, offset: int) -> None:
+        """Fills `content` with the bytes from `offset` on. Raises DamageError."""
+        for block in _blocks(content):
+            done = 0
+            while done < block.nbytes:
+                try:
+                    count = os.preadv(self._descriptor, [block[done:]], offset + done)
+                except OSError as error:
+                    raise DamageError(self.path, f"cannot be read ({error.strerror})") from error
+                if count == 0:
+                    raise DamageError(self.path, "was cut short while it was read")
+                done += count
+            offset += block.nbytes
+
+    def checksum(self, offset: int, num_bytes: int, buffer: memoryview) -> str:
+        """The checksum of these bytes, read through `buffer`. Raises DamageError."""
+        digest = _hasher()
+        for place in range(offset, offset + num_bytes, buffer.nbytes):
+            block = buffer[: min(buffer.nbytes, offset + num_bytes - place)]
+            self.read_into(block, place)
+            digest.update(block)
+        return digest.hexdigest()
+
+    def _check(self, folder: Path, num_bytes: int) -> None:
+        found = os.fstat(self._descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise DamageError(self.path, "is not a regular file")
+        if not self.path.resolve().is_relative_to(folder.resolve()):
+            raise DamageError(self.path, "is a link that leads out of the checkpoint's folder")
+        if found.st_size != num_bytes:
+            raise DamageError(self.path, f"has {counted(found.st_size, 'byte')} and was written with {num_bytes}")
+
+
+def block_buffer() -> memoryview:
+    """A buffer for `DataFile.checksum`."""
+    return memoryview(bytearray(_BLOCK_BYTES))
+
+
+def _blocks(content: memoryview) -> Iterator[memoryview]:
+    flat = content.cast("B")
+    for begin in range(0, flat.nbytes, _BLOCK_BYTES):
+        yield flat[begin : begin + _BLOCK_BYTES]
+
+
+def _write_all(descriptor: int, content: memoryview) -> None:
+    while content.nbytes:
+        content = content[os.write(descriptor, content) :]
+
+
+def _hasher() -> xxh3_128:
+    # Imported here, because `launch` reads checkpoints' indices without it.
+    from xxhash import xxh3_128
+
+    return xxh3_128()

@@ -1,0 +1,136 @@
+"""A run's folder of checkpoints: whole ones under their names, what is not whole under names that no reader takes.
+
+A checkpoint is written into `.step-N.saving`, its index last, and gets its name by a rename. One rank does all of this.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from dist_trainer.checkpoints import index as indices
+from dist_trainer.checkpoints.damage import DamageError
+from dist_trainer.checkpoints.index import INDEX_FILE, Index, sync_folder, write_durably
+
+LATEST_FILE = "latest"
+_NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
+# Not a checkpoint yet, no longer one, and one whose place a newer save of the same step is about to take.
+_ASIDE = re.compile(rf"\.({_NAME.pattern})\.(saving|deleting|replaced)")
+
+
+def name_of(step: int) -> str:
+    """The folder name of the checkpoint after this step."""
+    return f"step-{step}"
+
+
+def step_of(folder: Path) -> int | None:
+    """The step that a folder's name says; None if it is not the name of a checkpoint."""
+    found = _NAME.fullmatch(folder.name)
+    return int(found[1]) if found else None
+
+
+def saves(checkpoints_dir: Path) -> list[Path]:
+    """The step-N folders, the newest first; links are left out."""
+    if not checkpoints_dir.is_dir():
+        return []
+    named = [path for path in checkpoints_dir.iterdir() if step_of(path) is not None and path.is_dir()]
+    return sorted((path for path in named if not path.is_symlink()), key=lambda path: step_of(path) or 0, reverse=True)
+
+
+def begin(checkpoints_dir: Path, step: int) -> Path:
+    """Makes the empty folder into which all ranks write the checkpoint of this step. Raises OSError."""
+    aside = _aside(checkpoints_dir, name_of(step), "saving")
+    _remove(aside)
+    aside.mkdir(parents=True)
+    return aside
+
+
+def publish(aside: Path, index: Index) -> Path:
+    """Makes the checkpoint in `aside`, whose data files are on the disk, the one of its step and the latest.
+
+    Another checkpoint of that step is replaced. Raises OSError.
+    """
+    indices.write(aside, index)
+    checkpoints_dir, name = aside.parent, name_of(index.position.step)
+    folder = checkpoints_dir / name
+    replaced = _aside(checkpoints_dir, name, "replaced")
+    if folder.exists():
+        _remove(replaced)
+        folder.rename(replaced)
+    aside.rename(folder)
+    sync_folder(checkpoints_dir)
+    write_durably(checkpoints_dir / LATEST_FILE, name.encode())
+    _remove(replaced)
+    return folder
+
+
+def abandon(aside: Path) -> None:
+    """Removes what a failed save has written, as far as that is possible."""
+    with suppress(OSError):
+        _remove(aside)
+
+
+def clear_leftovers(checkpoints_dir: Path) -> list[str]:
+    """Ends what a run that was killed had begun, and says in a line what was not finished.
+
+    To be called by one rank, while no other run can write there. Raises OSError.
+    """
+    told = []
+    if not checkpoints_dir.is_dir():
+        return told
+    for aside in sorted(checkpoints_dir.iterdir()):
+        found = _ASIDE.fullmatch(aside.name)
+        if found is None or aside.is_symlink() or not aside.is_dir():
+            continue
+        folder, what = checkpoints_dir / found[1], found[3]
+        if what != "deleting" and not folder.exists() and _has_index(aside):
+            aside.rename(folder)
+            continue
+        _remove(aside)
+        if what == "saving":
+            told.append(f"the save of {folder.name} was cut off, and is removed: {aside}")
+    return told
+
+
+def prune(checkpoints_dir: Path, *, newest: int, every_steps: int, but: Sequence[Path] = ()) -> list[Path]:
+    """Deletes all but the newest checkpoints, those of every n-th step (0: none of them), and those in `but`.
+
+    `newest` 0 keeps all. Those before the newest whole one count; the newest whole one is never deleted. Returns what
+    was deleted. Raises OSError.
+    """
+    if newest <= 0:
+        return []
+    deleted = []
+    num_whole = 0
+    for folder in saves(checkpoints_dir):
+        num_whole += _has_index(folder)
+        step = step_of(folder) or 0
+        is_nth = every_steps > 0 and step % every_steps == 0
+        if num_whole <= newest or is_nth or folder in but:
+            continue
+        deleting = _aside(checkpoints_dir, folder.name, "deleting")
+        _remove(deleting)
+        folder.rename(deleting)
+        _remove(deleting)
+        deleted.append(folder)
+    return deleted
+
+
+def _has_index(folder: Path) -> bool:
+    try:
+        indices.read(folder)
+    except DamageError:
+        return False
+    return (folder / INDEX_FILE).is_file()
+
+
+def _aside(checkpoints_dir: Path, name: str, what: str) -> Path:
+    return checkpoints_dir / f".{name}.{what}"
+
+
+def _remove(folder: Path) -> None:
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)

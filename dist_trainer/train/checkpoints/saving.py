@@ -1,0 +1,257 @@
+"""A save that the steps hardly feel: copied while the next micro batches run, written by a thread meanwhile.
+
+    saver.begin(position)     after a step: the copying begins
+    saver.before_update()     before the optimizer changes what is being copied: waits until it is copied
+    saver.finish()            waits until it is written, by all ranks
+
+What a checkpoint has (masters, moments) changes in the optimizer's step only. Between two steps a thread of each rank
+copies it into kept memory, then writes its data file. The ranks tell each other over the store of the process group, so
+that no collective of the training is mixed up with theirs. Rank 0 writes the index, and gives the checkpoint its name.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dist_trainer.checkpoints import data_file, folder
+from dist_trainer.checkpoints.data_file import Layout, Written
+from dist_trainer.checkpoints.index import (
+    WEIGHT,
+    Counters,
+    File,
+    Index,
+    Made,
+    Parameter,
+    Piece,
+    State,
+    data_file_name,
+    sync_folder,
+)
+from dist_trainer.checkpoints.position import Position
+from dist_trainer.disk import check_room, writing
+from dist_trainer.train.checkpoints import optimizer_states
+from dist_trainer.train.checkpoints.capture import Copy, sources_of
+from dist_trainer.train.checkpoints.holders import Holders
+from dist_trainer.train.checkpoints.loading import random_state
+from dist_trainer.train.checkpoints.mailbox import Mailbox, SaveError
+from dist_trainer.train.loss_scale import scaler_state
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Which checkpoints stay: how many of the newest (0: all), and those of every so many steps (0: none)."""
+
+    newest: int = 0
+    every_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a save ended. `folder`: None if it failed, for the reason `problem`. `held_s`: how long steps waited for it;
+    `seconds`: from its beginning to its end.
+    """
+
+    step: int
+    folder: Path | None
+    problem: str | None
+    held_s: float
+    seconds: float
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """What is saved beside tensors, as it was when the save began."""
+
+    position: Position
+    counters: Counters
+    random: dict[str, str]
+
+
+class Saver:
+    """One rank's saves, one at a time. Its methods are called by all ranks in the same order."""
+
+    def __init__(self, engine: Any, holders: Holders, checkpoints_dir: Path, made_by: Made, kept: Kept) -> None:
+        self._engine = engine
+        self._holders = holders
+        self._checkpoints_dir = checkpoints_dir
+        self._made_by = made_by
+        self._kept = kept
+        self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._mailbox = Mailbox(self._rank, self._world_size)
+        self._stream = torch.cuda.Stream() if engine.device.type == "cuda" else None
+        self._copy: Copy | None = None
+        self._thread: threading.Thread | None = None
+        self._copied = threading.Event()
+        self._outcome: Outcome | None = None
+        self._held_s = 0.0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a save is under way on this rank."""
+        return self._thread is not None and self._thread.is_alive()
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a save has ended that was not finished yet."""
+        return self._thread is not None and not self._thread.is_alive()
+
+    @property
+    def device(self) -> torch.device:
+        """The engine's."""
+        return torch.device(self._engine.device)
+
+    def begin(self, position: Position) -> None:
+        """Begins to save the engine's state, which is that of `position`. The save before must have been finished."""
+        assert self._thread is None
+        began_s = time.perf_counter()
+        sources = sources_of(self._holders, rank=self._rank, world_size=self._world_size)
+        if self._copy is None or not self._copy.fits(sources):
+            self._copy = Copy(sources, pinned=self._engine.device.type == "cuda")
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream())
+        moment = _Moment(position, _counters(self._engine, self._holders), random_state())
+        self._copied.clear()
+        self._held_s = time.perf_counter() - began_s
+        self._thread = threading.Thread(
+            target=self._save, args=(self._copy, moment, began_s), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def before_update(self) -> None:
+        """Waits until what the optimizer is about to change has been copied."""
+        if self._thread is not None and not self._copied.is_set():
+            waiting_s = time.perf_counter()
+            self._copied.wait()
+            self._held_s += time.perf_counter() - waiting_s
+
+    def finish(self) -> Outcome | None:
+        """Waits for the save under way; how it ended, None if there was none."""
+        if self._thread is None:
+            return None
+        self._thread.join()
+        self._thread = None
+        return self._outcome
+
+    def _save(self, copied: Copy, moment: _Moment, began_s: float) -> None:
+        published, problem = None, None
+        try:
+            self._take(copied)
+            published = self._write(copied, moment)
+        except SaveError as error:
+            problem = str(error)
+        finally:
+            self._copied.set()
+        seconds = time.perf_counter() - began_s
+        self._outcome = Outcome(
+            moment.position.step, published, problem, self._held_s, seconds, copied.layout.num_bytes
+        )
+
+    def _take(self, copied: Copy) -> None:
+        if self._stream is None:
+            copied.take()
+        else:
+            with torch.cuda.stream(self._stream):
+                copied.take()
+            self._stream.synchronize()
+        self._copied.set()
+
+    def _write(self, copied: Copy, moment: _Moment) -> Path:
+        """The whole checkpoint's folder. Raises SaveError on every rank, whichever of them has failed."""
+        mail = self._mailbox.of_next()
+        aside = Path(mail.from_first(lambda: self._begin_folder(moment.position.step, copied)))
+        try:
+            answers = mail.to_first(lambda: self._write_part(aside, copied, moment))
+            return Path(mail.from_first(lambda: self._publish(aside, moment, [answer.open() for answer in answers])))
+        except SaveError:
+            if self._rank == 0:
+                folder.abandon(aside)
+            raise
+
+    def _begin_folder(self, step: int, copied: Copy) -> str:
+        num_bytes = _bytes_of_all_ranks(copied, self._holders)
+        check_room(self._checkpoints_dir, num_bytes, f"the checkpoint of step {step}")
+        return str(folder.begin(self._checkpoints_dir, step))
+
+    def _write_part(self, aside: Path, copied: Copy, moment: _Moment) -> dict[str, Any]:
+        path = aside / data_file_name(self._rank)
+        with writing(path, copied.layout.num_bytes):
+            written = data_file.write(path, copied.layout, copied.contents())
+            sync_folder(aside)
+        return describe(path.name, copied.layout, written, moment.random)
+
+    def _publish(self, aside: Path, moment: _Moment, described: Sequence[dict[str, Any]]) -> str:
+        index = put_together(described, self._holders.shapes, moment.position, moment.counters, self._made_by)
+        published = folder.publish(aside, index)
+        folder.prune(self._checkpoints_dir, newest=self._kept.newest, every_steps=self._kept.every_steps)
+        return str(published)
+
+
+def _counters(engine: Any, holders: Holders) -> Counters:
+    return Counters(
+        steps=engine.global_steps,
+        skipped_steps=engine.skipped_steps,
+        micro_steps=engine.micro_steps,
+        samples=engine.global_samples,
+        optimizer=optimizer_states.counts(holders.holders),
+        loss_scaler=scaler_state(engine),
+    )
+
+
+def _bytes_of_all_ranks(copied: Copy, holders: Holders) -> int:
+    """By this rank's bytes an element, which are those of the others."""
+    own = sum(part.stop - part.start for part in copied.layout.parts if part.state == WEIGHT)
+    total = sum(math.prod(shape) for shape in holders.shapes.values())
+    return copied.layout.num_bytes * total // max(1, own)
+
+
+def describe(name: str, layout: Layout, written: Written, random: Mapping[str, str]) -> dict[str, Any]:
+    """What rank 0 has to know of a rank's data file, for `put_together`."""
+    pieces = [
+        (part.parameter, part.state, part.dtype, part.start, part.stop, offset, checksum)
+        for part, offset, checksum in zip(layout.parts, layout.offsets, written.parts, strict=True)
+    ]
+    file = File(name, layout.num_bytes, len(layout.header), written.header)
+    return {"file": asdict(file), "pieces": pieces, "random": dict(random)}
+
+
+def put_together(
+    described: Sequence[Mapping[str, Any]],
+    shapes: Mapping[str, tuple[int, ...]],
+    position: Position,
+    counters: Counters,
+    made_by: Made,
+) -> Index:
+    """The index of a checkpoint from what its ranks have described, in their order."""
+    states: dict[str, dict[str, tuple[str, list[Piece]]]] = {name: {} for name in shapes}
+    for number, one in enumerate(described):
+        for parameter, state, dtype, start, stop, offset, checksum in one["pieces"]:
+            _, pieces = states[parameter].setdefault(state, (dtype, []))
+            pieces.append(Piece(number, start, stop, offset, checksum))
+    parameters = {
+        name: Parameter(
+            shape,
+            {
+                state: State(dtype, tuple(sorted(pieces, key=lambda piece: piece.start)))  # type: ignore[arg-type]
+                for state, (dtype, pieces) in states[name].items()
+            },
+        )
+        for name, shape in shapes.items()
+    }
+    return Index(
+        position=position,
+        made_by=made_by,
+        counters=counters,
+        files=tuple(File(**one["file"]) for one in described),
+        parameters=parameters,
+        random=tuple(one["random"] for one in described),
+    )

@@ -1,0 +1,112 @@
+"""When a checkpoint is saved, and what is said and recorded of it: all that the loop knows of checkpoints."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from dist_trainer.checkpoints.position import Position
+from dist_trainer.config.run import CheckpointConfig
+from dist_trainer.errors import RunError
+from dist_trainer.train.checkpoints.saving import Outcome, Saver
+
+if TYPE_CHECKING:
+    from dist_trainer.train.display import Display
+    from dist_trainer.train.loop import Recorder
+
+
+class Turns:
+    """One rank's side; every method is called by all ranks. Those after steps and phases raise RunError where a save
+    has failed and the run file says to stop then.
+    """
+
+    def __init__(
+        self, saver: Saver, config: CheckpointConfig, *, resumed_step: int, recorder: Recorder, display: Display
+    ) -> None:
+        self._saver = saver
+        self._config = config
+        self._recorder = recorder
+        self._display = display
+        # Of the last save that was begun, or of the checkpoint that the run began from.
+        self._saved_step = resumed_step
+        self._last_s = time.monotonic()
+
+    def before_update(self) -> None:
+        """To be called before the optimizer changes anything."""
+        self._saver.before_update()
+
+    def after_step(self, position: Position) -> None:
+        """Begins a save if one is due, and tells how the one before has ended. Collective."""
+        self._tell_if_ended()
+        if not self._is_due(position):
+            return
+        if self._config.when_busy == "skip" and self._rank_zero_says(self._saver.is_busy):
+            return
+        self._save(position)
+        if not self._config.background:
+            self.finish()
+
+    def after_phase(self, position: Position) -> None:
+        """Saves the end of a phase, if the run file says so, and waits until it is written. Collective."""
+        if self._config.at_end:
+            self._save(position)
+        self.finish()
+
+    def finish(self) -> None:
+        """Waits until the save under way is written."""
+        outcome = self._saver.finish()
+        if outcome is not None:
+            self._tell(outcome)
+
+    def _save(self, position: Position) -> None:
+        if position.step == self._saved_step:
+            return
+        self.finish()
+        self._saved_step = position.step
+        self._last_s = time.monotonic()
+        self._saver.begin(position)
+
+    def _is_due(self, position: Position) -> bool:
+        """By the number of steps or by time; rank 0's clock decides for all ranks. Collective."""
+        config = self._config
+        if config.every_steps and position.step % config.every_steps == 0:
+            return True
+        if not config.every_minutes:
+            return False
+        return self._rank_zero_says(time.monotonic() - self._last_s >= 60 * config.every_minutes)
+
+    def _rank_zero_says(self, answer: bool) -> bool:
+        flag = torch.tensor([int(answer)], device=self._saver.device)
+        dist.broadcast(flag, src=0)
+        return bool(flag.item())
+
+    def _tell_if_ended(self) -> None:
+        if self._saver.has_ended:
+            self.finish()
+
+    def _tell(self, outcome: Outcome) -> None:
+        if outcome.folder is not None:
+            self._recorder.event(
+                "checkpoint",
+                str(outcome.folder),
+                step=outcome.step,
+                seconds=round(outcome.seconds, 3),
+                held_s=round(outcome.held_s, 3),
+                num_bytes=outcome.num_bytes,
+            )
+            return
+        # The next turn tries again, even if it comes at the same step, at the end of a phase.
+        self._saved_step = -1
+        problem = f"the checkpoint of step {outcome.step} was not saved: {outcome.problem}"
+        if self._config.on_failure == "stop":
+            raise RunError(
+                problem,
+                key="checkpoints.on_failure",
+                found="stop",
+                hint="make room for it, then resume the run; with continue it would have gone on without",
+            )
+        self._recorder.event("notice", problem, step=outcome.step)
+        self._display.note(f"notice     {problem}")
