@@ -13,6 +13,10 @@ from unittest import mock
 
 import torch
 
+from dist_trainer.checkpoints import index
+from dist_trainer.checkpoints.find import Found
+from dist_trainer.checkpoints.index import Made
+from dist_trainer.checkpoints.position import Position
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.request import Precision, Request, Switches
 from dist_trainer.config.resolve import ResolvedRun, resolve
@@ -20,6 +24,9 @@ from dist_trainer.config.run import ModelConfig
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.model.gpt import GPT
 from dist_trainer.train import process
+from dist_trainer.train.checkpoints import loading
+from dist_trainer.train.checkpoints.holders import holders_of
+from dist_trainer.train.checkpoints.saving import Kept, Saver
 from dist_trainer.train.engine import build_engine
 
 SEED = 7
@@ -51,8 +58,11 @@ class Trained:
     gradient_clipping: float = 1.0
     settings: tuple[str, ...] = ()
 
-    def resolved(self, folder: Path, *, world_size: int = 1) -> ResolvedRun:
-        """As it runs here: what this machine's CPU lacks of 16-bit arithmetic it works out more slowly."""
+    def resolved(self, folder: Path, *, world_size: int = 1, whole_batch: bool = False) -> ResolvedRun:
+        """As it runs here: what this machine's CPU lacks of 16-bit arithmetic it works out more slowly.
+
+        `whole_batch`: each rank takes the whole batch instead of its part.
+        """
         config = folder / "minute.yaml"
         phase = [{"name": "only", "sequence_length": MODEL["context_length"], "steps": 10}]
         config.write_text(
@@ -62,7 +72,7 @@ class Trained:
             f"zero_optimization.stage={self.stage}",
             "optimizer=" + json.dumps({"type": self.optimizer, "params": dict(self.params)}),
             f"gradient_clipping={self.gradient_clipping}",
-            f"train_micro_batch_size_per_gpu={MICRO_BATCH // world_size}",
+            f"train_micro_batch_size_per_gpu={MICRO_BATCH if whole_batch else MICRO_BATCH // world_size}",
             f"gradient_accumulation_steps={self.accumulation}",
             "zero_allow_untested_optimizer=true",
             *(["fp16.initial_scale_power=8"] if self.precision == "fp16" else []),
@@ -95,6 +105,21 @@ def one_rank() -> Iterator[None]:
 
 def build(trained: Trained, folder: Path) -> Any:
     return build_engine(trained.resolved(folder), device_index=0)
+
+
+def save(engine: Any, checkpoints_dir: Path, position: Position, made_by: Made) -> Path:
+    """Saves the engine's state, and waits for it. Collective."""
+    saver = Saver(engine, holders_of(engine, MODEL["vocab_size"]), checkpoints_dir, made_by, Kept())
+    saver.begin(position)
+    outcome = saver.finish()
+    assert outcome is not None and outcome.folder is not None, outcome
+    return outcome.folder
+
+
+def load(engine: Any, folder: Path, *, with_random_state: bool = True) -> None:
+    """Loads a checkpoint into the engine. Collective."""
+    found = Found(folder, index.read(folder))
+    loading.load(engine, holders_of(engine, MODEL["vocab_size"]), found, with_random_state=with_random_state)
 
 
 def batches(*, start: int = 0) -> Batches:

@@ -15,15 +15,12 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from one_rank import Trained, batches, build, one_rank, plain_losses
+from one_rank import Trained, batches, build, one_rank, plain_losses, load, save
 
-from dist_trainer.checkpoints import card
 from dist_trainer.checkpoints.index import Made
-from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.position import Position, Progress
 from dist_trainer.config.deepspeed import params
 from dist_trainer.config.request import Precision
-from dist_trainer.train import checkpoint
 from dist_trainer.train.step import train_step
 
 pytestmark = pytest.mark.integration
@@ -96,11 +93,11 @@ def through_and_resumed(trained: Trained, folder: Path) -> tuple[list[float], li
     engine = build(trained, folder)
     through = losses(engine, after=0, until=SAVED_STEP)
     made = Made(world_size=1, run={}, deepspeed={}, data={})
-    saved = checkpoint.save(engine, folder / "checkpoints", POSITION, made)
+    saved = save(engine, folder / "checkpoints", POSITION, made)
     through += losses(engine, after=SAVED_STEP, until=NUM_STEPS)
     engine.destroy()
     engine = build(trained, folder)
-    checkpoint.load(engine, Found(saved, card.read(saved)), with_random_state=True)
+    load(engine, saved)
     resumed = losses(engine, after=SAVED_STEP, until=NUM_STEPS)
     engine.destroy()
     return through, resumed

@@ -20,6 +20,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _ALIGNMENT = 64
 
 
+def memory_of(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor in the host's memory."""
+    return tensor.view(torch.uint8).numpy().data
+
+
 @dataclass(frozen=True)
 class Source:
     """Where a part is copied from: `numel` elements of a holder's state, or of its weight, from `offset` on."""
@@ -104,7 +109,7 @@ class Copy:
     def contents(self) -> Iterator[memoryview]:
         """The bytes of each part, in the layout's order."""
         for part, offset in zip(self.layout.parts, self._offsets, strict=True):
-            yield memoryview(self._buffer.narrow(0, offset, part.num_bytes).numpy())
+            yield memory_of(self._buffer.narrow(0, offset, part.num_bytes))
 
     def _part(self, part: Part, offset: int) -> Tensor:
         return self._buffer.narrow(0, offset, part.num_bytes).view(DTYPES[part.dtype])

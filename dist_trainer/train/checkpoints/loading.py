@@ -19,7 +19,7 @@ from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.index import INDEX_FILE, WEIGHT, Counters, Index, State
 from dist_trainer.train import schedule
 from dist_trainer.train.checkpoints import optimizer_states
-from dist_trainer.train.checkpoints.capture import DTYPES
+from dist_trainer.train.checkpoints.capture import DTYPES, memory_of
 from dist_trainer.train.checkpoints.holders import Holder, Holders, Span
 from dist_trainer.train.loss_scale import restore_scaler
 from dist_trainer.units import MIB
@@ -77,14 +77,14 @@ class Reader:
     def _read(self, target: Tensor, file: int, offset: int, dtype: torch.dtype) -> None:
         opened = self._open(file)
         if target.dtype == dtype and target.device.type == "cpu":
-            opened.read_into(_memory(target), offset)
+            opened.read_into(memory_of(target), offset)
             return
         step = _STAGED_BYTES // dtype.itemsize
         staged = torch.empty(min(step, target.numel()), dtype=dtype)
         for begin in range(0, target.numel(), step):
             part = target.narrow(0, begin, min(step, target.numel() - begin))
             source = staged.narrow(0, 0, part.numel())
-            opened.read_into(_memory(source), offset + begin * dtype.itemsize)
+            opened.read_into(memory_of(source), offset + begin * dtype.itemsize)
             part.copy_(source)
 
     def _open(self, number: int) -> DataFile:
@@ -103,10 +103,6 @@ def _overlaps(kept: State, start: int, stop: int) -> Iterator[tuple[int, int, in
         if begin >= end:
             return
         yield piece.file, piece.offset + (begin - piece.start) * BYTES_OF[kept.dtype], begin, end - begin
-
-
-def _memory(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.view(torch.uint8).numpy())
 
 
 def _check_same(holders: Holders, found: Found) -> None:

@@ -5,6 +5,7 @@ A rank that fails says so in place of its answer, and then every rank's save fai
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -12,13 +13,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from dist_trainer.disk import explained
 from dist_trainer.errors import UserError
 
 _POLL_S = 0.02
+# Of the saves of this process, which share a store.
+_numbers = itertools.count(1)
 
 
 class SaveError(Exception):
@@ -29,15 +31,13 @@ class Mailbox:
     """The letters of all saves of a run, from one rank's side."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self._store = dist.PrefixStore("dist_trainer/saves", distributed_c10d._get_default_store())
+        self._store = distributed_c10d.PrefixStore("dist_trainer/saves", distributed_c10d._get_default_store())
         self._rank = rank
         self._world_size = world_size
-        self._num_saves = 0
 
     def of_next(self) -> Letters:
         """Those of the next save; all ranks count alike."""
-        self._num_saves += 1
-        return Letters(self._store, f"{self._num_saves}", self._rank, self._world_size)
+        return Letters(self._store, f"{next(_numbers)}", self._rank, self._world_size)
 
 
 class Letters:
@@ -49,6 +49,21 @@ class Letters:
         self._rank = rank
         self._world_size = world_size
         self._num_sent = 0
+
+    def __enter__(self) -> Letters:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Rank 0 waits until all have read its letters, because the store may end with it. Then it forgets them."""
+        with suppress(RuntimeError):
+            read = f"{self._name}/read"
+            if self._rank > 0:
+                self._store.add(read, 1)
+                return
+            while self._store.add(read, 0) < self._world_size - 1:
+                time.sleep(_POLL_S)
+            for number in range(1, self._num_sent + 1):
+                self._store.delete_key(f"{self._name}/{number}")
 
     def from_first(self, make: Callable[[], Any]) -> Any:
         """What rank 0 makes, on every rank."""

@@ -88,7 +88,8 @@ class Saver:
         self._kept = kept
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._mailbox = Mailbox(self._rank, self._world_size)
-        self._stream = torch.cuda.Stream() if engine.device.type == "cuda" else None
+        is_cuda = engine.device.type == "cuda"
+        self._stream = torch.cuda.Stream() if is_cuda else None  # type: ignore[no-untyped-call]
         self._copy: Copy | None = None
         self._thread: threading.Thread | None = None
         self._copied = threading.Event()
@@ -167,15 +168,15 @@ class Saver:
 
     def _write(self, copied: Copy, moment: _Moment) -> Path:
         """The whole checkpoint's folder. Raises SaveError on every rank, whichever of them has failed."""
-        mail = self._mailbox.of_next()
-        aside = Path(mail.from_first(lambda: self._begin_folder(moment.position.step, copied)))
-        try:
-            answers = mail.to_first(lambda: self._write_part(aside, copied, moment))
-            return Path(mail.from_first(lambda: self._publish(aside, moment, [answer.open() for answer in answers])))
-        except SaveError:
-            if self._rank == 0:
-                folder.abandon(aside)
-            raise
+        with self._mailbox.of_next() as mail:
+            aside = Path(mail.from_first(lambda: self._begin_folder(moment.position.step, copied)))
+            try:
+                parts = mail.to_first(lambda: self._write_part(aside, copied, moment))
+                return Path(mail.from_first(lambda: self._publish(aside, moment, [part.open() for part in parts])))
+            except SaveError:
+                if self._rank == 0:
+                    folder.abandon(aside)
+                raise
 
     def _begin_folder(self, step: int, copied: Copy) -> str:
         num_bytes = _bytes_of_all_ranks(copied, self._holders)
