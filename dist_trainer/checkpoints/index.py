@@ -170,8 +170,7 @@ def read(folder: Path) -> Index:
         index = _adapter().validate_json(content, strict=True)
     except ValidationError as error:
         _check_version(_version_of(content), file)
-        key = ".".join(str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"])
-        raise DamageError(file, f"is not a checkpoint's index: {printable(cut(key))}") from error
+        raise DamageError(file, f"is not a checkpoint's index{_first_wrong(error)}") from error
     _check_version(index.version, file)
     _check_position(index, file)
     _check_files(index.files, file)
@@ -216,6 +215,14 @@ def _content(data: bytes, file: Path) -> bytes:
 
 def _digest(content: bytes) -> bytes:
     return hashlib.sha256(content).hexdigest().encode()
+
+
+def _first_wrong(error: ValidationError) -> str:
+    """The key of what is wrong, unless there is so much that to list it would fill the memory."""
+    if error.error_count() > 1000:
+        return ""
+    key = ".".join(str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"])
+    return f": {printable(cut(key))}" if key else ""
 
 
 def _version_of(content: bytes) -> object:
