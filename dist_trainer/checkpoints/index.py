@@ -179,9 +179,14 @@ def read(folder: Path) -> Index:
 
 
 def write_durably(file: Path, content: bytes) -> None:
-    """Writes `file` so that a reader, and a disk that loses its power, has the old content or the new one."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with aside.open("wb") as opened:
+    """Writes `file` so that a reader, and a disk that loses its power, has the old content or the new one.
+
+    One process at a time. Raises OSError.
+    """
+    aside = file.with_name(f".{file.name}.new")
+    # It may be there from a process that was killed, or a link that is not to be followed.
+    aside.unlink(missing_ok=True)
+    with aside.open("xb") as opened:
         opened.write(content)
         opened.flush()
         os.fsync(opened.fileno())
