@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dist_trainer.checkpoints import index as indices
 from dist_trainer.checkpoints.damage import DamageError
-from dist_trainer.checkpoints.folder import LATEST_FILE, name_of, saves, step_of
+from dist_trainer.checkpoints.folder import LATEST_FILE, MAX_LATEST_BYTES, name_of, saves, step_of
 from dist_trainer.checkpoints.index import INDEX_FILE, Index
 from dist_trainer.checkpoints.inside import read_inside
 from dist_trainer.checkpoints.verify import check_sizes
@@ -18,7 +18,6 @@ from dist_trainer.errors import UserError
 
 __all__ = ["Found", "Resume", "cannot_be_loaded", "find", "name_of"]
 
-_MAX_LATEST_BYTES = 64
 _START_ANEW = "start anew with another --run-dir"
 
 
@@ -143,7 +142,7 @@ def _named_by(latest: Path) -> str:
     """The name in `latest`, of a folder that is there. Raises DamageError."""
     folder = latest.parent
     try:
-        name = read_inside(latest, folder, max_bytes=_MAX_LATEST_BYTES).decode().removesuffix("\n")
+        name = read_inside(latest, folder, max_bytes=MAX_LATEST_BYTES).decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise DamageError(latest, "does not name a checkpoint") from error
     if step_of(folder / name) is None or "/" in name:

@@ -15,9 +15,11 @@ from pathlib import Path
 from dist_trainer.checkpoints import index as indices
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.index import Index, sync_folder, write_durably
+from dist_trainer.checkpoints.inside import read_inside
 from dist_trainer.checkpoints.verify import check_sizes
 
 LATEST_FILE = "latest"
+MAX_LATEST_BYTES = 64
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 # Not a checkpoint yet, no longer one, and one whose place a newer save of the same step is about to take.
 _ASIDE = re.compile(rf"\.({_NAME.pattern})\.(saving|deleting|replaced)")
@@ -99,20 +101,22 @@ def clear_leftovers(checkpoints_dir: Path) -> list[str]:
 
 
 def prune(checkpoints_dir: Path, *, newest: int, every_steps: int, but: Sequence[Path] = ()) -> list[Path]:
-    """Deletes all but the newest checkpoints, those of every n-th step (0: none of them), and those in `but`.
+    """Deletes all but the newest whole checkpoints, those of every n-th step (0: none of them), those in `but`, and
+    the one that `latest` names, which is older than others after a run was resumed from before them.
 
-    `newest` 0 keeps all. Those before the newest whole one count; the newest whole one is never deleted. Returns what
-    was deleted. Raises OSError.
+    `newest` 0 keeps all. What is newer than the last of the newest whole ones is kept, whole or not. Returns what was
+    deleted. Raises OSError.
     """
     if newest <= 0:
         return []
     deleted = []
     num_whole = 0
     for folder in saves(checkpoints_dir):
-        num_whole += _is_whole(folder)
-        step = step_of(folder) or 0
-        is_nth = every_steps > 0 and step % every_steps == 0
-        if num_whole <= newest or is_nth or folder in but:
+        if num_whole < newest:
+            num_whole += _is_whole(folder)
+            continue
+        is_nth = every_steps > 0 and (step_of(folder) or 0) % every_steps == 0
+        if is_nth or folder in but or _is_latest(folder):
             continue
         deleting = _aside(checkpoints_dir, folder.name, "deleting")
         _remove(deleting)
@@ -128,6 +132,14 @@ def _is_whole(folder: Path) -> bool:
     except DamageError:
         return False
     return True
+
+
+def _is_latest(folder: Path) -> bool:
+    latest = folder.parent / LATEST_FILE
+    try:
+        return read_inside(latest, folder.parent, max_bytes=MAX_LATEST_BYTES).strip() == folder.name.encode()
+    except DamageError:
+        return False
 
 
 def _aside(checkpoints_dir: Path, name: str, what: str) -> Path:
