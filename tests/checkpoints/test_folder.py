@@ -324,6 +324,30 @@ def test_what_is_in_use_is_kept(checkpoints_dir: Path) -> None:
     assert numbered(prune(checkpoints_dir, newest=1, every_steps=0, but=[used])) == [8]
 
 
+def test_a_new_one_with_fewer_steps_than_those_that_are_there_is_kept(checkpoints_dir: Path) -> None:
+    # As after a run was resumed from step 4.
+    for step in (4, 8, 12, 6):
+        checkpoint(checkpoints_dir, step)
+    assert numbered(prune(checkpoints_dir, newest=1, every_steps=0)) == [8, 4]
+    assert (checkpoints_dir / LATEST_FILE).read_text() == "step-6"
+    assert numbered(saves(checkpoints_dir)) == [12, 6]
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda latest: latest.write_bytes(b"\xff" * 99)], ids=["none", "long"])
+def test_without_a_sound_latest_the_newest_are_kept(checkpoints_dir: Path, damage: Callable[[Path], None]) -> None:
+    for step in (4, 8, 12):
+        checkpoint(checkpoints_dir, step)
+    damage(checkpoints_dir / LATEST_FILE)
+    assert numbered(prune(checkpoints_dir, newest=1, every_steps=0)) == [8, 4]
+
+
+def test_a_damaged_one_that_is_older_than_those_to_keep_is_deleted(checkpoints_dir: Path) -> None:
+    for step in (4, 8, 12):
+        checkpoint(checkpoints_dir, step)
+    (checkpoints_dir / "step-8" / CONTENT_FILE).unlink()
+    assert numbered(prune(checkpoints_dir, newest=1, every_steps=0)) == [8, 4]
+
+
 @pytest.mark.parametrize("damage", [INDEX_FILE, CONTENT_FILE])
 def test_the_last_whole_one_is_kept_however_many_newer_ones_are_damaged(checkpoints_dir: Path, damage: str) -> None:
     for step in (4, 8, 12, 16):
