@@ -123,7 +123,7 @@ def _newest(checkpoints_dir: Path, look: _Look) -> Resume:
         whole = look.first_whole(saves(checkpoints_dir))
         if whole is None:
             raise
-        return Resume(whole, (f"{damage}: {whole.folder.name}, the newest that is whole, is resumed from",))
+        return Resume(whole, (f"{damage}; {whole.folder.name}, the newest that is whole, is resumed from",))
     newer = look.first_whole(
         folder for folder in saves(checkpoints_dir) if (step_of(folder) or 0) > found.index.position.step
     )

@@ -6,6 +6,7 @@ was changed.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
 import os
@@ -175,6 +176,7 @@ def read(folder: Path) -> Index:
     _check_position(index, file)
     _check_files(index.files, file)
     _check_pieces(index, file)
+    _check_random(index.random, file)
     return index
 
 
@@ -292,3 +294,13 @@ def _check_pieces(index: Index, file: Path) -> None:
             end = stop
         if end != one.num_bytes:
             raise DamageError(file, f"places {counted(end, 'byte')} in {one.name}, which has {one.num_bytes}")
+
+
+def _check_random(random: Sequence[Mapping[str, str]], file: Path) -> None:
+    for rank, states in enumerate(random):
+        try:
+            decoded = {device: base64.b64decode(text, validate=True) for device, text in states.items()}
+        except ValueError as error:
+            raise DamageError(file, f"has a random state of rank {rank} that is none") from error
+        if not decoded.get("cpu"):
+            raise DamageError(file, f"has no random state of rank {rank}")
