@@ -164,6 +164,14 @@ def test_more_steps_skipped_than_taken_are_refused(folder: Path) -> None:
     assert "has a position that cannot be" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    "states", [{}, {"cuda": "AAEC"}, {"cpu": ""}, {"cpu": "!!"}, {"cpu": "AAEC", "cuda": "AAE\u00e9"}]
+)
+def test_a_random_state_that_is_none_is_refused(folder: Path, states: dict[str, str]) -> None:
+    rewrite(folder, "random/1", states)
+    assert "random state of rank 1" in refusal(folder)
+
+
 @pytest.mark.parametrize("version", [0, 2, 2**80, "1", None, [], "\x1b[31m"])
 def test_another_version_is_told_even_where_all_else_is_another(folder: Path, version: Any) -> None:
     write_content(folder, json.dumps({"version": version, "position": "elsewhere"}).encode())
