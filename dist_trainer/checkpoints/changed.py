@@ -13,8 +13,8 @@ from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.index import INDEX_FILE, DataFacts, Made
 from dist_trainer.config.deepspeed.rules import block
 from dist_trainer.config.resolve import ResolvedRun
-from dist_trainer.encoding import all_as_utf8
-from dist_trainer.errors import UserError
+from dist_trainer.encoding import all_as_utf8, printable
+from dist_trainer.errors import UserError, cut
 from dist_trainer.redact import redacted_config
 from dist_trainer.units import counted
 
@@ -60,7 +60,7 @@ def differences(found: Found, now: Made) -> list[str]:
         for key in dict.fromkeys((*was, *is_now)):
             values = was.get(key, _NOT_SET), is_now.get(key, _NOT_SET)
             if values[0] != values[1] and key.split(".")[0] not in _NEVER_TOLD:
-                lines.append(f"{key} is {_shown(values[1])}, and was {_shown(values[0])}")
+                lines.append(f"{_shown(key)} is {_shown(values[1])}, and was {_shown(values[0])}")
     return [*lines, *_other_data(found, now)]
 
 
@@ -72,14 +72,14 @@ def _other_data(found: Found, now: Made) -> Iterator[str]:
             continue
         start = "from where it had been read to" if facts.fingerprint in known else "from its beginning"
         yield (
-            f"phase {phase} reads other data: {facts.path} ({counted(facts.num_tokens, 'token')}) {start}, "
-            f"and read {was.path} ({counted(was.num_tokens, 'token')})"
+            f"phase {phase} reads other data: {_shown(facts.path)} ({counted(facts.num_tokens, 'token')}) {start}, "
+            f"and read {_shown(was.path)} ({counted(was.num_tokens, 'token')})"
         )
 
 
 def _must_agree() -> dict[str, Callable[[Made], Any]]:
     shape: dict[str, Callable[[Made], Any]] = {
-        f"model.{name}": lambda made, name=name: made.run.get("model", {}).get(name)  # type: ignore[misc]
+        f"model.{name}": lambda made, name=name: block(made.run, "model").get(name)  # type: ignore[misc]
         for name in _SHAPE
     }
     return {
@@ -104,7 +104,7 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in values.items():
         if path == "" and name == "phases":
-            value = {phase["name"]: {key: part for key, part in phase.items() if key != "name"} for phase in value}
+            value = _by_name(value)
         if isinstance(value, Mapping):
             flat.update(_flat(value, f"{path}{name}."))
         elif not (name == "data" and path.startswith("phases.")):
@@ -112,5 +112,13 @@ def _flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return flat
 
 
+def _by_name(phases: Any) -> Any:
+    """What is no list of phases is left as it is: it comes from a file that somebody else may have made."""
+    if not isinstance(phases, list) or not all(isinstance(phase, Mapping) for phase in phases):
+        return phases
+    return {str(phase.get("name")): {key: part for key, part in phase.items() if key != "name"} for phase in phases}
+
+
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else repr(value)
+    """For people, even where a stranger's checkpoint says it: short, and without control characters."""
+    return printable(cut(value if isinstance(value, str) else repr(value)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_trainer.checkpoints.damage import DamageError
+from dist_trainer.checkpoints.inside import stat_inside
 from dist_trainer.units import MIB, counted
 
 if TYPE_CHECKING:
@@ -118,14 +119,14 @@ class DataFile:
 
     def __init__(self, path: Path, folder: Path, num_bytes: int) -> None:
         self.path = path
+        # Before it is opened, because to open a device may do something.
+        stat_inside(path, folder)
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except FileNotFoundError as error:
-            raise DamageError(path, "is missing") from error
         except OSError as error:
             raise DamageError(path, f"cannot be read ({error.strerror})") from error
         try:
-            self._check(folder, num_bytes)
+            self._check_opened(num_bytes)
         except BaseException:
             self.close()
             raise
@@ -162,12 +163,10 @@ class DataFile:
             digest.update(block)
         return digest.hexdigest()
 
-    def _check(self, folder: Path, num_bytes: int) -> None:
+    def _check_opened(self, num_bytes: int) -> None:
         found = os.fstat(self._descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise DamageError(self.path, "is not a regular file")
-        if not self.path.resolve().is_relative_to(folder.resolve()):
-            raise DamageError(self.path, "is a link that leads out of the checkpoint's folder")
         if found.st_size != num_bytes:
             raise DamageError(self.path, f"has {counted(found.st_size, 'byte')} and was written with {num_bytes}")
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.checkpoints import index as indices
 from dist_trainer.checkpoints.damage import DamageError
-from dist_trainer.checkpoints.folder import LATEST_FILE, name_of, saves, step_of
+from dist_trainer.checkpoints.folder import LATEST_FILE, MAX_LATEST_BYTES, name_of, saves, step_of
 from dist_trainer.checkpoints.index import INDEX_FILE, Index
+from dist_trainer.checkpoints.inside import read_inside
 from dist_trainer.checkpoints.verify import check_sizes
 from dist_trainer.config.progress import Progress
 from dist_trainer.errors import UserError
 
 __all__ = ["Found", "Resume", "cannot_be_loaded", "find", "name_of"]
 
-_MAX_LATEST_BYTES = 64
 _START_ANEW = "start anew with another --run-dir"
 
 
@@ -59,7 +59,7 @@ def find(
         if resume == "auto":
             assert run_dir is not None
             return _newest(run_dir / "checkpoints", look)
-        path = Path(resume).resolve()
+        path = Path(os.path.realpath(resume))
         if os.path.lexists(path / INDEX_FILE) or (step_of(path) is not None and path.is_dir()):
             return Resume(look.at(path))
         for folder in (path / "checkpoints", path):
@@ -99,10 +99,8 @@ class _Look:
             check_sizes(folder, index)
         return Found(folder, index)
 
-    def newest_whole(self, checkpoints_dir: Path, *, but: Path | None = None) -> Found | None:
-        for folder in saves(checkpoints_dir):
-            if folder == but:
-                continue
+    def first_whole(self, folders: Iterable[Path]) -> Found | None:
+        for folder in folders:
             try:
                 return self.at(folder)
             except DamageError:
@@ -116,36 +114,35 @@ def _newest(checkpoints_dir: Path, look: _Look) -> Resume:
     Raises DamageError if there are checkpoints and none is whole.
     """
     latest = checkpoints_dir / LATEST_FILE
-    if not os.path.lexists(latest) and not saves(checkpoints_dir):
+    if not os.path.lexists(latest) and not _has_any(checkpoints_dir):
         return Resume()
     try:
         named = checkpoints_dir / _named_by(latest)
         found = look.at(named)
     except DamageError as damage:
-        whole = look.newest_whole(checkpoints_dir)
+        whole = look.first_whole(saves(checkpoints_dir))
         if whole is None:
             raise
-        return Resume(whole, (f"{damage}: {whole.folder.name}, the newest that is whole, is resumed from",))
-    newest = saves(checkpoints_dir)[0]
-    if newest == named or not _is_whole(newest, look):
+        return Resume(whole, (f"{damage}; {whole.folder.name}, the newest that is whole, is resumed from",))
+    newer = look.first_whole(
+        folder for folder in saves(checkpoints_dir) if (step_of(folder) or 0) > found.index.position.step
+    )
+    if newer is None:
         return Resume(found)
-    notice = f"{latest} names {named.name}, though {newest.name} is whole too: {named.name} is resumed from"
+    notice = f"{latest} names {named.name}, though {newer.folder.name} is whole too: {named.name} is resumed from"
     return Resume(found, (notice,))
 
 
-def _is_whole(folder: Path, look: _Look) -> bool:
-    try:
-        look.at(folder)
-    except DamageError:
-        return False
-    return True
+def _has_any(checkpoints_dir: Path) -> bool:
+    """Whether anything there has a checkpoint's name, even a link, which is taken only if `latest` names it."""
+    return checkpoints_dir.is_dir() and any(step_of(path) is not None for path in checkpoints_dir.iterdir())
 
 
 def _named_by(latest: Path) -> str:
     """The name in `latest`, of a folder that is there. Raises DamageError."""
     folder = latest.parent
     try:
-        name = indices.read_inside(latest, folder, max_bytes=_MAX_LATEST_BYTES).decode().removesuffix("\n")
+        name = read_inside(latest, folder, max_bytes=MAX_LATEST_BYTES).decode().removesuffix("\n")
     except UnicodeDecodeError as error:
         raise DamageError(latest, "does not name a checkpoint") from error
     if step_of(folder / name) is None or "/" in name:
@@ -162,9 +159,9 @@ def cannot_be_loaded(folder: Path, problem: str) -> UserError:
 
 def _explain(damage: DamageError, look: _Look) -> UserError:
     # `damage.file` is `latest`, a checkpoint's folder or a file in one: other checkpoints beside it may be whole.
-    places = (damage.file, *damage.file.parents)
+    places = (damage.file, damage.file.parent)
     damaged = next((path for path in places if step_of(path) is not None), damage.file)
-    whole = look.newest_whole(damaged.parent, but=damaged)
+    whole = look.first_whole(folder for folder in saves(damaged.parent) if folder != damaged)
     return UserError(
         f"the checkpoint cannot be resumed from: {damage.file.name} {damage.problem}",
         where=str(damage.file),

@@ -5,6 +5,7 @@ A checkpoint is written into `.step-N.saving`, its index last, and gets its name
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,9 +14,12 @@ from pathlib import Path
 
 from dist_trainer.checkpoints import index as indices
 from dist_trainer.checkpoints.damage import DamageError
-from dist_trainer.checkpoints.index import INDEX_FILE, Index, sync_folder, write_durably
+from dist_trainer.checkpoints.index import Index, sync_folder, write_durably
+from dist_trainer.checkpoints.inside import read_inside
+from dist_trainer.checkpoints.verify import check_sizes
 
 LATEST_FILE = "latest"
+MAX_LATEST_BYTES = 64
 _NAME = re.compile(r"step-(0|[1-9][0-9]{0,17})")
 # Not a checkpoint yet, no longer one, and one whose place a newer save of the same step is about to take.
 _ASIDE = re.compile(rf"\.({_NAME.pattern})\.(saving|deleting|replaced)")
@@ -57,7 +61,7 @@ def publish(aside: Path, index: Index) -> Path:
     checkpoints_dir, name = aside.parent, name_of(index.position.step)
     folder = checkpoints_dir / name
     replaced = _aside(checkpoints_dir, name, "replaced")
-    if folder.exists():
+    if os.path.lexists(folder):
         _remove(replaced)
         folder.rename(replaced)
     aside.rename(folder)
@@ -78,15 +82,16 @@ def clear_leftovers(checkpoints_dir: Path) -> list[str]:
 
     To be called by one rank, while no other run can write there. Raises OSError.
     """
-    told = []
+    told: list[str] = []
     if not checkpoints_dir.is_dir():
         return told
-    for aside in sorted(checkpoints_dir.iterdir()):
+    # Of a save that was about to replace another, the new one is taken: "saving" before "replaced".
+    for aside in sorted(checkpoints_dir.iterdir(), reverse=True):
         found = _ASIDE.fullmatch(aside.name)
         if found is None or aside.is_symlink() or not aside.is_dir():
             continue
         folder, what = checkpoints_dir / found[1], found[3]
-        if what != "deleting" and not folder.exists() and _has_index(aside):
+        if what != "deleting" and not os.path.lexists(folder) and _is_whole(aside):
             aside.rename(folder)
             continue
         _remove(aside)
@@ -96,20 +101,22 @@ def clear_leftovers(checkpoints_dir: Path) -> list[str]:
 
 
 def prune(checkpoints_dir: Path, *, newest: int, every_steps: int, but: Sequence[Path] = ()) -> list[Path]:
-    """Deletes all but the newest checkpoints, those of every n-th step (0: none of them), and those in `but`.
+    """Deletes all but the newest whole checkpoints, those of every n-th step (0: none of them), those in `but`, and
+    the one that `latest` names, which is older than others after a run was resumed from before them.
 
-    `newest` 0 keeps all. Those before the newest whole one count; the newest whole one is never deleted. Returns what
-    was deleted. Raises OSError.
+    `newest` 0 keeps all. What is newer than the last of the newest whole ones is kept, whole or not. Returns what was
+    deleted. Raises OSError.
     """
     if newest <= 0:
         return []
     deleted = []
     num_whole = 0
     for folder in saves(checkpoints_dir):
-        num_whole += _has_index(folder)
-        step = step_of(folder) or 0
-        is_nth = every_steps > 0 and step % every_steps == 0
-        if num_whole <= newest or is_nth or folder in but:
+        if num_whole < newest:
+            num_whole += _is_whole(folder)
+            continue
+        is_nth = every_steps > 0 and (step_of(folder) or 0) % every_steps == 0
+        if is_nth or folder in but or _is_latest(folder):
             continue
         deleting = _aside(checkpoints_dir, folder.name, "deleting")
         _remove(deleting)
@@ -119,18 +126,30 @@ def prune(checkpoints_dir: Path, *, newest: int, every_steps: int, but: Sequence
     return deleted
 
 
-def _has_index(folder: Path) -> bool:
+def _is_whole(folder: Path) -> bool:
     try:
-        indices.read(folder)
+        check_sizes(folder, indices.read(folder))
     except DamageError:
         return False
-    return (folder / INDEX_FILE).is_file()
+    return True
+
+
+def _is_latest(folder: Path) -> bool:
+    latest = folder.parent / LATEST_FILE
+    try:
+        return read_inside(latest, folder.parent, max_bytes=MAX_LATEST_BYTES).strip() == folder.name.encode()
+    except DamageError:
+        return False
 
 
 def _aside(checkpoints_dir: Path, name: str, what: str) -> Path:
     return checkpoints_dir / f".{name}.{what}"
 
 
-def _remove(folder: Path) -> None:
+def _remove(path: Path) -> None:
+    """A folder with all that is in it; of a link, the link alone."""
     with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,39 +1,47 @@
 """index.json: where the run was, what made the checkpoint, and where each element of each parameter's states lies.
 
-It is written last, so a checkpoint without one is not whole. Its digest shows whether it was changed.
+It is written last, so a checkpoint without one is not whole. Its digest, of the bytes of its content, shows whether it
+was changed.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import base64
 import hashlib
-import json
 import math
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import FailFast, Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.data_file import BYTES_OF
+from dist_trainer.checkpoints.inside import read_inside
 from dist_trainer.checkpoints.position import Position
-from dist_trainer.encoding import all_as_utf8
-from dist_trainer.units import MIB
+from dist_trainer.encoding import as_utf8, printable
+from dist_trainer.errors import cut
+from dist_trainer.typed_json import Finite
+from dist_trainer.units import MIB, counted
 
 INDEX_FILE = "index.json"
 WEIGHT = "weight"
 VERSION = 1
 _MAX_BYTES = 256 * MIB
 _FILE_NAME = re.compile(r"rank-[0-9]{5}\.safetensors")
+# The file is these around the bytes of its content and around their digest.
+_BEFORE, _BETWEEN, _AFTER = b'{"content":', b',"sha256":"', b'"}\n'
+_DIGEST_BYTES = 64
 
-Size = Annotated[int, Field(ge=0, lt=2**60)]
+_SIZE_LIMIT = 2**60
+Size = Annotated[int, Field(ge=0, lt=_SIZE_LIMIT)]
+# Of a parameter or a state: it will be shown, so it has no control characters.
+Name = Annotated[str, Field(pattern=r"^\P{C}+$", max_length=500)]
 Dtype = Literal["F32", "BF16", "F16", "F64"]
 
 
@@ -49,9 +57,9 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Made:
-    """What made a checkpoint: the run file and the DeepSpeed JSON as they were in force, each phase's data, versions."""
+    """What made a checkpoint: both files as they were in force, each phase's data, and versions by package."""
 
-    world_size: int
+    world_size: Size
     run: dict[str, Any]
     deepspeed: dict[str, Any]
     data: dict[str, DataFacts]
@@ -68,8 +76,8 @@ class Counters:
     skipped_steps: Size
     micro_steps: Size
     samples: Size
-    optimizer: Mapping[str, float]
-    loss_scaler: Mapping[str, float]
+    optimizer: Mapping[str, Finite]
+    loss_scaler: Mapping[str, Finite]
 
 
 @dataclass(frozen=True)
@@ -98,15 +106,15 @@ class State:
     """Its pieces, in order: every element of the parameter lies in one of them."""
 
     dtype: Dtype
-    pieces: tuple[Piece, ...]
+    pieces: Annotated[tuple[Piece, ...], FailFast()]
 
 
 @dataclass(frozen=True)
 class Parameter:
     """`states`: "weight", which is the master weight in the precision that it was kept in, and the optimizer's."""
 
-    shape: tuple[Size, ...]
-    states: Mapping[str, State]
+    shape: Annotated[tuple[Size, ...], Field(max_length=64), FailFast()]
+    states: Mapping[Name, State]
 
     @property
     def num_elements(self) -> int:
@@ -120,9 +128,9 @@ class Index:
     position: Position
     made_by: Made
     counters: Counters
-    files: tuple[File, ...]
-    parameters: Mapping[str, Parameter]
-    random: tuple[Mapping[str, str], ...]
+    files: Annotated[tuple[File, ...], FailFast()]
+    parameters: Mapping[Name, Parameter]
+    random: Annotated[tuple[Mapping[str, str], ...], FailFast()]
     version: int = VERSION
 
     @cached_property
@@ -149,65 +157,38 @@ def data_file_name(rank: int) -> str:
 
 def write(folder: Path, index: Index) -> None:
     """Writes the index of the checkpoint in `folder`, whose data files have to be complete. Raises OSError."""
-    content = all_as_utf8(dataclasses.asdict(index))
-    text = json.dumps({"content": content, "sha256": _digest(content)}, separators=(",", ":")) + "\n"
-    write_durably(folder / INDEX_FILE, text.encode())
+    made = index.made_by
+    data = {phase: replace(facts, path=as_utf8(facts.path)) for phase, facts in made.data.items()}
+    content = _adapter().dump_json(replace(index, made_by=replace(made, data=data)))
+    write_durably(folder / INDEX_FILE, b"".join((_BEFORE, content, _BETWEEN, _digest(content), _AFTER)))
 
 
 def read(folder: Path) -> Index:
     """Raises DamageError if there is no index, if it was changed or cut short, or if it describes what cannot be."""
     file = folder / INDEX_FILE
+    content = _content(read_inside(file, folder, max_bytes=_MAX_BYTES), file)
     try:
-        values = from_json(read_inside(file, folder, max_bytes=_MAX_BYTES))
-        content = values["content"]
-        if values["sha256"] != _digest(content):
-            raise DamageError(file, "is not as it was written: its digest is another")
-        if content.get("version") != VERSION:
-            raise DamageError(
-                file, f"has version {content.get('version')!r}, and this dist_trainer reads version {VERSION}"
-            )
-        index = _ADAPTER.validate_json(json.dumps(content), strict=True)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        problem = "is not a checkpoint's index"
-        if isinstance(error, ValidationError):
-            problem += f": {'.'.join(str(part) for part in error.errors()[0]['loc'])}"
-        raise DamageError(file, problem) from error
-    _check_position(index.position, file)
+        index = _adapter().validate_json(content, strict=True)
+    except ValidationError as error:
+        _check_version(_version_of(content), file)
+        raise DamageError(file, f"is not a checkpoint's index{_first_wrong(error)}") from error
+    _check_version(index.version, file)
+    _check_position(index, file)
     _check_files(index.files, file)
     _check_pieces(index, file)
+    _check_random(index.random, file)
     return index
 
 
-def read_inside(file: Path, folder: Path, *, max_bytes: int) -> bytes:
-    """The content of a regular file that, links resolved, lies in `folder`. Raises DamageError for anything else."""
-    if stat_inside(file, folder).st_size > max_bytes:
-        raise DamageError(file, "is too large")
-    try:
-        with file.open("rb") as opened:
-            return opened.read(max_bytes)
-    except OSError as error:
-        raise DamageError(file, f"cannot be read ({error.strerror})") from error
-
-
-def stat_inside(file: Path, folder: Path) -> os.stat_result:
-    """Of a regular file that, links resolved, lies in `folder`. Raises DamageError for anything else."""
-    try:
-        found = file.stat()
-    except FileNotFoundError as error:
-        raise DamageError(file, "is missing") from error
-    except (OSError, ValueError) as error:
-        raise DamageError(file, f"cannot be read ({error})") from error
-    if not stat.S_ISREG(found.st_mode):
-        raise DamageError(file, "is not a regular file")
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise DamageError(file, "is a link that leads out of the checkpoint's folder")
-    return found
-
-
 def write_durably(file: Path, content: bytes) -> None:
-    """Writes `file` so that a reader, and a disk that loses its power, has the old content or the new one."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    with aside.open("wb") as opened:
+    """Writes `file` so that a reader, and a disk that loses its power, has the old content or the new one.
+
+    One process at a time. Raises OSError.
+    """
+    aside = file.with_name(f".{file.name}.new")
+    # It may be there from a process that was killed, or a link that is not to be followed.
+    aside.unlink(missing_ok=True)
+    with aside.open("xb") as opened:
         opened.write(content)
         opened.flush()
         os.fsync(opened.fileno())
@@ -224,16 +205,56 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-_ADAPTER = TypeAdapter(Index)
+@cache
+def _adapter() -> TypeAdapter[Index]:
+    return TypeAdapter(Index)
 
 
-def _check_position(position: Position, file: Path) -> None:
+def _content(data: bytes, file: Path) -> bytes:
+    end = len(data) - len(_BETWEEN) - _DIGEST_BYTES - len(_AFTER)
+    content = data[len(_BEFORE) : max(end, 0)]
+    if data != b"".join((_BEFORE, content, _BETWEEN, data[end:][len(_BETWEEN) : -len(_AFTER)], _AFTER)):
+        raise DamageError(file, "is not a checkpoint's index")
+    if data[end:] != b"".join((_BETWEEN, _digest(content), _AFTER)):
+        raise DamageError(file, "is not as it was written: its digest is another")
+    return content
+
+
+def _digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).hexdigest().encode()
+
+
+def _first_wrong(error: ValidationError) -> str:
+    """The key of what is wrong, unless there is so much that to list it would fill the memory."""
+    if error.error_count() > 1000:
+        return ""
+    key = ".".join(str(part) for part in error.errors(include_url=False, include_input=False)[0]["loc"])
+    return f": {printable(cut(key))}" if key else ""
+
+
+def _version_of(content: bytes) -> object:
+    """What the content says that its version is; VERSION where it cannot be told."""
+    try:
+        values = from_json(content)
+    except ValueError:
+        return VERSION
+    return values.get("version", VERSION) if isinstance(values, dict) else VERSION
+
+
+def _check_version(version: object, file: Path) -> None:
+    if version != VERSION:
+        raise DamageError(file, f"has version {cut(repr(version))}, and this dist_trainer reads version {VERSION}")
+
+
+def _check_position(index: Index, file: Path) -> None:
+    position, counters = index.position, index.counters
     numbers = [position.step]
     numbers += [number for progress in position.phases.values() for number in (progress.steps, progress.tokens)]
     numbers += [number for place in position.places.values() for number in (place.epoch, place.tokens)]
-    taken = sum(progress.steps for progress in position.phases.values())
     lengths = [place.sequence_length for place in position.places.values()]
-    if min(numbers) < 0 or min(lengths, default=1) < 1 or taken != position.step:
+    taken = sum(progress.steps for progress in position.phases.values())
+    is_possible = min(numbers) >= 0 and min(lengths, default=1) >= 1 and max(numbers + lengths) < _SIZE_LIMIT
+    if not is_possible or taken != position.step or counters.skipped_steps > counters.steps:
         raise DamageError(file, "has a position that cannot be")
 
 
@@ -247,21 +268,39 @@ def _check_files(files: Sequence[File], file: Path) -> None:
 
 
 def _check_pieces(index: Index, file: Path) -> None:
+    """Every element of a parameter's states lies in one piece, and every byte of a file after its header too."""
+    places: list[list[tuple[int, int]]] = [[] for _ in index.files]
     for name, parameter in index.parameters.items():
         if WEIGHT not in parameter.states:
             raise DamageError(file, f"has no weight of {name}")
         for state, kept in parameter.states.items():
+            said = f"{name}'s {state}"
             end = 0
             for piece in kept.pieces:
                 if piece.start != end or piece.stop <= piece.start:
-                    raise DamageError(file, f"does not say where all of {name}'s {state} lies, from element {end} on")
+                    raise DamageError(file, f"does not say where all of {said} lies, from element {end} on")
                 end = piece.stop
-                last_byte = piece.offset + (piece.stop - piece.start) * BYTES_OF[kept.dtype]
-                if piece.file >= len(index.files) or last_byte > index.files[piece.file].num_bytes:
-                    raise DamageError(file, f"places {name}'s {state} where no file is")
+                if piece.file >= len(index.files):
+                    raise DamageError(file, f"places {said} where no file is")
+                num_bytes = (piece.stop - piece.start) * BYTES_OF[kept.dtype]
+                places[piece.file].append((piece.offset, piece.offset + num_bytes))
             if end != parameter.num_elements:
-                raise DamageError(file, f"does not say where all of {name}'s {state} lies, from element {end} on")
+                raise DamageError(file, f"does not say where all of {said} lies, from element {end} on")
+    for one, there in zip(index.files, places, strict=True):
+        end = one.header_bytes
+        for begin, stop in sorted(there):
+            if begin != end:
+                raise DamageError(file, f"does not say what lies in {one.name}, from byte {min(begin, end)} on")
+            end = stop
+        if end != one.num_bytes:
+            raise DamageError(file, f"places {counted(end, 'byte')} in {one.name}, which has {one.num_bytes}")
 
 
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+def _check_random(random: Sequence[Mapping[str, str]], file: Path) -> None:
+    for rank, states in enumerate(random):
+        try:
+            decoded = {device: base64.b64decode(text, validate=True) for device, text in states.items()}
+        except ValueError as error:
+            raise DamageError(file, f"has a random state of rank {rank} that is none") from error
+        if not decoded.get("cpu"):
+            raise DamageError(file, f"has no random state of rank {rank}")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.data_file import DataFile, block_buffer
-from dist_trainer.checkpoints.index import File, Index, stat_inside
+from dist_trainer.checkpoints.index import File, Index
+from dist_trainer.checkpoints.inside import stat_inside
 from dist_trainer.units import counted
 
 

@@ -444,41 +444,70 @@ def test_a_wrong_request_stops_a_launch_before_anything_is_made(
 
 @pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["started", "dry run"])
 @pytest.mark.parametrize(
-    ("damage", "arguments", "said"),
+    ("damaged", "arguments", "said"),
     [
-        ("step-99", ("--run-dir", "run"), "latest names step-99, which is not there"),
-        ("", ("--run-dir", "run"), "latest is empty"),
-        (None, ("--run-dir", "run"), "latest is missing"),
-        ("step-8", ("--run-dir", "run", "--nproc-per-node", "3"), "this run: world_size"),
-        ("step-8", ("--run-dir", "other", "--resume", "run", "--set", "model.num_layers=3"), "model.num_layers"),
-        ("step-8", ("--run-dir", "other", "--resume", "runn"), "no checkpoint to resume from"),
+        ((4, 8), ("--run-dir", "run"), "index.json is missing"),
+        ((4, 8), ("--run-dir", "run"), "no other checkpoint beside it is whole"),
+        ((4, 8), ("--run-dir", "other", "--resume", "run"), "index.json is missing"),
+        ((8,), ("--run-dir", "other", "--resume", "run/checkpoints/step-8"), "step-4 beside it is whole"),
+        ((), ("--run-dir", "other", "--resume", "run", "--set", "model.num_layers=3"), "model.num_layers"),
+        ((), ("--run-dir", "run", "--set", "model.num_layers=3"), "model.num_layers"),
+        ((), ("--run-dir", "other", "--resume", "runn"), "no checkpoint to resume from"),
     ],
 )
 def test_a_checkpoint_that_cannot_be_resumed_from_stops_a_launch_before_anything_is_made(
     folder: Path,
     started: list[LaunchPlan],
     capsys: pytest.CaptureFixture[str],
-    damage: str | None,
+    damaged: tuple[int, ...],
     arguments: tuple[str, ...],
     said: str,
     dry_run: tuple[str, ...],
 ) -> None:
-    resolved = resolve(Request(config="tiny"), world_size=2, device=ANY_DEVICE)
-    for step in (4, 8):
-        checkpoint(folder / "run" / "checkpoints", step, made_by=made_by(resolved, world_size=2, data={}))
-    latest = folder / "run" / "checkpoints" / "latest"
-    latest.unlink() if damage is None else latest.write_text(damage)
+    make_checkpoints(folder)
+    for step in damaged:
+        (folder / "run" / "checkpoints" / f"step-{step}" / "index.json").unlink()
     before = sorted(folder.rglob("*"))
     assert said in refused(capsys, "launch", *arguments, *dry_run)
     assert started == []
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_launch_goes_on_from_a_checkpoint_of_its_ranks(folder: Path, started: list[LaunchPlan]) -> None:
-    resolved = resolve(Request(config="tiny"), world_size=2, device=ANY_DEVICE)
-    checkpoint(folder / "run" / "checkpoints", 8, made_by=made_by(resolved, world_size=2, data={}))
-    assert main(["launch", "--run-dir", "run", "--accumulation", "2"]) == 7
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--accumulation", "2"),
+        ("--nproc-per-node", "3"),
+        ("--ds", "zero3"),
+        ("--precision", "fp16"),
+        ("--set", "model.pad_vocab=true"),
+    ],
+    ids=" ".join,
+)
+def test_a_launch_goes_on_from_a_checkpoint_of_other_ranks_and_settings(
+    folder: Path, started: list[LaunchPlan], arguments: tuple[str, ...]
+) -> None:
+    make_checkpoints(folder)
+    assert main(["launch", "--run-dir", "run", *arguments]) == 7
     assert len(started) == 1
+
+
+@pytest.mark.parametrize("latest", [None, "", "step-99", "step-8"])
+def test_a_launch_goes_on_from_the_newest_whole_checkpoint_whatever_latest_says(
+    folder: Path, started: list[LaunchPlan], latest: str | None
+) -> None:
+    make_checkpoints(folder)
+    (folder / "run" / "checkpoints" / "step-8" / "rank-00001.safetensors").write_bytes(b"")
+    file = folder / "run" / "checkpoints" / "latest"
+    file.unlink() if latest is None else file.write_text(latest)
+    assert main(["launch", "--run-dir", "run"]) == 7
+    assert len(started) == 1
+
+
+def make_checkpoints(folder: Path) -> None:
+    resolved = resolve(Request(config="tiny"), world_size=2, device=ANY_DEVICE)
+    for step in (4, 8):
+        checkpoint(folder / "run" / "checkpoints", step, made_by=made_by(resolved, world_size=2, data={}))
 
 
 @pytest.mark.parametrize("hosts", ["hostfile", "switch"])

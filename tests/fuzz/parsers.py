@@ -294,7 +294,7 @@ MORE_EVENTS = "".join(
 
 
 def checkpoint_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
-    """Resuming where one file of the checkpoints is mutated."""
+    """Resuming where one file of the checkpoints is mutated, and none but the other checkpoint may be taken for it."""
 
     def open_folder(folder: Path) -> tuple[Path, list[bytes], Parse]:
         import checkpoint_folders
@@ -309,11 +309,39 @@ def checkpoint_of(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]
         def use() -> None:
             for resume in ("auto", str(run_dir), str(run_dir / "checkpoints" / "step-8")):
                 found = find(resume, run_dir).found
-                assert found is not None and found.card.position in map(checkpoint_folders.position, (4, 8))
+                assert found is not None and found.index.position in map(checkpoint_folders.position, (4, 8))
 
         return path, [path.read_bytes()], use
 
     return open_folder
+
+
+def index_content(folder: Path) -> tuple[Path, list[bytes], Parse]:
+    """A stranger's checkpoint, whose index has the right digest whatever it says, as far as its files are verified."""
+    import checkpoint_folders
+
+    from dist_trainer.checkpoints.changed import differences, refuse_another_kind
+    from dist_trainer.checkpoints.find import find
+    from dist_trainer.checkpoints.index import INDEX_FILE
+    from dist_trainer.checkpoints.verify import damages
+
+    checkpoint = checkpoint_folders.checkpoint(folder / "checkpoints", 8)
+    good = (checkpoint / INDEX_FILE).read_bytes()
+    path = folder / "content"
+
+    def use() -> None:
+        try:
+            checkpoint_folders.write_content(checkpoint, path.read_bytes())
+            found = find(str(checkpoint), None).found
+            assert found is not None
+            list(damages(checkpoint, found.index))
+            for line in differences(found, checkpoint_folders.made()):
+                assert len(line) < 5000
+            refuse_another_kind(found, checkpoint_folders.made())
+        finally:
+            (checkpoint / INDEX_FILE).write_bytes(good)
+
+    return path, [json.dumps(checkpoint_folders.content_of(checkpoint)).encode()], use
 
 
 def slurm_json(folder: Path) -> tuple[Path, list[bytes], Parse]:
@@ -628,7 +656,8 @@ PARSERS: tuple[Parser, ...] = (
         Parser(f"benchmark:{name}", form, benchmark_of(name), is_fatal=name != "measurements.jsonl")
         for name, form in (("settings.json", "json"), ("measurements.jsonl", "jsonl"), ("results.json", "json"))
     ),
-    Parser("checkpoint.json", "json", checkpoint_of("step-8/checkpoint.json")),
+    Parser("index.json", "json", checkpoint_of("step-8/index.json")),
+    Parser("index-content", "json", index_content),
     Parser("latest", "text", checkpoint_of("latest")),
     Parser("slurm.json", "json", slurm_json),
     Parser("trace-cache", "json", trace_cache, is_fatal=False),
