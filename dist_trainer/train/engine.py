@@ -73,7 +73,6 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
     engine.config = redacted_config(engine.config)
     grow_between_steps(engine)
     grad_norm.take_once(engine)
-    compile_block = resolved.deepspeed.get("compile")
-    if compile_block is not None:
+    if resolved.deepspeed.get("compile") is not None and not resolved.run.compile_if_faster:
         engine.compile()
     return engine

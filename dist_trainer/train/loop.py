@@ -29,6 +29,7 @@ from dist_trainer.monitor.allocator import AllocatorWatch
 from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord
 from dist_trainer.train import checkpoint, hygiene
+from dist_trainer.train.compile_trial import CompileTrial
 from dist_trainer.train.display import Display
 from dist_trainer.train.shortage import writing_tensors
 from dist_trainer.train.step import StepResult, evaluate, train_step
@@ -119,6 +120,7 @@ class Run:
     last_checkpoint_s: float
     allocator: AllocatorWatch | None = None
     timeline: Timeline | None = None
+    compile_trial: CompileTrial | None = None
 
     @property
     def steps_left(self) -> float:
@@ -179,6 +181,8 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
                 phase.name, num_tokens=phase.tokens_per_step, order=name, place=order.place(sample)
             )
             _record_step(run, phase, step, result)
+            if run.compile_trial is not None:
+                run.compile_trial.after_step(phase.name, result.step_s)
             if run.allocator is not None and run.allocator.after_step():
                 _record_allocator(run, run.allocator)
             hygiene.after_step(run.engine, config.memory, step)

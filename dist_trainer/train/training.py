@@ -24,6 +24,7 @@ from dist_trainer.report import summary
 from dist_trainer.report.summary import Summary
 from dist_trainer.train import checkpoint, hygiene, muon, process
 from dist_trainer.train.before_meeting import Prepared
+from dist_trainer.train.compile_trial import CompileTrial
 from dist_trainer.train.display import Display
 from dist_trainer.train.engine import build_engine
 from dist_trainer.train.job import RankJob
@@ -73,6 +74,7 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
         max_steps=job.max_steps,
         last_checkpoint_s=time.monotonic(),
         timeline=timeline,
+        compile_trial=_compile_trial(engine, resolved, recorder=recorder, display=display),
         allocator=allocator,
     )
     try:
@@ -104,6 +106,19 @@ def _resume(engine: Any, prepared: Prepared, *, recorder: Recorder, display: Dis
         display.note(f"changed    {line}")
     recorder.event("resume", str(found.folder), step=position.step, changed=changed)
     return position
+
+
+def _compile_trial(
+    engine: Any, resolved: ResolvedRun, *, recorder: Recorder, display: Display
+) -> CompileTrial | None:
+    if resolved.deepspeed.get("compile") is None or not resolved.run.compile_if_faster:
+        return None
+
+    def tell(line: str) -> None:
+        display.note(f"notice     {line}")
+        recorder.event("notice", line)
+
+    return CompileTrial(engine, tell)
 
 
 def _num_workers(resolved: ResolvedRun, rank: RankInfo) -> int:
