@@ -108,9 +108,7 @@ def _resume(engine: Any, prepared: Prepared, *, recorder: Recorder, display: Dis
     return position
 
 
-def _compile_trial(
-    engine: Any, resolved: ResolvedRun, *, recorder: Recorder, display: Display
-) -> CompileTrial | None:
+def _compile_trial(engine: Any, resolved: ResolvedRun, *, recorder: Recorder, display: Display) -> CompileTrial | None:
     if resolved.deepspeed.get("compile") is None or not resolved.run.compile_if_faster:
         return None
 
