@@ -120,7 +120,7 @@ def _with_figures(ended: Measurement, run_dir: Path, settings: Settings, *, begi
     planned = needed(findings.asked.plan.worst).num_bytes if findings.asked.plan else None
     return replace(
         ended,
-        precision=precision(findings.asked.deepspeed or {}),
+        precision=precision(findings.asked.deepspeed or {}),  # type: ignore[arg-type]
         num_tokens=int(columns["num_tokens"][-1]),
         warm_up_s=tuple(steps[:skip]),
         step_s=tuple(steps[skip:]),
