@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 from argparse import BooleanOptionalAction
+from collections.abc import Iterator
 from pathlib import Path
 
 from dist_trainer.cli.parser import Parser, not_negative, positive, positive_number
@@ -76,7 +78,15 @@ def add_single_optimisations(parser: argparse.ArgumentParser) -> None:
     single.add_argument("--precision", choices=("fp32", "fp16", "bf16"))
     single.add_argument("--checkpointing", action=BooleanOptionalAction, help="activation checkpointing")
     single.add_argument("--fused", action=BooleanOptionalAction, help="fused AdamW")
-    single.add_argument("--compile", action=BooleanOptionalAction, help="torch.compile")
+    single.add_argument(
+        "--compile",
+        nargs="?",
+        const="always",
+        choices=("always", "auto"),
+        help="torch.compile; auto: tried in the run, and kept if steps become faster (the run file's key "
+        "compile_if_faster)",
+    )
+    single.add_argument("--no-compile", dest="compile", action="store_const", const="never")
     single.add_argument(
         "--learning-rate",
         "--lr",
@@ -103,13 +113,21 @@ def request_from(args: argparse.Namespace) -> Request:
             precision=args.precision,
             checkpointing=args.checkpointing,
             fused=args.fused,
-            compile=args.compile,
+            compile=None if args.compile is None else args.compile != "never",
             learning_rate=args.learning_rate,
         ),
-        settings=(*([f"matmul={args.matmul}"] if args.matmul else []), *args.settings),
+        settings=(*_settings_of_switches(args), *args.settings),
         seed=args.seed,
         phase=args.phase,
     )
+
+
+def _settings_of_switches(args: argparse.Namespace) -> Iterator[str]:
+    """The run file's keys that have a switch of their own, as `--set` takes them."""
+    if args.matmul is not None:
+        yield f"matmul={args.matmul}"
+    if args.compile in ("always", "auto"):
+        yield f"compile_if_faster={json.dumps(args.compile == 'auto')}"
 
 
 def main(argv: list[str]) -> int:

@@ -167,12 +167,14 @@ class EvaluationConfig(_Section):
 class RunConfig(_Section):
     """A whole run file. `deepspeed` names the JSON that is used if no `--ds` is given. `matmul` is the precision in
     which fp32 matrices are multiplied: `tf32` on GPUs, `bf32` (factors in bf16, sums in fp32) on CPUs, `auto` either.
+    `compile_if_faster`: what the JSON's `compile` asks for is tried in the run, and kept if it makes steps faster.
     """
 
     name: Name
     deepspeed: FileName
     seed: NotNegative = 1337
     matmul: Literal["fp32", "tf32", "bf32", "auto"] = "fp32"
+    compile_if_faster: bool = False
     model: ModelConfig
     data: DataConfig = DataConfig()
     phases: Annotated[tuple[PhaseConfig, ...], Field(min_length=1, strict=False)]

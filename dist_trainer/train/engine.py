@@ -17,6 +17,7 @@ from dist_trainer.train import grad_norm
 from dist_trainer.train.blank_step import without_blank_step
 from dist_trainer.train.loss_scale import grow_between_steps
 from dist_trainer.train.schedule import scheduler_of
+from dist_trainer.train.update_in_parts import update_in_parts
 
 
 def checkpointing_of(deepspeed_config: dict[str, Any]) -> Checkpointing | None:
@@ -71,9 +72,9 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
     _refuse_one_leaf(engine, resolved)
     # It writes this into its checkpoints, which others may load; what it needed of it, it has read.
     engine.config = redacted_config(engine.config)
+    update_in_parts(engine)
     grow_between_steps(engine)
     grad_norm.take_once(engine)
-    compile_block = resolved.deepspeed.get("compile")
-    if compile_block is not None:
+    if resolved.deepspeed.get("compile") is not None and not resolved.run.compile_if_faster:
         engine.compile()
     return engine

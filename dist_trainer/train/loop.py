@@ -22,6 +22,7 @@ from dist_trainer.monitor.memory import MemoryProbe
 from dist_trainer.records import EVENTS_FILE, STEPS_FILE, Event, RecordWriter, StepRecord
 from dist_trainer.train import hygiene
 from dist_trainer.train.checkpoints.turns import Turns
+from dist_trainer.train.compile_trial import CompileTrial
 from dist_trainer.train.display import Display
 from dist_trainer.train.step import StepResult, evaluate, train_step
 from dist_trainer.train.timeline import Timeline, compile_s
@@ -109,6 +110,7 @@ class Run:
     max_steps: int | None
     allocator: AllocatorWatch | None = None
     timeline: Timeline | None = None
+    compile_trial: CompileTrial | None = None
 
     @property
     def steps_left(self) -> float:
@@ -168,6 +170,8 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
                 phase.name, num_tokens=phase.tokens_per_step, order=name, place=order.place(sample)
             )
             _record_step(run, phase, step, result)
+            if run.compile_trial is not None:
+                run.compile_trial.after_step(phase.name, result.step_s)
             if run.allocator is not None and run.allocator.after_step():
                 _record_allocator(run, run.allocator)
             hygiene.after_step(run.engine, config.memory, step)

@@ -29,6 +29,7 @@ from dist_trainer.train.checkpoints import loading
 from dist_trainer.train.checkpoints.holders import Holders, holders_of
 from dist_trainer.train.checkpoints.saving import Kept, Saver
 from dist_trainer.train.checkpoints.turns import Turns
+from dist_trainer.train.compile_trial import CompileTrial
 from dist_trainer.train.display import Display
 from dist_trainer.train.engine import build_engine
 from dist_trainer.train.job import RankJob
@@ -77,6 +78,7 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
         checkpoints=_turns(engine, holders, prepared, run_dir, position, recorder=recorder, display=display),
         max_steps=job.max_steps,
         timeline=timeline,
+        compile_trial=_compile_trial(engine, resolved, recorder=recorder, display=display),
         allocator=allocator,
     )
     try:
@@ -128,6 +130,17 @@ def _resume(engine: Any, holders: Holders, prepared: Prepared, *, recorder: Reco
         display.note(f"changed    {line}")
     recorder.event("resume", str(found.folder), step=position.step, changed=changed)
     return position
+
+
+def _compile_trial(engine: Any, resolved: ResolvedRun, *, recorder: Recorder, display: Display) -> CompileTrial | None:
+    if resolved.deepspeed.get("compile") is None or not resolved.run.compile_if_faster:
+        return None
+
+    def tell(line: str) -> None:
+        display.note(f"notice     {line}")
+        recorder.event("notice", line)
+
+    return CompileTrial(engine, tell)
 
 
 def _num_workers(resolved: ResolvedRun, rank: RankInfo) -> int:

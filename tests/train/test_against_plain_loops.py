@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from one_rank import Trained, batches, build, one_rank, plain_losses, load, save
+from one_rank import Trained, batches, build, load, one_rank, plain_losses, save
 
 from dist_trainer.checkpoints.index import Made
 from dist_trainer.checkpoints.position import Position, Progress

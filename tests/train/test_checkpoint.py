@@ -12,9 +12,9 @@ import pytest
 import torch
 from checkpoint_folders import made as made_by
 from checkpoint_folders import position
+from dist_trainer.checkpoints.card import DamageError, read
 from ranks import mini_config, run_ranks, train
 
-from dist_trainer.checkpoints.card import DamageError, read
 from dist_trainer.config import run as run_file
 from dist_trainer.data.corpus import standard_library_dataset
 from dist_trainer.data.sampler import BatchPlan, Order

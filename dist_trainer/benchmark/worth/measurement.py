@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Literal
 
 from dist_trainer.typed_json import Count, Finite, Seconds
 
@@ -31,7 +32,8 @@ class Measurement:
     """`failure` says in a line why there are no figures. Steps are those of rank 0, which all ranks take together.
 
     `round` and `place` count from 0, `place` within the round. `time_s`: when it began, as Unix time. `took_s`: the
-    whole run, from its launch to its end. `num_tokens`: of one step, over all ranks. `warm_up_s`: the times of the
+    whole run, from its launch to its end. `precision`: of the weights, which is another than the cell's where the
+    hardware lacks that one. `num_tokens`: of one step, over all ranks. `warm_up_s`: the times of the
     first steps, which `step_s` leaves out. `first_step_s`: from the launch to the end of the first step. `loss`: the
     mean over the last steps. `peak_bytes`: of the rank that has most, NVML's on a GPU, the CPU allocator's on a CPU;
     `planned_bytes` is the plan's for the same. `energy_j`: of all GPUs.
@@ -53,6 +55,7 @@ class Measurement:
     planned_bytes: Count | None = None
     energy_j: Finite | None = None
     machine: Machine = field(default_factory=Machine)
+    precision: Literal["fp32", "bf16", "fp16"] | None = None
 
     @property
     def has_figures(self) -> bool:

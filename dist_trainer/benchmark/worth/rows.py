@@ -50,9 +50,9 @@ class Row:
     interval, by which results are compared with others. `ratio`: to the baseline's speed, paired by round. Step times
     are of all rounds' steps together; `first_step_s`, `compile_s`, `loss` and `energy_j` are medians over rounds.
     `planned_bytes` and `peak_bytes` are the highest of any round; `reduction` is 1 - peak / the baseline's peak. `mfu`
-    is the model's FLOP/s over `MatmulRates.measured`, `mfu_of_data_sheet` over `MatmulRates.data_sheet`.
-    `data_wait_share` is of the step time. `loss_is_spoiled`: the loss lies further above the baseline's than the seeds'
-    losses lie apart.
+    is the model's FLOP/s over `MatmulRates.measured`, `mfu_of_data_sheet` over `MatmulRates.data_sheet`. `ran_in`: the
+    precision of the weights, if the hardware lacks that of the cell. `data_wait_share` is of the step time.
+    `loss_is_spoiled`: the loss lies further above the baseline's than the losses of other seeds lie apart.
     """
 
     cell: str
@@ -81,6 +81,7 @@ class Row:
     loss: Finite | None = None
     loss_is_spoiled: bool | None = None
     energy_j: Finite | None = None
+    ran_in: str | None = None
 
 
 def make_rows(
@@ -140,7 +141,8 @@ def _row(
     steps_s = [step_s for one in good for step_s in one.step_s]
     peak_bytes = _highest(one.peak_bytes for one in good)
     base_bytes = _highest(one.peak_bytes for one in baseline)
-    dtype = _product_dtype(cell, rates)
+    ran_in = next((one.precision for one in good if one.precision), None) or precision(dict(cell.deepspeed))
+    dtype = _product_dtype(ran_in, cell, rates)
     flops_per_s = None if tokens_per_s is None else tokens_per_s * _flops_per_token(cell)
     loss = _median(one.loss for one in good)
     is_spoiled = _is_spoiled(cell, good, baseline, spread)
@@ -171,6 +173,7 @@ def _row(
         loss=loss,
         loss_is_spoiled=is_spoiled,
         energy_j=_median(one.energy_j for one in good),
+        ran_in=None if ran_in == precision(dict(cell.deepspeed)) else ran_in,
     )
 
 
@@ -208,11 +211,11 @@ def _flops_per_token(cell: Cell) -> int:
     return num_flops_per_token(ModelConfig(**cell.run["model"]), length)
 
 
-def _product_dtype(cell: Cell, rates: MatmulRates) -> str:
-    """The precision in which the cell multiplies matrices. For fp32 weights the run file's `matmul` says it, which asks
-    for what the hardware has beside fp32: as train/matmul.py `choose` decides.
+def _product_dtype(weights: str, cell: Cell, rates: MatmulRates) -> str:
+    """The precision in which a cell with these weights multiplies matrices. For fp32 weights the run file's `matmul`
+    says it, which asks for what the hardware has beside fp32: as train/matmul.py `choose` decides.
     """
-    weights, asked = precision(dict(cell.deepspeed)), cell.run.get("matmul", "fp32")
+    asked = cell.run.get("matmul", "fp32")
     if weights != "fp32" or asked == "fp32":
         return weights
     known = {*rates.measured, *rates.data_sheet}

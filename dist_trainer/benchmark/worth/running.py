@@ -20,6 +20,7 @@ from dist_trainer.benchmark.worth.cells import OTHER_SEEDS
 from dist_trainer.benchmark.worth.folder import DS_FILE, RUN_FILE, Folder, Settings
 from dist_trainer.benchmark.worth.measurement import Measurement
 from dist_trainer.benchmark.worth.rounds import Turn
+from dist_trainer.config.deepspeed.rules import precision
 from dist_trainer.encoding import printable
 from dist_trainer.memory.plan import needed
 from dist_trainer.memory.targets import CPU
@@ -119,6 +120,7 @@ def _with_figures(ended: Measurement, run_dir: Path, settings: Settings, *, begi
     planned = needed(findings.asked.plan.worst).num_bytes if findings.asked.plan else None
     return replace(
         ended,
+        precision=precision(findings.asked.deepspeed or {}),  # type: ignore[arg-type]
         num_tokens=int(columns["num_tokens"][-1]),
         warm_up_s=tuple(steps[:skip]),
         step_s=tuple(steps[skip:]),

@@ -126,7 +126,7 @@ def environment_table(environment: Environment) -> Table:
 
 def numbered(number: int, row: Row) -> str:
     """The row's title with the number that stands beside its point in the chart."""
-    return f"{number}. {row.title}"
+    return f"{number}. {row.title}" + (f" (ran in {row.ran_in})" if row.ran_in else "")
 
 
 def _rounds(row: Row) -> str:

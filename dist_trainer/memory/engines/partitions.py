@@ -1,15 +1,18 @@
-"""How ZeRO partitions over the ranks: flat groups of parameters at stages 1 and 2, each parameter at stage 3.
+"""How ZeRO partitions over the ranks: flat groups of parameters at stages 1 and 2, each parameter at stage 3; and the
+parts of the parameters that stage 0 updates one after the other.
 
 Source: DeepSpeed 0.19.8, runtime/zero/stage_1_and_2.py and partition_parameters.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 # A flat group is padded to a multiple of this many elements a rank.
 ALIGNMENT = 2
+# Of stage 0 in 16-bit: parameters are updated together up to so many elements; a larger one is a part by itself.
+PART_ELEMENTS = 2**20
 
 
 @dataclass(frozen=True)
@@ -63,3 +66,15 @@ def flat_group(parameters: Sequence[int], numels: Sequence[int], world_size: int
 def shard_numel(numel: int, world_size: int) -> int:
     """Elements of one rank's shard of a parameter at stage 3, padding included."""
     return -(-numel // world_size)
+
+
+def parts_of(numels: Sequence[int]) -> Iterator[slice]:
+    """The parts of a group of parameters with these numbers of elements that stage 0 updates one after the other."""
+    start, total = 0, 0
+    for number, numel in enumerate(numels):
+        if number > start and total + numel > PART_ELEMENTS:
+            yield slice(start, number)
+            start, total = number, 0
+        total += numel
+    if numels:
+        yield slice(start, len(numels))

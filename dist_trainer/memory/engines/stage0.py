@@ -24,11 +24,14 @@ from dist_trainer.memory.engines.ledger import (
     Ledger,
     pinned,
 )
+from dist_trainer.memory.engines.partitions import parts_of
 from dist_trainer.memory.engines.settings import BYTES_OF, Settings
 from dist_trainer.memory.trace.record import Trace
 
 # Stage 0 reduces a flat copy of gradients as soon as it has more elements than this (MEMORY_OPT_ALLREDUCE_SIZE).
 ALLREDUCE_ELEMENTS = 500_000_000
+# DeepSpeed's own optimizers, which take no parts of the parameters; the others are torch's.
+NOT_IN_PARTS = ("lamb", "lion", "muon")
 
 
 @dataclass
@@ -264,10 +267,26 @@ class UnfusedFp16Engine(Engine):
                     ledger.alloc(4 * self.numels[p], MASTER)
 
     def step(self) -> None:
-        ledger, upcast = self.ledger, []
+        if self.settings.optimizer_name in NOT_IN_PARTS:
+            upcast = [self.upcast(p) for group in self.groups() for p in group]
+            self.update(self.numels_by_group(), 4)
+            for block in upcast:
+                self.ledger.free(block)
+            self.free_gradients()
+            return
         for group in self.groups():
-            upcast += [ledger.alloc(4 * self.numels[p], TEMPORARIES) for p in group]
-        self.update(self.numels_by_group(), 4)
+            for part in parts_of([self.numels[p] for p in group]):
+                self.update_part(group[part])
+
+    def upcast(self, parameter: int) -> Block:
+        return self.ledger.alloc(4 * self.numels[parameter], TEMPORARIES)
+
+    def update_part(self, parameters: Sequence[int]) -> None:
+        """As train/update_in_parts.py does it."""
+        upcast = []
+        for p in parameters:
+            upcast.append(self.upcast(p))
+            self.ledger.free(self.gradients.pop(p, None))
+        self.update([[self.numels[p] for p in parameters]], 4)
         for block in upcast:
-            ledger.free(block)
-        self.free_gradients()
+            self.ledger.free(block)

@@ -8,6 +8,7 @@ from worth_runs import CELLS, ENVIRONMENT, rounds
 from dist_trainer.benchmark.worth.cells import AGAIN, BASELINE, OTHER_SEEDS
 from dist_trainer.benchmark.worth.measurement import Measurement
 from dist_trainer.benchmark.worth.rows import MatmulRates, Row, make_rows
+from dist_trainer.benchmark.worth.tables import numbered
 from dist_trainer.config.run import ModelConfig
 from dist_trainer.model.size import num_flops_per_token
 
@@ -44,6 +45,17 @@ def test_the_share_of_the_matrix_products_rate_is_of_the_cells_dtype() -> None:
     assert found["bf16"].mfu == pytest.approx(1500 * flops / 4e12)
     assert found["bf16"].mfu_of_data_sheet == pytest.approx(1500 * flops / 8e12)
     assert found[BASELINE].mfu_of_data_sheet is None
+
+
+def test_a_cell_whose_precision_the_hardware_lacks_says_in_which_it_ran() -> None:
+    run = CELLS[0].run
+    flops = num_flops_per_token(ModelConfig(**run["model"]), run["phases"][0]["sequence_length"])
+    rates = MatmulRates(measured={"fp32": 1e12, "bf16": 4e12}, data_sheet={})
+    assert {row.ran_in for row in rows(rounds(noise=0.0), rates).values()} == {None}
+    bf16 = rows(rounds(noise=0.0, precision="fp32"), rates)["bf16"]
+    assert bf16.ran_in == "fp32"
+    assert bf16.mfu == pytest.approx(1500 * flops / 1e12)
+    assert numbered(5, bf16) == "5. bf16 (ran in fp32)"
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,7 @@ def test_masters_and_moments_are_the_same_bits_through_any_ranks_and_stages(tmp_
 def test_losses_go_on_as_if_nothing_had_changed(tmp_path: Path) -> None:
     undisturbed = travel(tmp_path, 1, leg(None, "through", 0, steps=9), leg(None, "a", 0, steps=3))["through"]
     (tmp_path / "a-2").symlink_to(tmp_path / "a")
-    on_two = travel(
-        tmp_path, 2, leg("a", "b", 2, steps=2), leg("b", "c", 3, steps=2), leg("a", "same", 0, steps=6)
-    )
+    on_two = travel(tmp_path, 2, leg("a", "b", 2, steps=2), leg("b", "c", 3, steps=2), leg("a", "same", 0, steps=6))
     last = travel(tmp_path, 1, leg("c", "d", 1, steps=2), leg("a", "again", 0, steps=6))
     resumed = [*on_two["b"], *on_two["c"], *last["d"]]
     assert resumed == pytest.approx(undisturbed[3:], abs=1e-5)
