@@ -51,9 +51,10 @@ class Turns:
 
     def after_phase(self, position: Position) -> None:
         """Saves the end of a phase, if the run file says so, and waits until it is written. Collective."""
+        self.finish()
         if self._config.at_end:
             self._save(position)
-        self.finish()
+            self.finish()
 
     def finish(self) -> None:
         """Waits until the save under way is written."""
