@@ -31,9 +31,8 @@ def main(words: list[str]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             _start_ranks(stage, num_rounds, folder)
             found = json.loads((Path(folder) / "found.json").read_text())
-        print(
-            f"stage {stage}: {found.pop('bytes') / 1e9:.2f} GB ours, {found.pop('deepspeed bytes') / 1e9:.2f} GB DeepSpeed's"
-        )
+        ours, theirs = found.pop("bytes"), found.pop("deepspeed bytes")
+        print(f"stage {stage}: {ours / 1e9:.2f} GB ours, {theirs / 1e9:.2f} GB DeepSpeed's")
         for name, seconds in found.items():
             print(
                 f"  {name:44} {statistics.median(seconds):6.2f} s   ({min(seconds):.2f} to {max(seconds):.2f})",
@@ -51,7 +50,8 @@ def _start_ranks(stage: int, num_rounds: int, folder: str) -> None:
         environ |= {"LOCAL_WORLD_SIZE": str(NUM_RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         command = [sys.executable, __file__, "rank", str(stage), str(num_rounds), folder]
         ranks.append(subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL))
-    if any([rank.wait() for rank in ranks]):
+    statuses = [rank.wait() for rank in ranks]
+    if any(statuses):
         sys.exit("a rank has failed")
 
 
