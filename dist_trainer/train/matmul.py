@@ -13,6 +13,7 @@ from dist_trainer.config.resolve import ResolvedRun
 Matmul = Literal["fp32", "tf32", "bf32"]
 # TF32 came with Ampere.
 _TF32_CAPABILITY = (8, 0)
+_PROBE_SIZE = 256
 
 
 def choose(resolved: ResolvedRun, device: DeviceFacts, fast: Matmul | None) -> tuple[Matmul, str | None]:
@@ -30,10 +31,24 @@ def choose(resolved: ResolvedRun, device: DeviceFacts, fast: Matmul | None) -> t
 
 
 def fast_here(kind: Literal["cpu", "cuda"]) -> Matmul | None:
-    """TF32 on GPUs that have it; bf32 on CPUs with bf16 products of their own (AVX512-BF16, AMX), as oneDNN finds."""
+    """TF32 on GPUs that have it; bf32 on CPUs on which oneDNN really rounds the factors of an fp32 product to bf16."""
     if kind == "cuda":
         return "tf32" if torch.cuda.get_device_capability(0) >= _TF32_CAPABILITY else None
-    return "bf32" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else None
+    return "bf32" if torch.ops.mkldnn._is_mkldnn_bf16_supported() and _rounds_factors() else None
+
+
+def _rounds_factors() -> bool:
+    """By a product whose factors are 1 + 2^-10, which is 1 in bf16: with AVX512-BF16 but without AMX oneDNN takes the
+    setting and multiplies in fp32 all the same, more slowly than without it.
+    """
+    before = torch.get_float32_matmul_precision()
+    factor = torch.full((_PROBE_SIZE, _PROBE_SIZE), 1 + 2**-10)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        product = factor @ factor
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return bool((product - _PROBE_SIZE).abs().max() < 2**-10)
 
 
 def set_in_torch(matmul: Matmul) -> None:

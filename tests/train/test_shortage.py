@@ -84,10 +84,14 @@ def test_a_checkpoint_that_has_no_room_is_said_with_its_bytes_before_it_is_writt
     command = [sys.executable, "-m", "dist_trainer", "train", "--config", str(mini_config(tmp_path))]
     command += ["--set", "checkpoints.at_end=true", "--max-steps", "1", "--run-dir", "/mnt/run"]
     ended = in_own_mounts('mount -t tmpfs -o size=600k tmpfs /mnt && exec "$@"', command, cwd=tmp_path)
+    assert ended.status == 0, ended.output
+    assert ended.output.count("the checkpoint of step 1 was not saved: there is no room for the checkpoint") == 1
+    assert "/mnt/run/checkpoints" in ended.output
+    command += ["--set", "checkpoints.on_failure=stop"]
+    ended = in_own_mounts('mount -t tmpfs -o size=600k tmpfs /mnt && exec "$@"', command, cwd=tmp_path)
     assert ended.status == 1, ended.output
     assert ended.output.count("dist_trainer: error:") == 1
     assert "there is no room for the checkpoint of step 1" in ended.output
-    assert "/mnt/run/checkpoints" in ended.output
     assert "Traceback" not in ended.output
 
 
