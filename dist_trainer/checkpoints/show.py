@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dist_trainer.checkpoints import facts
@@ -33,7 +34,8 @@ def listing(found: Listing) -> str:
     if isinstance(found.resumed, UserError):
         lines.append(f"resume     --resume auto is refused: {found.resumed.problem}")
     else:
-        lines.append(f"resume     --resume auto takes {found.resumed.name}")
+        takes = "starts from the beginning" if found.resumed is None else f"takes {found.resumed.name}"
+        lines.append(f"resume     --resume auto {takes}")
     lines += [f"notice     {notice}" for notice in found.notices]
     return text(lines)
 
@@ -45,7 +47,7 @@ def listing_json(found: Listing) -> Mapping[str, Any]:
         {
             "checkpoints_dir": str(found.checkpoints_dir),
             "latest": latest if isinstance(latest, str) else None,
-            "resumed": None if isinstance(resumed, UserError) else resumed.name,
+            "resumed": resumed.name if isinstance(resumed, Path) else None,
             "refusal": resumed.problem if isinstance(resumed, UserError) else None,
             "notices": list(found.notices),
             "checkpoints": [_standing_json(standing) for standing in found.standings],
@@ -173,7 +175,7 @@ def _row(standing: Standing, found: Listing) -> tuple[str, ...]:
     index, name = standing.index, standing.folder.name
     said = ["damaged" if standing.damages else "whole"]
     said += ["named by latest"] if name == found.latest else []
-    said += ["resumed from"] if not isinstance(found.resumed, UserError) and name == found.resumed.name else []
+    said += ["resumed from"] if isinstance(found.resumed, Path) and name == found.resumed.name else []
     date, standing_said = _date(standing.made_s), ", ".join(said)
     if index is None:
         return (name, *(_UNKNOWN,) * 5, date, standing_said)

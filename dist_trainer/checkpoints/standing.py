@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.checkpoints.damage import DamageError
-from dist_trainer.checkpoints.find import Found, find, index_in, is_checkpoint, named_by
+from dist_trainer.checkpoints.find import Found, Resume, find, index_in, is_checkpoint, named_by
 from dist_trainer.checkpoints.folder import LATEST_FILE, Leftover, leftovers, step_of
 from dist_trainer.checkpoints.index import INDEX_FILE, Index
 from dist_trainer.checkpoints.verify import wrong_sizes
@@ -30,14 +30,14 @@ class Standing:
 @dataclass(frozen=True)
 class Listing:
     """A folder of checkpoints, the newest first. `latest`: the name that the file says. `resumed`: the checkpoint that
-    `--resume auto` takes, or why it takes none; `notices`: what it would say.
+    `--resume auto` takes, why it is refused, or None where it starts from the beginning; `notices`: what it would say.
     """
 
     checkpoints_dir: Path
     standings: tuple[Standing, ...]
     leftovers: tuple[Leftover, ...]
     latest: str | DamageError
-    resumed: Path | UserError
+    resumed: Path | UserError | None
     notices: tuple[str, ...]
 
 
@@ -68,16 +68,15 @@ def list_checkpoints(path: Path) -> Listing:
     if not folders and not left and not os.path.lexists(latest):
         raise no_checkpoint_at(path)
     named: str | DamageError
-    resumed: Path | UserError
+    resumed: Path | UserError | None
     try:
         named = named_by(latest)
     except DamageError as damage:
         named = damage
     notices: tuple[str, ...] = ()
     try:
-        taken = find(str(checkpoints_dir), None)
-        assert taken.found is not None
-        resumed, notices = taken.found.folder, taken.notices
+        taken = _taken(checkpoints_dir)
+        resumed, notices = taken.found and taken.found.folder, taken.notices
     except UserError as error:
         resumed = error
     return Listing(checkpoints_dir, tuple(map(standing_of, folders)), left, named, resumed, notices)
@@ -101,11 +100,10 @@ def one_at(path: Path) -> Path:
     """
     if is_checkpoint(path):
         return path
-    folders_at(path)
-    checkpoints_dir = checkpoints_dir_at(path)
-    taken = find(str(checkpoints_dir), None).found
-    assert taken is not None
-    return checkpoints_dir / taken.folder.name
+    taken = _taken(checkpoints_dir_at(path)).found
+    if taken is None:
+        raise no_checkpoint_at(path)
+    return taken.folder
 
 
 def whole_at(path: Path) -> Found:
@@ -138,6 +136,14 @@ def no_checkpoint_at(path: Path) -> UserError:
         where=str(path),
         expected="a run's folder with checkpoints, its checkpoints folder, or one checkpoints/step-N folder",
     )
+
+
+def _taken(checkpoints_dir: Path) -> Resume:
+    """As `--resume auto` does. Raises UserError if there are checkpoints and none is whole."""
+    if checkpoints_dir.name == "checkpoints":
+        return find("auto", checkpoints_dir.parent)
+    # A folder of checkpoints that no run has under this name: only as --resume PATH.
+    return find(str(checkpoints_dir), None) if any(_folders(checkpoints_dir)) else Resume()
 
 
 def _folders(checkpoints_dir: Path) -> Iterator[Path]:

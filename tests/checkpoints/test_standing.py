@@ -76,6 +76,13 @@ def test_leftovers_are_told_with_what_becomes_of_them_and_stay(run_dir: Path) ->
     assert cut.is_dir()
 
 
+def test_where_only_a_cut_off_save_is_there_a_run_starts_from_the_beginning(tmp_path: Path) -> None:
+    for name in ("checkpoints", "others"):
+        folder.begin(tmp_path / name, 8)
+        found = list_checkpoints(tmp_path / name)
+        assert (found.standings, found.resumed, len(found.leftovers)) == ((), None, 1)
+
+
 def test_one_checkpoint_is_no_list(run_dir: Path) -> None:
     with pytest.raises(UserError, match="one checkpoint") as refused:
         list_checkpoints(run_dir / "checkpoints" / "step-8")

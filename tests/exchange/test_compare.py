@@ -38,7 +38,7 @@ def test_the_same_states_of_other_ranks_and_stages_are_the_same(tmp_path: Path) 
     assert found.num_same == 2 * len(states())
 
 
-@pytest.mark.parametrize("block_elements", [7, 2**22])
+@pytest.mark.parametrize("block_elements", [13, 2**22])
 def test_by_how_much_a_state_differs_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_elements: int
 ) -> None:
