@@ -76,7 +76,7 @@ def list_checkpoints(path: Path) -> Listing:
     notices: tuple[str, ...] = ()
     try:
         taken = _taken(checkpoints_dir)
-        resumed, notices = taken.found and taken.found.folder, taken.notices
+        resumed, notices = taken.found.folder if taken.found else None, taken.notices
     except UserError as error:
         resumed = error
     return Listing(checkpoints_dir, tuple(map(standing_of, folders)), left, named, resumed, notices)
