@@ -19,7 +19,7 @@ from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.memory.checkpoint_size import checkpoint_bytes, num_checkpoints
 from dist_trainer.memory.engines.settings import read_settings
 from dist_trainer.memory.plan import Plan
-from dist_trainer.model.size import num_stored_parameters
+from dist_trainer.model.size import num_parameters
 
 Device = Literal["cpu", "cuda"]
 _MODULE = "dist_trainer.doctor.planning"
@@ -49,7 +49,7 @@ def needs_of(resolved: ResolvedRun, *, world_size: int) -> Needs:
     return Needs(
         name=run.name,
         deepspeed=resolved.deepspeed_source,
-        checkpoint_bytes=checkpoint_bytes(settings, num_stored_parameters(run.model), world_size),
+        checkpoint_bytes=checkpoint_bytes(settings, num_parameters(run.model), world_size),
         num_checkpoints=num_checkpoints(
             [phase.steps for phase in resolved.phases],
             every_steps=run.checkpoints.every_steps,

@@ -47,7 +47,8 @@ class PhasePlan:
 @dataclass(frozen=True)
 class RankPlan:
     """One rank. `device_used`: what NVML will show, None on a CPU. `parts` sum to `device_used`, or on a CPU to
-    `reserved`, at the peak, including allocator slack and context. `host_bytes`: what offload keeps in host memory.
+    `reserved`, at the peak, including allocator slack and context. `host_bytes`: what offload and the copy for
+    checkpoints keep in host memory.
     """
 
     rank: Count

@@ -12,7 +12,6 @@ from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.errors import UserError
 from dist_trainer.model.checkpointing import Checkpointing
 from dist_trainer.model.gpt import GPT
-from dist_trainer.redact import redacted_config
 from dist_trainer.train import grad_norm
 from dist_trainer.train.blank_step import without_blank_step
 from dist_trainer.train.loss_scale import grow_between_steps
@@ -70,8 +69,6 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
             config=copy.deepcopy(resolved.deepspeed),
         )
     _refuse_one_leaf(engine, resolved)
-    # It writes this into its checkpoints, which others may load; what it needed of it, it has read.
-    engine.config = redacted_config(engine.config)
     update_in_parts(engine)
     grow_between_steps(engine)
     grad_norm.take_once(engine)

@@ -83,6 +83,9 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
     )
     try:
         train_phases(run)
+    except BaseException:
+        run.checkpoints.finish_what_was_begun()
+        raise
     finally:
         display.close()
     # Before the summary, because it reads what the monitors write.

@@ -10,25 +10,21 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_folders import made as made_by
-from checkpoint_folders import position
-from dist_trainer.checkpoints.card import DamageError, read
-from ranks import mini_config, run_ranks, train
+from ranks import Ended, mini_config, run_ranks, train
 
+from dist_trainer.checkpoints.index import data_file_name, read
 from dist_trainer.config import run as run_file
 from dist_trainer.data.corpus import standard_library_dataset
 from dist_trainer.data.sampler import BatchPlan, Order
 from dist_trainer.data.tokens import open_tokens
 from dist_trainer.model.gpt import GPT
 from dist_trainer.records import EVENTS_FILE, Event, read_records, read_steps
-from dist_trainer.train import checkpoint
 
 pytestmark = pytest.mark.integration
 
 # Two phases on one dataset; the run is stopped in the second, and goes on with everything below changed.
 PHASES = [{"name": "short", "sequence_length": 32, "steps": 4}, {"name": "long", "sequence_length": 64, "steps": 8}]
 STOP = 6
-CONTENT_FILE = "mp_rank_00_model_states.pt"
 
 
 @dataclass(frozen=True)
@@ -127,9 +123,9 @@ def test_a_run_resumed_with_other_settings_does_what_they_say_on_the_samples_tha
     for key in ("optimizer.params.lr", "scheduler.params.gamma", "gradient_accumulation_steps", "gradient_clipping"):
         assert f"{key} is " in changed
     # Each sample once: 4 steps of 4 short ones, 2 of 4 and 6 of 3 long ones, after a chunk that was left out.
-    card = read(run_dir / "checkpoints" / "step-12")
-    assert card.position.progress("long").tokens == (2 * 4 + 6 * 3) * 64
-    assert card.position.progress("short").tokens == 4 * 4 * 32
+    index = read(run_dir / "checkpoints" / "step-12")
+    assert index.position.progress("long").tokens == (2 * 4 + 6 * 3) * 64
+    assert index.position.progress("short").tokens == 4 * 4 * 32
 
 
 @pytest.fixture(scope="module")
@@ -138,56 +134,49 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(folder, "run", "--max-steps", "2", "--set", "checkpoints.every_steps=1", world_size=1)
 
 
+def resumed(run_dir: Path, folder: Path, *switches: str, world_size: int = 1) -> Ended:
+    words = ["--config", str(mini_config(folder)), "--run-dir", str(run_dir), "--max-steps", "3", *switches]
+    return run_ranks(["-m", "dist_trainer", "train", *words], cwd=folder, world_size=world_size)
+
+
 def test_another_kind_of_run_is_refused_before_anything_is_made(made: Path, tmp_path: Path) -> None:
-    words = ["--config", str(mini_config(tmp_path)), "--resume", str(made), "--precision", "fp32"]
-    run_dir = tmp_path / "other"
-    ended = run_ranks(["-m", "dist_trainer", "train", *words, "--run-dir", str(run_dir)], cwd=tmp_path, world_size=1)
+    ended = resumed(tmp_path / "other", tmp_path, "--resume", str(made), "--set", "model.num_layers=3")
     assert ended.status == 2, ended.output
-    assert "was made by another kind of run" in ended.output and "this run: precision" in ended.output
+    assert "was made by another kind of run" in ended.output and "this run: model.num_layers" in ended.output
     assert "Traceback" not in ended.output
-    assert not run_dir.exists()
+    assert not (tmp_path / "other").exists()
 
 
-def test_a_file_of_the_right_size_with_another_content_is_told_with_an_older_checkpoint(
+def flipped(run_dir: Path) -> Path:
+    """Flips a bit in the middle of the newest checkpoint."""
+    file = run_dir / "checkpoints" / "step-2" / data_file_name(0)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def test_one_flipped_bit_is_found_and_the_newest_whole_checkpoint_is_taken_with_a_word(
     made: Path, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     shutil.copytree(made, run_dir)
-    file = run_dir / "checkpoints" / "step-2" / CONTENT_FILE
-    file.write_bytes(bytes(file.stat().st_size))
-    words = ["--config", str(mini_config(tmp_path)), "--run-dir", str(run_dir)]
-    ended = run_ranks(["-m", "dist_trainer", "train", *words], cwd=tmp_path, world_size=1)
+    flipped(run_dir)
+    ended = resumed(run_dir, tmp_path, world_size=2)
+    assert ended.status == 0, ended.output
+    assert "rank-00000.safetensors is not as it was written" in ended.output
+    assert "step-1, the newest that is whole, is resumed from" in ended.output
+    assert "resumed from" in ended.output and "at step 1" in ended.output
+    assert [step.step for step in read_steps(run_dir / "records")] == [1, 2, 3]
+
+
+def test_the_same_one_is_refused_where_it_is_named(made: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(made, run_dir)
+    file = flipped(run_dir)
+    ended = resumed(run_dir, tmp_path, "--resume", str(file.parent))
     assert ended.status == 2, ended.output
-    assert "step-2 cannot be loaded" in ended.output
+    assert ended.output.count("dist_trainer: error: ") == 1
+    assert "rank-00000.safetensors is not as it was written" in ended.output
     assert "step-1 beside it is whole" in ended.output
     assert "Traceback" not in ended.output
-
-
-class CutOffError(Exception):
-    pass
-
-
-class Engine:
-    """One whose files are cut off, or not."""
-
-    def __init__(self, *, is_cut_off: bool) -> None:
-        self.is_cut_off = is_cut_off
-
-    def save_checkpoint(self, checkpoints_dir: str, *, tag: str, save_latest: bool) -> None:
-        assert not save_latest
-        (Path(checkpoints_dir) / tag / CONTENT_FILE).write_bytes(b"half")
-        if self.is_cut_off:
-            raise CutOffError
-
-
-def test_a_save_that_is_cut_off_leaves_no_checkpoint_that_says_it_is_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(torch.distributed, "barrier", lambda: None)
-    folder = checkpoint.save(Engine(is_cut_off=False), tmp_path, position(8), made_by())
-    assert read(folder).position == position(8)
-    with pytest.raises(CutOffError):
-        checkpoint.save(Engine(is_cut_off=True), tmp_path, position(8), made_by())
-    with pytest.raises(DamageError, match="is missing"):
-        read(folder)

@@ -1,8 +1,8 @@
-"""The loop by a clock, an engine and checkpoints of the test's own: what is done after which step."""
+"""The loop by a clock and an engine of the test's own: what is done after which step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from checkpoint_folders import made
 from one_rank import ALONE, MODEL, Trained
 
 from dist_trainer.checkpoints.position import Position
@@ -60,21 +59,19 @@ class Clock:
 
 
 class Rank:
-    """One rank whose steps and saves take the time they are told; 10 steps, and what was done after which of them."""
+    """One rank whose steps take the time they are told; 10 steps, and what was done after which of them."""
 
     step_s = 25.0
-    save_s = 10.0
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.clock, self.folder = Clock(), folder
         self.run: Run | None = None
-        self.saved: list[int] = []
+        self.turns: list[str] = []
         self.collected: list[int] = []
         self.emptied: list[int] = []
         self.noted: list[str] = []
         monkeypatch.setattr(loop, "time", self.clock)
         monkeypatch.setattr(loop, "train_step", self._take_step)
-        monkeypatch.setattr(loop.checkpoint, "save", self._save)
         monkeypatch.setattr(hygiene, "empty_cache", lambda: self.emptied.append(self.step))
 
     @property
@@ -96,7 +93,7 @@ class Rank:
         nothing: Any = SimpleNamespace(**dict.fromkeys(("phase", "step", "memory", "event"), lambda *_, **__: None))
         nothing.note = self.noted.append
         self.run = Run(
-            resolved=Trained(settings=("checkpoints.at_end=false", *settings)).resolved(self.folder),
+            resolved=Trained(settings=settings).resolved(self.folder),
             rank=ALONE,
             engine=engine,
             data=[PhaseData(open_tokens(self.folder, "train", MODEL["vocab_size"]), None)],
@@ -105,26 +102,29 @@ class Rank:
             recorder=nothing,
             display=nothing,
             position=Position(),
-            made_by=made(),
-            saved_step=0,
+            checkpoints=self._turns(),
             max_steps=None,
-            last_checkpoint_s=self.clock.now_s,
         )
         train_phases(self.run)
         assert self.step == 10
 
-    def _take_step(self, engine: Any, batches: Iterator[Any], *, step: int) -> StepResult:
+    def _turns(self) -> Any:
+        return SimpleNamespace(
+            before_update=lambda: self.turns.append("before update"),
+            after_step=lambda position: self.turns.append(f"after step {position.step}"),
+            after_phase=lambda position: self.turns.append(f"after phase, step {position.step}"),
+        )
+
+    def _take_step(
+        self, engine: Any, batches: Iterator[Any], *, step: int, before_update: Callable[[], None]
+    ) -> StepResult:
         assert step == self.step + 1
         next(batches)
+        before_update()
         self.clock.now_s += self.step_s
         return StepResult(
             loss=1.0, grad_norm=None, learning_rate=0.1, loss_scale=None, data_wait_s=0.0, step_s=self.step_s
         )
-
-    def _save(self, engine: Any, checkpoints_dir: Path, position: Position, made_by: Any) -> Path:
-        self.saved.append(position.step)
-        self.clock.now_s += self.save_s
-        return checkpoints_dir / f"step-{position.step}"
 
 
 @pytest.fixture
@@ -135,33 +135,10 @@ def rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rank]:
     dist.destroy_process_group()
 
 
-def test_minutes_are_counted_from_the_start_and_from_the_end_of_each_save(rank: Rank) -> None:
-    rank.train("checkpoints.every_minutes=1")
-    # A step takes 25 s and a save 10 s: counted from its beginning the second save would be due after step 5.
-    assert rank.saved == [3, 6, 9]
-
-
-@pytest.mark.parametrize(("every_minutes", "answer", "saved"), [(1, 0, []), (1000, 1, [*range(1, 11)])])
-def test_a_save_by_minutes_is_due_when_rank_0_says_so_whatever_this_ranks_clock_says(
-    every_minutes: int, answer: int, saved: list[int], rank: Rank, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broadcast(flag: torch.Tensor, *, src: int) -> None:
-        assert src == 0
-        flag.fill_(answer)
-
-    monkeypatch.setattr(dist, "broadcast", broadcast)
-    rank.train(f"checkpoints.every_minutes={every_minutes}")
-    assert rank.saved == saved
-
-
-def test_a_step_that_is_saved_already_is_not_saved_again_at_the_end(rank: Rank) -> None:
-    rank.train("checkpoints.every_steps=5", "checkpoints.at_end=true")
-    assert rank.saved == [5, 10]
-
-
-def test_a_save_of_the_end_alone(rank: Rank) -> None:
-    rank.train("checkpoints.at_end=true")
-    assert rank.saved == [10]
+def test_checkpoints_have_their_turns_before_each_update_after_each_step_and_after_the_phase(rank: Rank) -> None:
+    rank.train()
+    each = [turn for step in range(1, 11) for turn in ("before update", f"after step {step}")]
+    assert rank.turns == [*each, "after phase, step 10"]
 
 
 @pytest.mark.parametrize(

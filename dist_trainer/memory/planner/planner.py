@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dist_trainer.config.resolve import ResolvedRun
+from dist_trainer.memory import checkpoint_size
 from dist_trainer.memory.engines.keys import unmodelled
 from dist_trainer.memory.engines.ledger import PARTS, pinned
 from dist_trainer.memory.engines.settings import Settings, read_settings
@@ -15,6 +16,7 @@ from dist_trainer.memory.planner.caching_allocator import reserved_peak_bytes
 from dist_trainer.memory.planner.simulate import simulate
 from dist_trainer.memory.trace import kept
 from dist_trainer.memory.trace.record import Trace, TraceSpec
+from dist_trainer.model.size import num_parameters
 from dist_trainer.units import MIB, format_gb
 
 # What NVML sees and torch's allocator does not. Assumptions: no GPU was at hand to measure them on. Public figures run
@@ -34,6 +36,7 @@ RESERVED_BAND = 0.06
 SLACK = "allocator slack"
 CONTEXT = "context"
 WORKSPACE = "workspaces"
+CHECKPOINT = "copy for checkpoints"
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,16 @@ def make_plan(
         accumulation=settings.accumulation,
         sequence_length=length,
         ranks=tuple(
-            plan_rank(trace, settings, rank, world_size, device, expandable=expandable, num_hosts=num_hosts)
+            plan_rank(
+                trace,
+                settings,
+                rank,
+                world_size,
+                device,
+                expandable=expandable,
+                num_hosts=num_hosts,
+                copy_bytes=_copy_bytes(resolved, settings, world_size, device),
+            )
             for rank in chosen
         ),
         assumptions=_assumptions(settings, world_size, device, expandable, num_hosts),
@@ -116,10 +128,12 @@ def plan_rank(
     *,
     expandable: bool,
     num_hosts: int = 1,
+    copy_bytes: int = 0,
     is_quick: bool = False,
     enough_bytes: int | None = None,
 ) -> RankPlan:
-    """One rank's plan from a trace; `expandable` is how torch's CUDA allocator is set.
+    """One rank's plan from a trace; `expandable` is how torch's CUDA allocator is set, `copy_bytes` what the rank keeps
+    on the host for checkpoints.
 
     For searches: `is_quick` simulates one step instead of two. If the allocated bytes alone exceed `enough_bytes`, the
     allocator is not replayed, and the reserved bytes are a lower bound.
@@ -129,9 +143,13 @@ def plan_rank(
         trace, settings, rank=rank, world_size=world_size, cuda=cuda, keep_events=cuda, is_quick=is_quick
     )
     ledger = simulation.device
-    phases = tuple(PhasePlan(phase, total, _named(live)) for phase, (total, live) in ledger.peaks.items())
+    held = {CHECKPOINT: copy_bytes} if copy_bytes and not cuda else {}
+    phases = tuple(
+        PhasePlan(phase, total + sum(held.values()), {**_named(live), **held})
+        for phase, (total, live) in ledger.peaks.items()
+    )
     peak = max(phases, key=lambda phase: phase.allocated_bytes)
-    host_bytes = 0
+    host_bytes = copy_bytes if cuda else 0
     if cuda:
         if trace.num_saved_on_host:
             host_bytes = trace.num_saved_on_host * pinned(trace.saved_on_host_bytes // trace.num_saved_on_host)
@@ -165,6 +183,15 @@ def plan_rank(
         CONTEXT: outside,
     }
     return RankPlan(rank, allocated, reserved, used, peak.phase, parts, phases, host_bytes)
+
+
+def _copy_bytes(resolved: ResolvedRun, settings: Settings, world_size: int, device: PlannedDevice) -> int:
+    checkpoints = resolved.run.checkpoints
+    if not (checkpoints.every_steps or checkpoints.every_minutes or checkpoints.at_end):
+        return 0
+    return checkpoint_size.copy_bytes(
+        settings, num_parameters(resolved.run.model), world_size, pinned=device.kind == "cuda"
+    )
 
 
 def nccl_bytes(num_hosts: int) -> Figure:

@@ -24,6 +24,7 @@ COLOURS = {
     "step temporaries": "c8",
     "allocated": "c0",
     "allocator slack": "g1",
+    "copy for checkpoints": "g2",
     "workspaces": "g2",
     "context": "g0",
     "not torch's": "g0",

@@ -1,4 +1,4 @@
-"""A checkpoint into an engine of any number of ranks, ZeRO stage, precision, offload: each rank reads what it needs."""
+"""A checkpoint into an engine of any number of ranks, ZeRO stage, precision and offload: each reads what it needs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.find import Found
-from dist_trainer.checkpoints.index import INDEX_FILE, WEIGHT, Counters, Index
+from dist_trainer.checkpoints.index import INDEX_FILE, WEIGHT, Counters
 from dist_trainer.exchange.reading import Reader
 from dist_trainer.train import schedule
 from dist_trainer.train.checkpoints import optimizer_states
@@ -40,7 +40,7 @@ def load(engine: Any, holders: Holders, found: Found, *, with_random_state: bool
     )
     _set_counters(engine, index.counters)
     if with_random_state:
-        _set_random_state(index)
+        _set_random_state(found)
 
 
 def _check_same(holders: Holders, found: Found) -> None:
@@ -80,14 +80,18 @@ def _set_counters(engine: Any, counters: Counters) -> None:
         schedule.advance(engine.lr_scheduler, counters.steps - counters.skipped_steps)
 
 
-def _set_random_state(index: Index) -> None:
+def _set_random_state(found: Found) -> None:
     """That of this rank when the checkpoint was made; with another number of ranks the run's own stay."""
-    if len(index.random) != dist.get_world_size():
+    random = found.index.random
+    if len(random) != dist.get_world_size():
         return
-    states = {device: _tensor(text) for device, text in index.random[dist.get_rank()].items()}
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    states = {device: _tensor(text) for device, text in random[dist.get_rank()].items()}
+    try:
+        torch.set_rng_state(states["cpu"])
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+    except RuntimeError as error:
+        raise DamageError(found.folder / INDEX_FILE, "has a state of a random generator that cannot be") from error
 
 
 def random_state() -> dict[str, str]:

@@ -135,11 +135,13 @@ class Saver:
             self._copied.wait()
             self._held_s += time.perf_counter() - waiting_s
 
-    def finish(self) -> Outcome | None:
-        """Waits for the save under way; how it ended, None if there was none."""
+    def finish(self, *, limit_s: float | None = None) -> Outcome | None:
+        """Waits for the save under way; how it ended, None if there was none, or it still goes on after `limit_s`."""
         if self._thread is None:
             return None
-        self._thread.join()
+        self._thread.join(limit_s)
+        if self._thread.is_alive():
+            return None
         self._thread = None
         return self._outcome
 

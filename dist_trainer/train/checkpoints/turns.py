@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from dist_trainer.train.loop import Recorder
 
 
+FAILING_LIMIT_S = 20.0
+
+
 class Turns:
     """One rank's side; every method is called by all ranks. Those after steps and phases raise RunError where a save
     has failed and the run file says to stop then.
@@ -51,15 +54,22 @@ class Turns:
 
     def after_phase(self, position: Position) -> None:
         """Saves the end of a phase, if the run file says so, and waits until it is written. Collective."""
+        self.finish()
         if self._config.at_end:
             self._save(position)
-        self.finish()
+            self.finish()
 
     def finish(self) -> None:
         """Waits until the save under way is written."""
         outcome = self._saver.finish()
         if outcome is not None:
             self._tell(outcome)
+
+    def finish_what_was_begun(self) -> None:
+        """Of a run that fails: other ranks go on writing, unless they are gone. Says nothing, and waits no longer than
+        `FAILING_LIMIT_S`.
+        """
+        self._saver.finish(limit_s=FAILING_LIMIT_S)
 
     def _save(self, position: Position) -> None:
         if position.step == self._saved_step:

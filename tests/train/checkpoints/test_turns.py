@@ -1,0 +1,162 @@
+"""When a checkpoint is saved and what is said of it, by a clock and a saver of the test's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dist_trainer.checkpoints.position import Position
+from dist_trainer.config.run import CheckpointConfig
+from dist_trainer.errors import RunError
+from dist_trainer.train.checkpoints import turns
+from dist_trainer.train.checkpoints.saving import Outcome
+from dist_trainer.train.checkpoints.turns import Turns
+
+
+@pytest.fixture(autouse=True)
+def process_group() -> Iterator[None]:
+    store = dist.HashStore()  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+class Saver:
+    """Each save ends when `num_steps` steps have gone by, or when it is waited for. `problem`: why all fail."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, *, num_steps: int = 0, problem: str | None = None) -> None:
+        self.num_steps = num_steps
+        self.problem = problem
+        self.begun: list[int] = []
+        self.waited_for: list[int] = []
+        self.under_way: int | None = None
+        self.age = 0
+
+    def step(self) -> None:
+        self.age += 1
+
+    @property
+    def has_ended(self) -> bool:
+        return self.under_way is not None and self.age >= self.num_steps
+
+    @property
+    def is_busy(self) -> bool:
+        return self.under_way is not None and not self.has_ended
+
+    def before_update(self) -> None:
+        pass
+
+    def begin(self, position: Position) -> None:
+        assert self.under_way is None
+        self.begun.append(position.step)
+        self.under_way, self.age = position.step, 0
+
+    def finish(self) -> Outcome | None:
+        if self.under_way is None:
+            return None
+        if self.is_busy:
+            self.waited_for.append(self.under_way)
+        step, self.under_way = self.under_way, None
+        folder = None if self.problem else Path(f"step-{step}")
+        return Outcome(step, folder, self.problem, 0.1, 2.0, 1000)
+
+
+class Run:
+    """Ten steps of 25 s, and a phase's end."""
+
+    def __init__(self, saver: Saver, monkeypatch: pytest.MonkeyPatch, **config: Any) -> None:
+        self.saver = saver
+        self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.notes: list[str] = []
+        self.now_s = 1000.0
+        monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        recorder: Any = SimpleNamespace(event=lambda kind, text, **facts: self.events.append((kind, text, facts)))
+        display: Any = SimpleNamespace(note=self.notes.append)
+        own: Any = saver
+        made = CheckpointConfig(**{"at_end": False, **config})
+        self.turns = Turns(own, made, resumed_step=0, recorder=recorder, display=display)
+
+    def go(self, num_steps: int = 10) -> list[int]:
+        """The steps at which a save was begun."""
+        for step in range(1, num_steps + 1):
+            self.turns.before_update()
+            self.now_s += 25
+            self.saver.step()
+            self.turns.after_step(Position(step))
+        self.turns.after_phase(Position(num_steps))
+        return self.saver.begun
+
+
+def test_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Run(Saver(), monkeypatch, every_steps=4).go() == [4, 8]
+
+
+def test_by_minutes_from_the_beginning_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Run(Saver(), monkeypatch, every_minutes=1.0).go() == [3, 6, 9]
+
+
+@pytest.mark.parametrize(("every_minutes", "answer", "saved"), [(1.0, 0, []), (1000.0, 1, [*range(1, 11)])])
+def test_by_minutes_rank_0_decides_whatever_this_ranks_clock_says(
+    monkeypatch: pytest.MonkeyPatch, every_minutes: float, answer: int, saved: list[int]
+) -> None:
+    def broadcast(flag: torch.Tensor, *, src: int) -> None:
+        assert src == 0
+        flag.fill_(answer)
+
+    monkeypatch.setattr(dist, "broadcast", broadcast)
+    assert Run(Saver(), monkeypatch, every_minutes=every_minutes).go() == saved
+
+
+def test_the_end_is_saved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Run(Saver(), monkeypatch, at_end=True).go() == [10]
+    assert Run(Saver(), monkeypatch, at_end=True, every_steps=5).go() == [5, 10]
+
+
+def test_a_save_goes_on_while_steps_are_taken_and_is_told_when_it_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(num_steps=3), monkeypatch, every_steps=4)
+    assert run.go() == [4, 8]
+    assert run.saver.waited_for == [8], "at the end of the phase"
+    assert [(kind, facts["step"], facts["held_s"]) for kind, _, facts in run.events] == [
+        ("checkpoint", 4, 0.1),
+        ("checkpoint", 8, 0.1),
+    ]
+
+
+def test_one_that_is_due_while_another_is_written_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(num_steps=99), monkeypatch, every_steps=4)
+    assert run.go() == [4, 8]
+    assert run.saver.waited_for == [4, 8]
+
+
+def test_or_is_left_out_where_the_run_file_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(num_steps=5), monkeypatch, every_steps=4, when_busy="skip")
+    assert run.go(12) == [4, 12]
+
+
+def test_in_the_foreground_each_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(num_steps=99), monkeypatch, every_steps=4, background=False)
+    run.go()
+    assert run.saver.waited_for == [4, 8]
+
+
+def test_a_save_that_fails_is_told_and_tried_again_at_the_next_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(problem="the disk is full"), monkeypatch, every_steps=5, at_end=True)
+    assert run.go() == [5, 10, 10]
+    line = "the checkpoint of step 5 was not saved: the disk is full"
+    assert run.events[0] == ("notice", line, {"step": 5})
+    assert run.notes[0] == f"notice     {line}"
+
+
+def test_or_stops_the_run_where_the_run_file_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(problem="the disk is full"), monkeypatch, every_steps=5, on_failure="stop")
+    with pytest.raises(RunError, match="the checkpoint of step 5 was not saved: the disk is full"):
+        run.go()
+    assert run.saver.begun == [5]
