@@ -7,16 +7,19 @@ Refused are differences with which the checkpoint's states could not be loaded, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.index import INDEX_FILE, DataFacts, Made
 from dist_trainer.config.deepspeed.rules import block
 from dist_trainer.config.resolve import ResolvedRun
-from dist_trainer.encoding import all_as_utf8, printable
+from dist_trainer.encoding import all_as_utf8, as_utf8, printable
 from dist_trainer.errors import UserError, cut
 from dist_trainer.redact import redacted_config
 from dist_trainer.units import counted
+
+if TYPE_CHECKING:
+    from dist_trainer.data.tokens import TokenFile
 
 _SHAPE = ("num_layers", "hidden_size", "num_heads", "vocab_size", "context_length")
 # Keys that do not change the numbers of the training; and the paths of data, because the data itself is compared.
@@ -34,6 +37,16 @@ def made_by(resolved: ResolvedRun, *, world_size: int, data: Mapping[str, DataFa
     run = all_as_utf8(resolved.run.model_dump(mode="json"))
     deepspeed = redacted_config(all_as_utf8(resolved.deepspeed))
     return Made(world_size=world_size, run=run, deepspeed=deepspeed, data=dict(data))
+
+
+def data_facts(tokens: TokenFile) -> DataFacts:
+    """The description of a phase's train tokens for checkpoints. Raises RunError if they can be read no longer."""
+    return DataFacts(
+        path=as_utf8(str(tokens.path)),
+        num_tokens=tokens.num_tokens,
+        fingerprint=tokens.fingerprint,
+        tokenizer=tokens.info.tokenizer_sha256 if tokens.info else None,
+    )
 
 
 def refuse_another_kind(found: Found, now: Made) -> None:

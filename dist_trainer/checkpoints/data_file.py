@@ -7,13 +7,14 @@ of its bytes), then the bytes of all tensors. Source: the format's description i
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.inside import stat_inside
@@ -71,21 +72,26 @@ class Written:
 def lay_out(parts: Sequence[Part]) -> Layout:
     """The layout of a file with these parts, in their order. Each begins at a multiple of eight bytes after the header,
     if the number of bytes of each part before it is one."""
-    begin = 0
-    described = {}
-    for part in parts:
-        end = begin + part.num_bytes
-        described[part.name] = {"dtype": part.dtype, "shape": [part.stop - part.start], "data_offsets": [begin, end]}
-        begin = end
-    text = json.dumps(described, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    header = struct.pack("<Q", len(text)) + text
+    header = header_of((part.name, part.dtype, (part.stop - part.start,)) for part in parts)
     offsets = []
     place = len(header)
     for part in parts:
         offsets.append(place)
         place += part.num_bytes
     return Layout(tuple(parts), tuple(offsets), header, place)
+
+
+def header_of(tensors: Iterable[tuple[str, str, Sequence[int]]], metadata: Mapping[str, str] | None = None) -> bytes:
+    """What comes before the bytes of these tensors, each a name, a dtype and a shape, which follow in this order."""
+    begin = 0
+    described: dict[str, Any] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    for name, dtype, shape in tensors:
+        end = begin + math.prod(shape) * BYTES_OF[dtype]
+        described[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+        begin = end
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def write(path: Path, layout: Layout, contents: Iterable[memoryview]) -> Written:

@@ -16,7 +16,7 @@ from dist_trainer.checkpoints.verify import check_sizes
 from dist_trainer.config.progress import Progress
 from dist_trainer.errors import UserError
 
-__all__ = ["Found", "Resume", "cannot_be_loaded", "find", "name_of"]
+__all__ = ["Found", "Resume", "cannot_be_loaded", "find", "index_in", "is_checkpoint", "name_of", "named_by"]
 
 _START_ANEW = "start anew with another --run-dir"
 
@@ -60,7 +60,7 @@ def find(
             assert run_dir is not None
             return _newest(run_dir / "checkpoints", look)
         path = Path(os.path.realpath(resume))
-        if os.path.lexists(path / INDEX_FILE) or (step_of(path) is not None and path.is_dir()):
+        if is_checkpoint(path):
             return Resume(look.at(path))
         for folder in (path / "checkpoints", path):
             newest = _newest(folder, look)
@@ -79,6 +79,21 @@ def find(
     )
 
 
+def index_in(folder: Path) -> Index:
+    """The index of the checkpoint in this folder, of its step. Raises DamageError."""
+    if folder.is_symlink() and not folder.resolve().is_relative_to(folder.parent.resolve()):
+        raise DamageError(folder, "is a link that leads out of the folder of checkpoints")
+    index = indices.read(folder)
+    if step_of(folder) not in (None, index.position.step):
+        raise DamageError(folder / INDEX_FILE, f"is that of step {index.position.step}")
+    return index
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether `path` is one checkpoint, whole or not, and no folder of them."""
+    return os.path.lexists(path / INDEX_FILE) or (step_of(path) is not None and path.is_dir())
+
+
 @dataclass(frozen=True)
 class _Look:
     """How closely checkpoints are looked at."""
@@ -90,11 +105,7 @@ class _Look:
         """The checkpoint in this folder. Raises DamageError if it is not whole."""
         if folder.resolve() in self.damaged:
             raise DamageError(folder, f"is not whole: {self.damaged[folder.resolve()]}")
-        if folder.is_symlink() and not folder.resolve().is_relative_to(folder.parent.resolve()):
-            raise DamageError(folder, "is a link that leads out of the folder of checkpoints")
-        index = indices.read(folder)
-        if step_of(folder) not in (None, index.position.step):
-            raise DamageError(folder / INDEX_FILE, f"is that of step {index.position.step}")
+        index = index_in(folder)
         if self.with_files:
             check_sizes(folder, index)
         return Found(folder, index)
@@ -117,7 +128,7 @@ def _newest(checkpoints_dir: Path, look: _Look) -> Resume:
     if not os.path.lexists(latest) and not _has_any(checkpoints_dir):
         return Resume()
     try:
-        named = checkpoints_dir / _named_by(latest)
+        named = checkpoints_dir / named_by(latest)
         found = look.at(named)
     except DamageError as damage:
         whole = look.first_whole(saves(checkpoints_dir))
@@ -138,7 +149,7 @@ def _has_any(checkpoints_dir: Path) -> bool:
     return checkpoints_dir.is_dir() and any(step_of(path) is not None for path in checkpoints_dir.iterdir())
 
 
-def _named_by(latest: Path) -> str:
+def named_by(latest: Path) -> str:
     """The name in `latest`, of a folder that is there. Raises DamageError."""
     folder = latest.parent
     try:

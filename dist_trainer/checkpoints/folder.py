@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer.checkpoints import index as indices
@@ -42,6 +43,31 @@ def saves(checkpoints_dir: Path) -> list[Path]:
         return []
     named = [path for path in checkpoints_dir.iterdir() if step_of(path) is not None and path.is_dir()]
     return sorted((path for path in named if not path.is_symlink()), key=lambda path: step_of(path) or 0, reverse=True)
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a run that was killed had begun, or one that goes on is doing, with the checkpoint called `name`.
+
+    `what`: "saving", "replaced" or "deleting".
+    """
+
+    path: Path
+    name: str
+    what: str
+
+    @property
+    def becomes_checkpoint(self) -> bool:
+        """Whether the next start gives it its name, because all of it is there."""
+        return self.what != "deleting" and not os.path.lexists(self.path.with_name(self.name)) and is_whole(self.path)
+
+
+def leftovers(checkpoints_dir: Path) -> Iterator[Leftover]:
+    """Those of a save that was about to replace another with the new one first."""
+    for aside in sorted(checkpoints_dir.iterdir(), reverse=True):
+        found = _ASIDE.fullmatch(aside.name)
+        if found is not None and not aside.is_symlink() and aside.is_dir():
+            yield Leftover(aside, found[1], found[3])
 
 
 def begin(checkpoints_dir: Path, step: int) -> Path:
@@ -85,18 +111,13 @@ def clear_leftovers(checkpoints_dir: Path) -> list[str]:
     told: list[str] = []
     if not checkpoints_dir.is_dir():
         return told
-    # Of a save that was about to replace another, the new one is taken: "saving" before "replaced".
-    for aside in sorted(checkpoints_dir.iterdir(), reverse=True):
-        found = _ASIDE.fullmatch(aside.name)
-        if found is None or aside.is_symlink() or not aside.is_dir():
+    for leftover in leftovers(checkpoints_dir):
+        if leftover.becomes_checkpoint:
+            leftover.path.rename(checkpoints_dir / leftover.name)
             continue
-        folder, what = checkpoints_dir / found[1], found[3]
-        if what != "deleting" and not os.path.lexists(folder) and _is_whole(aside):
-            aside.rename(folder)
-            continue
-        _remove(aside)
-        if what == "saving":
-            told.append(f"the save of {folder.name} was cut off, and is removed: {aside}")
+        _remove(leftover.path)
+        if leftover.what == "saving":
+            told.append(f"the save of {leftover.name} was cut off, and is removed: {leftover.path}")
     return told
 
 
@@ -113,7 +134,7 @@ def prune(checkpoints_dir: Path, *, newest: int, every_steps: int, but: Sequence
     num_whole = 0
     for folder in saves(checkpoints_dir):
         if num_whole < newest:
-            num_whole += _is_whole(folder)
+            num_whole += is_whole(folder)
             continue
         is_nth = every_steps > 0 and (step_of(folder) or 0) % every_steps == 0
         if is_nth or folder in but or _is_latest(folder):
@@ -126,7 +147,8 @@ def prune(checkpoints_dir: Path, *, newest: int, every_steps: int, but: Sequence
     return deleted
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """By its index and the sizes of its files."""
     try:
         check_sizes(folder, indices.read(folder))
     except DamageError:

@@ -1,4 +1,4 @@
-"""The word that names a command: the first of the command line, and the next after `data`, `slurm` and `benchmark`."""
+"""The word that names a command: the first of the command line, and the next after a command that has several."""
 
 from __future__ import annotations
 

@@ -47,17 +47,7 @@ def build_parser() -> Parser:
     train.add_what_to_train(parser)
     train.add_single_optimisations(parser)
     hosts = parser.add_argument_group("ranks and devices")
-    hosts.add_argument(
-        "--nproc-per-node",
-        "--nproc_per_node",
-        metavar="N|auto",
-        default="auto",
-        help="ranks a host (default: auto, what `launch` would start here)",
-    )
-    hosts.add_argument("--nnodes", type=positive, metavar="N", help="hosts, where there is no hostfile (default: 1)")
-    hosts.add_argument("--hostfile", metavar="FILE", help="lines 'host slots=N', as DeepSpeed has them")
-    hosts.add_argument("--include", metavar="SPEC", default="", help="use only these slots: node1:0,1@node2")
-    hosts.add_argument("--exclude", metavar="SPEC", default="", help="leave these slots out: node1:0")
+    add_ranks(hosts)
     hosts.add_argument("--gpu", metavar="NAME", help="the card to plan for, such as a100-40g")
     hosts.add_argument("--gpu-memory", type=_memory, metavar="SIZE", help="the memory of any other, such as 24GiB")
     hosts.add_argument("--host-memory", type=_memory, metavar="SIZE", help="the memory of one host, for offload")
@@ -78,6 +68,21 @@ def build_parser() -> Parser:
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
+
+
+def add_ranks(hosts: argparse._ArgumentGroup) -> None:
+    """The switches that `find_world` reads."""
+    hosts.add_argument(
+        "--nproc-per-node",
+        "--nproc_per_node",
+        metavar="N|auto",
+        default="auto",
+        help="ranks a host (default: auto, what `launch` would start here)",
+    )
+    hosts.add_argument("--nnodes", type=positive, metavar="N", help="hosts, where there is no hostfile (default: 1)")
+    hosts.add_argument("--hostfile", metavar="FILE", help="lines 'host slots=N', as DeepSpeed has them")
+    hosts.add_argument("--include", metavar="SPEC", default="", help="use only these slots: node1:0,1@node2")
+    hosts.add_argument("--exclude", metavar="SPEC", default="", help="leave these slots out: node1:0")
 
 
 def main(argv: list[str]) -> int:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_trainer.checkpoints.before_start import check_before_start
-from dist_trainer.checkpoints.changed import made_by, refuse_another_kind
+from dist_trainer.checkpoints.changed import data_facts, made_by, refuse_another_kind
 from dist_trainer.checkpoints.find import Resume
-from dist_trainer.checkpoints.index import DataFacts, Made
+from dist_trainer.checkpoints.index import Made
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.config.adapt import DeviceFacts, offloads_to_nvme
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.config.run import MemoryConfig
-from dist_trainer.encoding import as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.streams import is_terminal
@@ -151,15 +150,7 @@ def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:
 
 def describe_run(resolved: ResolvedRun, rank: RankInfo, data: list[PhaseData]) -> Made:
     """The description of this run for its checkpoints."""
-    facts = {
-        phase.name: DataFacts(
-            path=as_utf8(str(files.train.path)),
-            num_tokens=files.train.num_tokens,
-            fingerprint=files.train.fingerprint,
-            tokenizer=files.train.info.tokenizer_sha256 if files.train.info else None,
-        )
-        for phase, files in zip(resolved.phases, data, strict=True)
-    }
+    facts = {phase.name: data_facts(files.train) for phase, files in zip(resolved.phases, data, strict=True)}
     return made_by(resolved, world_size=rank.world_size, data=facts)
 
 

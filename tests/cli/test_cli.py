@@ -17,6 +17,7 @@ from run_folders import make_gpu_run
 
 import dist_trainer
 from dist_trainer.checkpoints.changed import made_by
+from dist_trainer.cli import checkpoint as checkpoint_command
 from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, slurm, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.config.adapt import ANY_DEVICE
@@ -89,6 +90,17 @@ SURFACE = {
     "slurm status": ("-h", "--help", "--json", "--debug"),
     "slurm lint": ("-h", "--help", "--debug"),
     "data prepare": ("-h", "--help", "--input", "--output", "--tokenizer", "--vocab-size", "--debug"),
+    "checkpoint list": ("-h", "--help", "--json", "--debug"),
+    "checkpoint inspect": (
+        *("-h", "--help", "--config", "--ds", "--deepspeed_config", "--phase", "--seed", "--set", "--micro-batch"),
+        *("--accumulation", "--precision", "--checkpointing", "--no-checkpointing", "--fused", "--no-fused"),
+        *("--compile", "--no-compile", "--learning-rate", "--lr", "--matmul", "--no-optimize"),
+        *("--nproc-per-node", "--nproc_per_node", "--nnodes", "--hostfile", "--include", "--exclude"),
+        *("--json", "--debug"),
+    ),
+    "checkpoint verify": ("-h", "--help", "--debug"),
+    "checkpoint diff": ("-h", "--help", "--debug"),
+    "checkpoint export": ("-h", "--help", "--to", "--tokenizer", "--debug"),
 }
 
 # Runs `python -m dist_trainer` and says on stderr which modules it imported, and what it started, made or wrote.
@@ -211,17 +223,43 @@ def write_ds(path: Path, **keys: object) -> Path:
         ("slurm status", slurm.build_status_parser()),
         ("slurm lint", slurm.build_lint_parser()),
         ("data prepare", data.build_parser()),
+        ("checkpoint list", checkpoint_command.build_list_parser()),
+        ("checkpoint inspect", checkpoint_command.build_inspect_parser()),
+        ("checkpoint verify", checkpoint_command.build_verify_parser()),
+        ("checkpoint diff", checkpoint_command.build_diff_parser()),
+        ("checkpoint export", checkpoint_command.build_export_parser()),
     ],
     ids=list(SURFACE),
 )
 def test_the_switches_are_those_that_users_know(name: str, parser: argparse.ArgumentParser) -> None:
     assert tuple(option for action in parser._actions for option in action.option_strings) == SURFACE[name]
     named = [action.dest for action in parser._actions if not action.option_strings]
-    assert named == {"report": ["run_dir"], "slurm status": ["run_dir"], "slurm lint": ["files"]}.get(name, [])
+    expected = {
+        "report": ["run_dir"],
+        "slurm status": ["run_dir"],
+        "slurm lint": ["files"],
+        "checkpoint list": ["path"],
+        "checkpoint inspect": ["path"],
+        "checkpoint verify": ["path"],
+        "checkpoint diff": ["a", "b"],
+        "checkpoint export": ["path", "output"],
+    }
+    assert named == expected.get(name, [])
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "slurm", "plan", "doctor", "data", "benchmark", "report", "monitor")
+    assert tuple(COMMANDS) == (
+        "train",
+        "launch",
+        "slurm",
+        "plan",
+        "doctor",
+        "data",
+        "benchmark",
+        "report",
+        "checkpoint",
+        "monitor",
+    )
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
@@ -260,6 +298,12 @@ def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixtu
         ("slurm", "lint", "--help"),
         ("data", "--help"),
         ("data", "prepare", "--help"),
+        ("checkpoint", "--help"),
+        ("checkpoint", "list", "--help"),
+        ("checkpoint", "inspect", "--help"),
+        ("checkpoint", "verify", "--help"),
+        ("checkpoint", "diff", "--help"),
+        ("checkpoint", "export", "--help"),
         ("--version",),
     ],
     ids=" ".join,
@@ -285,6 +329,17 @@ def test_a_report_imports_nothing_heavy_and_writes_in_the_runs_folder_alone(tmp_
     written = {act.removeprefix("open ") for act in answer.acts if act.startswith("open ")}
     assert {Path(path).parent.name for path in written if not path.startswith("/dev")} == {"run"}
     assert (run_dir / "report.html").exists()
+
+
+@pytest.mark.parametrize("verb", ["list", "inspect", "verify"])
+def test_what_looks_at_checkpoints_imports_nothing_heavy_and_starts_and_writes_nothing(
+    tmp_path: Path, verb: str
+) -> None:
+    checkpoint(tmp_path / "run" / "checkpoints", 8)
+    answer = probe("checkpoint", verb, "run", cwd=tmp_path)
+    assert answer.status == 0
+    assert not answer.packages & HEAVY
+    assert answer.acts == ()
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("--version",)], ids=" ".join)

@@ -12,8 +12,7 @@ from ranks import run_ranks
 
 from dist_trainer.checkpoints import index as indices
 from dist_trainer.checkpoints.verify import check_sizes, damages
-from dist_trainer.train.checkpoints.capture import DTYPES
-from dist_trainer.train.checkpoints.loading import Reader
+from dist_trainer.exchange.reading import DTYPES, Reader
 
 pytestmark = pytest.mark.integration
 
