@@ -10,19 +10,14 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from dist_trainer.checkpoint_tensors import DTYPES, memory_of
 from dist_trainer.checkpoints.data_file import Layout, Part, lay_out
 from dist_trainer.checkpoints.index import WEIGHT
 from dist_trainer.train.checkpoints.holders import Holder, Holders, Span
 
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "F64": torch.float64}
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Each part begins at a multiple of this in the buffer, whatever its dtype.
 _ALIGNMENT = 64
-
-
-def memory_of(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor in the host's memory."""
-    return tensor.view(torch.uint8).numpy().data
 
 
 @dataclass(frozen=True)
