@@ -70,7 +70,7 @@ def _each_row(
     attention: Attention, qkv: Tensor, layer: int, lengths: list[int], caches: Sequence[Cache]
 ) -> Iterator[Tensor]:
     """What each row's tokens take from the values: [tokens, hidden]."""
-    for of_row, cache in zip(qkv.split(lengths), caches, strict=True):
+    for of_row, cache in zip(qkv.split_with_sizes(lengths), caches, strict=True):
         num_tokens = of_row.shape[0]
         assert num_tokens == 1 or cache.num_tokens == 0
         query, key, value = of_row.view(num_tokens, 3, attention.num_heads, -1).permute(1, 2, 0, 3)

@@ -14,8 +14,8 @@ from dist_trainer.model.gpt import GPT
 from dist_trainer.model.incremental import Cache, next_logits
 from dist_trainer.sample.choosing import Choice
 
-# Rows of every product, but of those that read a whole window. Always as many, because the rounding of a product depends
-# on its shape. One row alone would be faster on a CPU by a third, and four cost as much as one in bf16.
+# Rows of every product that reads one token of each text. Always as many, because the rounding of a product depends on
+# its shape. On a CPU one row would be faster by a third in fp32; in bf16 four cost as much as one.
 _ROWS_ON_A_CPU, _ROWS_ON_A_GPU = 4, 32
 
 

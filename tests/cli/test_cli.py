@@ -17,7 +17,7 @@ from run_folders import make_gpu_run
 
 import dist_trainer
 from dist_trainer.checkpoints.changed import made_by
-from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, slurm, train
+from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, sample, slurm, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.request import Request
@@ -80,6 +80,10 @@ SURFACE = {
         *("--nproc-per-node", "--nproc_per_node", "--run-dir", "--json", "--debug"),
     ),
     "report": ("-h", "--help", "--compare", "--baseline", "--strict", "--debug"),
+    "sample": (
+        *("-h", "--help", "--prompt", "--prompts", "--tokens", "--tokenizer", "--max-tokens", "--temperature"),
+        *("--top-k", "--seed", "--precision", "--device", "--json", "--debug"),
+    ),
     "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
     "slurm submit": (
         *("-h", "--help", "--nodes", "--gpus-per-node", "--gres", "--gpus-per-task", "--ntasks-per-node", "--ntasks"),
@@ -206,6 +210,7 @@ def write_ds(path: Path, **keys: object) -> Path:
         ("plan", plan.build_parser()),
         ("doctor", doctor.build_parser()),
         ("report", report.build_parser()),
+        ("sample", sample.build_parser()),
         ("monitor", monitor.build_parser()),
         ("slurm submit", slurm.build_submit_parser()),
         ("slurm status", slurm.build_status_parser()),
@@ -217,11 +222,13 @@ def write_ds(path: Path, **keys: object) -> Path:
 def test_the_switches_are_those_that_users_know(name: str, parser: argparse.ArgumentParser) -> None:
     assert tuple(option for action in parser._actions for option in action.option_strings) == SURFACE[name]
     named = [action.dest for action in parser._actions if not action.option_strings]
-    assert named == {"report": ["run_dir"], "slurm status": ["run_dir"], "slurm lint": ["files"]}.get(name, [])
+    known = {"report": ["run_dir"], "sample": ["path"], "slurm status": ["run_dir"], "slurm lint": ["files"]}
+    assert named == known.get(name, [])
 
 
 def test_the_commands_are_those_that_users_know() -> None:
-    assert tuple(COMMANDS) == ("train", "launch", "slurm", "plan", "doctor", "data", "benchmark", "report", "monitor")
+    known = ("train", "launch", "slurm", "plan", "doctor", "data", "benchmark", "report", "sample", "monitor")
+    assert tuple(COMMANDS) == known
 
 
 def test_launch_and_train_share_no_switch_but_help() -> None:
@@ -248,6 +255,7 @@ def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixtu
         ("plan", "--help"),
         ("doctor", "--help"),
         ("report", "--help"),
+        ("sample", "--help"),
         ("monitor", "--help"),
         ("benchmark", "--help"),
         ("benchmark", "memory", "--help"),
