@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dist_trainer.encoding import as_utf8
 from dist_trainer.errors import UserError
 from dist_trainer.units import counted, whole_number
 
@@ -22,6 +23,15 @@ def read_prompts(path: Path) -> list[str]:
     if not lines:
         raise UserError("there is no prompt", where=str(path), expected="one a line")
     return lines
+
+
+def check_text(prompt: str) -> str:
+    """The prompt, unchanged. Raises UserError if the command line has it in bytes that are not UTF-8."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("a prompt is not UTF-8", where="command line", key="--prompt", found=as_utf8(prompt)) from error
+    return prompt
 
 
 def parse_tokens(text: str, *, vocab_size: int) -> list[int]:

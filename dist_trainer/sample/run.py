@@ -16,7 +16,7 @@ from dist_trainer.errors import UserError
 from dist_trainer.sample import show, tokenizer
 from dist_trainer.sample.choosing import Choice
 from dist_trainer.sample.generation import Ending, generate
-from dist_trainer.sample.prompts import fit_in, parse_tokens, read_prompts
+from dist_trainer.sample.prompts import check_text, fit_in, parse_tokens, read_prompts
 from dist_trainer.sample.tokenizer import Vocabulary
 from dist_trainer.sample.weights import find_whole, load_model, model_config
 from dist_trainer.streams import is_terminal
@@ -100,7 +100,7 @@ def _device(name: str) -> torch.device:
 def _texts(asked: Sampling) -> list[str]:
     """The prompts that were given as text; without any, an empty one."""
     in_file = read_prompts(asked.prompts_file) if asked.prompts_file is not None else []
-    return [*asked.prompts, *in_file] or [""]
+    return [*map(check_text, asked.prompts), *in_file] or [""]
 
 
 def _vocabulary(asked: Sampling, found: Found, vocab_size: int, tell: Callable[[str], None]) -> Vocabulary:

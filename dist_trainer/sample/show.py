@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dist_trainer.encoding import as_utf8, without_commands
+from dist_trainer.encoding import without_commands
 from dist_trainer.sample.generation import Continuation
 from dist_trainer.sample.tokenizer import Vocabulary
 from dist_trainer.units import counted
@@ -57,7 +57,7 @@ def show_json(facts: dict[str, Any], found: Sequence[Continuation], texts: Seque
     for number, one in enumerate(found):
         answer: dict[str, Any] = {"tokens": list(one.tokens), "has_ended": one.has_ended}
         if texts is not None:
-            answer = {"prompt": as_utf8(texts[number][0]), "text": texts[number][1], **answer}
+            answer = {"prompt": texts[number][0], "text": texts[number][1], **answer}
         answers.append(answer)
     print(json.dumps({**facts, "samples": answers}, indent=2))
 

@@ -113,6 +113,7 @@ def test_mistakes_are_one_message_with_status_2(
     assert "there is no prompt" in refused(capsys, run, "--prompts", str(tmp_path / "empty"))
     (tmp_path / "bytes").write_bytes(b"\xff\n")
     assert "are not UTF-8" in refused(capsys, run, "--prompts", str(tmp_path / "bytes"))
+    assert "a prompt is not UTF-8" in refused(capsys, run, "--prompt", "a\udcff")
     assert "text or ids" in refused(capsys, run, "--prompt", "a", "--tokens", "1")
     assert "from 0 up" in refused(capsys, run, "--temperature", "-1")
     assert "from 0 up" in refused(capsys, run, "--temperature", "nan")
