@@ -1,4 +1,4 @@
-"""Which checkpoint `--resume` means: the one that is named, or the newest whole one of a run."""
+"""Which checkpoint is meant, by `--resume` for one: that which is named, or the newest whole one of a run."""
 
 from __future__ import annotations
 
@@ -16,9 +16,41 @@ from dist_trainer.checkpoints.verify import check_sizes
 from dist_trainer.config.progress import Progress
 from dist_trainer.errors import UserError
 
-__all__ = ["Found", "Resume", "cannot_be_loaded", "find", "index_in", "is_checkpoint", "name_of", "named_by"]
+__all__ = [
+    "RESUMING",
+    "Found",
+    "Resume",
+    "Use",
+    "cannot_be_loaded",
+    "find",
+    "index_in",
+    "is_checkpoint",
+    "name_of",
+    "named_by",
+]
 
-_START_ANEW = "start anew with another --run-dir"
+
+@dataclass(frozen=True)
+class Use:
+    """What a checkpoint is looked for, in the words of messages: "no checkpoint to `act`", "is `acted`".
+
+    `where` it was named. `instead`: what to do with another one, at {folder}; `without`: if there is none.
+    """
+
+    act: str
+    acted: str
+    where: str
+    instead: str
+    without: str
+
+
+RESUMING = Use(
+    act="resume from",
+    acted="resumed from",
+    where="--resume",
+    instead="resume from it with --resume {folder}, or start anew with another --run-dir",
+    without="start anew with another --run-dir",
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +75,12 @@ class Resume:
 
 
 def find(
-    resume: str, run_dir: Path | None, *, with_files: bool = True, damaged: Mapping[Path, str] | None = None
+    resume: str,
+    run_dir: Path | None,
+    *,
+    with_files: bool = True,
+    damaged: Mapping[Path, str] | None = None,
+    use: Use = RESUMING,
 ) -> Resume:
     """The checkpoint that `--resume auto|never|PATH` selects.
 
@@ -54,7 +91,7 @@ def find(
     """
     if resume == "never" or (resume == "auto" and run_dir is None):
         return Resume()
-    look = _Look(with_files, damaged or {})
+    look = _Look(with_files, damaged or {}, use)
     try:
         if resume == "auto":
             assert run_dir is not None
@@ -71,11 +108,11 @@ def find(
     except OSError as error:
         raise UserError("a checkpoint cannot be read", where=error.filename, found=error.strerror) from error
     raise UserError(
-        "no checkpoint to resume from",
-        where="--resume",
+        f"no checkpoint to {use.act}",
+        where=use.where,
         found=resume,
         expected="a run's folder with checkpoints, or one checkpoints/step-N folder",
-        hint="use --resume auto for the newest of the run's folder, or --resume never",
+        hint="use --resume auto for the newest of the run's folder, or --resume never" if use is RESUMING else None,
     )
 
 
@@ -100,6 +137,7 @@ class _Look:
 
     with_files: bool
     damaged: Mapping[Path, str]
+    use: Use = RESUMING
 
     def at(self, folder: Path) -> Found:
         """The checkpoint in this folder. Raises DamageError if it is not whole."""
@@ -134,13 +172,13 @@ def _newest(checkpoints_dir: Path, look: _Look) -> Resume:
         whole = look.first_whole(saves(checkpoints_dir))
         if whole is None:
             raise
-        return Resume(whole, (f"{damage}; {whole.folder.name}, the newest that is whole, is resumed from",))
+        return Resume(whole, (f"{damage}; {whole.folder.name}, the newest that is whole, is {look.use.acted}",))
     newer = look.first_whole(
         folder for folder in saves(checkpoints_dir) if (step_of(folder) or 0) > found.index.position.step
     )
     if newer is None:
         return Resume(found)
-    notice = f"{latest} names {named.name}, though {newer.folder.name} is whole too: {named.name} is resumed from"
+    notice = f"{latest} names {named.name}, though {newer.folder.name} is whole too: {named.name} is {look.use.acted}"
     return Resume(found, (notice,))
 
 
@@ -174,9 +212,9 @@ def _explain(damage: DamageError, look: _Look) -> UserError:
     damaged = next((path for path in places if step_of(path) is not None), damage.file)
     whole = look.first_whole(folder for folder in saves(damaged.parent) if folder != damaged)
     return UserError(
-        f"the checkpoint cannot be resumed from: {damage.file.name} {damage.problem}",
+        f"the checkpoint cannot be {look.use.acted}: {damage.file.name} {damage.problem}",
         where=str(damage.file),
-        hint=f"{whole.folder.name} beside it is whole: resume from it with --resume {whole.folder}, or {_START_ANEW}"
+        hint=f"{whole.folder.name} beside it is whole: {look.use.instead.format(folder=whole.folder)}"
         if whole
-        else f"no other checkpoint beside it is whole: {_START_ANEW}",
+        else f"no other checkpoint beside it is whole: {look.use.without}",
     )

@@ -39,11 +39,15 @@ def standard_library_dataset(vocab_size: int, *, folder: Path | None = None, pro
     Any number of processes may call this at once: one prepares, the others wait. The vocabulary has at most
     `vocab_size` tokens. Raises UserError.
     """
-    name = f"{STANDARD_LIBRARY}-{platform.python_version()}-{vocab_size}-{FORMAT_VERSION}"
-    prepared = (folder or cache_dir(os.environ)).resolve() / name
+    prepared = (folder or cache_dir(os.environ)).resolve() / standard_library_name(vocab_size)
     if not _is_prepared(prepared):
         _prepare_in_child(prepared, vocab_size, progress)
     return prepared
+
+
+def standard_library_name(vocab_size: int) -> str:
+    """The name of the prepared folder, which is another for every version of Python: so is its text."""
+    return f"{STANDARD_LIBRARY}-{platform.python_version()}-{vocab_size}-{FORMAT_VERSION}"
 
 
 def standard_library_sources() -> list[SourceFile]:

@@ -53,21 +53,31 @@ def train_vocabulary(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def load_vocabulary(path: Path) -> Tokenizer:
     """Raises UserError if the file is not a tokenizer.json of the `tokenizers` library."""
+    return parse_vocabulary(read_tokenizer(path), str(path))
+
+
+def read_tokenizer(path: Path) -> bytes:
+    """The file's content. Raises UserError."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError("the tokenizer cannot be read", where=str(path), found=error.strerror) from error
+
+
+def parse_vocabulary(data: bytes, where: str) -> Tokenizer:
+    """The tokenizer of a tokenizer.json's content. Raises UserError if it is none."""
     from tokenizers import Tokenizer
 
     try:
-        data = path.read_bytes()
         with _without_stderr():
             tokenizer = Tokenizer.from_buffer(data)
-    except OSError as error:
-        raise UserError("the tokenizer cannot be read", where=str(path), found=error.strerror) from error
     except BaseException as error:
         # A panic in the library's Rust code arrives as a BaseException that is no Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(
             "the tokenizer cannot be read",
-            where=str(path),
+            where=where,
             found=str(error),
             expected="a tokenizer.json of the Hugging Face `tokenizers` library",
         ) from error
@@ -76,7 +86,7 @@ def load_vocabulary(path: Path) -> Tokenizer:
     if not 0 < num_token_ids(tokenizer) <= _MOST_TOKEN_IDS:
         raise UserError(
             "the tokenizer's tokens have no numbers that a model could have",
-            where=str(path),
+            where=where,
             found=num_token_ids(tokenizer) - 1,
             expected=f"numbers up to {_MOST_TOKEN_IDS - 1}",
         )

@@ -18,7 +18,7 @@ from run_folders import make_gpu_run
 import dist_trainer
 from dist_trainer.checkpoints.changed import made_by
 from dist_trainer.cli import checkpoint as checkpoint_command
-from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, slurm, train
+from dist_trainer.cli import data, doctor, launch, main, monitor, plan, report, sample, slurm, train
 from dist_trainer.cli.main import COMMANDS, without_local_rank
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.request import Request
@@ -81,6 +81,10 @@ SURFACE = {
         *("--nproc-per-node", "--nproc_per_node", "--run-dir", "--json", "--debug"),
     ),
     "report": ("-h", "--help", "--compare", "--baseline", "--strict", "--debug"),
+    "sample": (
+        *("-h", "--help", "--prompt", "--prompts", "--tokens", "--tokenizer", "--max-tokens", "--temperature"),
+        *("--top-k", "--seed", "--precision", "--device", "--json", "--debug"),
+    ),
     "monitor": ("-h", "--help", "--interval", "--output", "--debug"),
     "slurm submit": (
         *("-h", "--help", "--nodes", "--gpus-per-node", "--gres", "--gpus-per-task", "--ntasks-per-node", "--ntasks"),
@@ -218,6 +222,7 @@ def write_ds(path: Path, **keys: object) -> Path:
         ("plan", plan.build_parser()),
         ("doctor", doctor.build_parser()),
         ("report", report.build_parser()),
+        ("sample", sample.build_parser()),
         ("monitor", monitor.build_parser()),
         ("slurm submit", slurm.build_submit_parser()),
         ("slurm status", slurm.build_status_parser()),
@@ -236,6 +241,7 @@ def test_the_switches_are_those_that_users_know(name: str, parser: argparse.Argu
     named = [action.dest for action in parser._actions if not action.option_strings]
     expected = {
         "report": ["run_dir"],
+        "sample": ["path"],
         "slurm status": ["run_dir"],
         "slurm lint": ["files"],
         "checkpoint list": ["path"],
@@ -258,6 +264,7 @@ def test_the_commands_are_those_that_users_know() -> None:
         "benchmark",
         "report",
         "checkpoint",
+        "sample",
         "monitor",
     )
 
@@ -286,6 +293,7 @@ def test_a_switch_may_not_be_shortened(folder: Path, capsys: pytest.CaptureFixtu
         ("plan", "--help"),
         ("doctor", "--help"),
         ("report", "--help"),
+        ("sample", "--help"),
         ("monitor", "--help"),
         ("benchmark", "--help"),
         ("benchmark", "memory", "--help"),
