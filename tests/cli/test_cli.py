@@ -599,7 +599,7 @@ def test_a_launch_checks_the_batch_for_the_ranks_that_it_will_start(
     [
         (("trian",), "did you mean 'train'?"),
         (("lunch", "--dry-run"), "did you mean 'launch'?"),
-        (("qqqq",), "train, launch, slurm, plan, doctor, data, benchmark, report, monitor"),
+        (("qqqq",), "train, launch, slurm, plan, doctor, data, benchmark, report, checkpoint, sample, monitor"),
         (("",), "say what dist_trainer is to do"),
         (("slurm", ""), "say what slurm is to do"),
         (("launch", "--dry-run", "--micro-bach", "2"), "did you mean --micro-batch?"),
