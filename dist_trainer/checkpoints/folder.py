@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,9 +121,9 @@ def clear_leftovers(checkpoints_dir: Path) -> list[str]:
     return told
 
 
-def prune(checkpoints_dir: Path, *, newest: int, every_steps: int, but: Sequence[Path] = ()) -> list[Path]:
-    """Deletes all but the newest whole checkpoints, those of every n-th step (0: none of them), those in `but`, and
-    the one that `latest` names, which is older than others after a run was resumed from before them.
+def prune(checkpoints_dir: Path, *, newest: int, every_steps: int) -> list[Path]:
+    """Deletes all but the newest whole checkpoints, those of every n-th step (0: none of them), and the one that
+    `latest` names, which is older than others after a run was resumed from before them.
 
     `newest` 0 keeps all. What is newer than the last of the newest whole ones is kept, whole or not. Returns what was
     deleted. Raises OSError.
@@ -137,7 +137,7 @@ def prune(checkpoints_dir: Path, *, newest: int, every_steps: int, but: Sequence
             num_whole += is_whole(folder)
             continue
         is_nth = every_steps > 0 and (step_of(folder) or 0) % every_steps == 0
-        if is_nth or folder in but or _is_latest(folder):
+        if is_nth or _is_latest(folder):
             continue
         deleting = _aside(checkpoints_dir, folder.name, "deleting")
         _remove(deleting)

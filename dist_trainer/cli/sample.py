@@ -55,6 +55,9 @@ def main(argv: list[str]) -> int:
         )
 
     from dist_trainer.checkpoints.damage import DamageError
+    from dist_trainer.cluster.threads import let_threads_wait_briefly
+
+    let_threads_wait_briefly()
     from dist_trainer.sample.run import Sampling, sample
 
     try:

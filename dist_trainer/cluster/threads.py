@@ -1,4 +1,4 @@
-"""How many CPU threads a rank has."""
+"""How many CPU threads a rank has, and how they wait."""
 
 from __future__ import annotations
 
@@ -36,3 +36,14 @@ def count_own_cores() -> int:
 
 def count_host_cores() -> int:
     return os.cpu_count() or 1
+
+
+def let_threads_wait_briefly() -> None:
+    """Makes OpenMP's threads spin briefly while they wait for each other, then sleep, unless the user chose otherwise.
+
+    On a busy host, a thread that spins on takes the core from the one it waits for. On an idle host, sleeping at once
+    costs a wake-up at each of many short waits. Measured in docs/launchers.md. To be called before torch is imported,
+    because OpenMP reads the environment then.
+    """
+    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
+        os.environ["GOMP_SPINCOUNT"] = "10000"

@@ -14,6 +14,7 @@ from dist_trainer.checkpoints.changed import data_facts, made_by, refuse_another
 from dist_trainer.checkpoints.find import Resume
 from dist_trainer.checkpoints.index import Made
 from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.cluster.threads import let_threads_wait_briefly
 from dist_trainer.config.adapt import DeviceFacts, offloads_to_nvme
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.config.run import MemoryConfig
@@ -108,17 +109,6 @@ def choose_cuda_allocator(memory: MemoryConfig) -> None:
         return
     major, minor = importlib.metadata.version("torch").split(".")[:2]
     os.environ[names[0] if (int(major), int(minor)) >= (2, 9) else names[1]] = "expandable_segments:True"
-
-
-def let_threads_wait_briefly() -> None:
-    """Makes OpenMP's threads spin briefly while they wait for each other, then sleep, unless the user chose otherwise.
-
-    On a busy host, a thread that spins on takes the core from the one it waits for. On an idle host, sleeping at once
-    costs a wake-up at each of many short waits. Measured in docs/launchers.md. To be called before torch is imported,
-    because OpenMP reads the environment then.
-    """
-    if not any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")):
-        os.environ["GOMP_SPINCOUNT"] = "10000"
 
 
 def open_data(resolved: ResolvedRun, *, show_progress: bool) -> list[PhaseData]:

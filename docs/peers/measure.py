@@ -24,7 +24,7 @@ from settings import PEERS, SETTINGS, Setting
 from dist_trainer.benchmark.worth.folder import Folder
 from dist_trainer.benchmark.worth.gemm import machine_flops_per_s
 from dist_trainer.benchmark.worth.rounds import left, turns
-from dist_trainer.train.before_meeting import let_threads_wait_briefly
+from dist_trainer.cluster.threads import let_threads_wait_briefly
 
 PAGE = HERE.parent / "performance.md"
 BEGIN, END = "<!-- peers: begin -->", "<!-- peers: end -->"

@@ -317,13 +317,6 @@ def test_the_newest_and_every_nth_are_kept(
     assert [name for name in names(checkpoints_dir) if name.startswith(".")] == []
 
 
-def test_what_is_in_use_is_kept(checkpoints_dir: Path) -> None:
-    used = checkpoint(checkpoints_dir, 4)
-    for step in (8, 12):
-        checkpoint(checkpoints_dir, step)
-    assert numbered(prune(checkpoints_dir, newest=1, every_steps=0, but=[used])) == [8]
-
-
 def test_a_new_one_with_fewer_steps_than_those_that_are_there_is_kept(checkpoints_dir: Path) -> None:
     # As after a run was resumed from step 4.
     for step in (4, 8, 12, 6):

@@ -9,8 +9,9 @@ import pytest
 import ranks
 
 from dist_trainer.cluster.rank import RankInfo
+from dist_trainer.cluster.threads import let_threads_wait_briefly
 from dist_trainer.config.request import Request, Switches
-from dist_trainer.train.before_meeting import let_threads_wait_briefly, prepare
+from dist_trainer.train.before_meeting import prepare
 from dist_trainer.train.job import RankJob
 from dist_trainer.train.timeline import Timeline
 
