@@ -29,8 +29,7 @@ class Source:
     offset: int
 
     def tensor(self) -> Tensor:
-        held = self.holder.tensor if self.part.state == WEIGHT else self.holder.states[self.part.state]
-        return held.detach().view(-1).narrow(0, self.offset, self.part.stop - self.part.start)
+        return self.holder.elements(self.part.state, self.offset, self.part.stop - self.part.start)
 
 
 def sources_of(holders: Holders, *, rank: int, world_size: int) -> list[Source]:
@@ -82,10 +81,6 @@ class Copy:
             self._offsets.append(end)
             end += -(-part.num_bytes // _ALIGNMENT) * _ALIGNMENT
         self._buffer = torch.empty(end, dtype=torch.uint8, pin_memory=pinned)
-
-    @property
-    def num_bytes(self) -> int:
-        return self._buffer.numel()
 
     def fits(self, sources: Sequence[Source]) -> bool:
         """Whether these sources are the ones that this memory was made for."""

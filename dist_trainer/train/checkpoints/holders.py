@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_trainer.checkpoints.index import WEIGHT
+
 # Whose rows a padded vocabulary adds to (`model.pad_vocab`). Its shape in a checkpoint is that without the padding.
 _PADDED = "token_embedding.weight"
 
@@ -45,12 +47,18 @@ class Holder:
     optimizer: Any
     group: int
     present: Callable[[bool], AbstractContextManager[None]] = field(default=lambda changes: nullcontext())
+    is_on_nvme: bool = False
 
     @property
     def states(self) -> dict[str, Any]:
         """The optimizer's states of it, by name; empty before its first step."""
         found: dict[str, Any] = self.optimizer.state.get(self.tensor, {})
         return found
+
+    def elements(self, state: str, offset: int, numel: int) -> Tensor:
+        """Elements from `offset` on of its weight or a state of it, flat; writing to them changes the holder."""
+        held = self.tensor if state == WEIGHT else self.states[state]
+        return held.detach().view(-1).narrow(0, offset, numel)
 
     def tensor_states(self) -> dict[str, Tensor]:
         """Those that have a value for each element."""
@@ -203,6 +211,7 @@ def _stage3(optimizer: Any, named: _Named) -> Iterator[Holder]:
             optimizer.backup_optimizer if on_device else optimizer.optimizer,
             optimizer.sub_group_to_group_id[number],
             _stage3_presence(optimizer, number),
+            is_on_nvme=optimizer._swappable_optimizer_subgroup(number),
         )
 
 

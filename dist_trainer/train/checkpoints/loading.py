@@ -15,7 +15,7 @@ from dist_trainer.checkpoints.index import INDEX_FILE, WEIGHT, Counters
 from dist_trainer.exchange.reading import Reader
 from dist_trainer.train import schedule
 from dist_trainer.train.checkpoints import optimizer_states
-from dist_trainer.train.checkpoints.holders import Holder, Holders, Span
+from dist_trainer.train.checkpoints.holders import Holder, Holders
 from dist_trainer.train.loss_scale import restore_scaler
 
 
@@ -62,12 +62,7 @@ def _fill(holder: Holder, reader: Reader, found: Found) -> None:
                 raise DamageError(
                     found.folder / INDEX_FILE, f"has no {name} of {span.parameter}, which this run's optimizer keeps"
                 )
-            reader.read_into(_part_of(holder, name, span), span.parameter, name, span.start)
-
-
-def _part_of(holder: Holder, state: str, span: Span) -> Tensor:
-    held = holder.tensor if state == WEIGHT else holder.states[state]
-    return held.detach().view(-1).narrow(0, span.offset, span.numel)
+            reader.read_into(holder.elements(name, span.offset, span.numel), span.parameter, name, span.start)
 
 
 def _set_counters(engine: Any, counters: Counters) -> None:

@@ -57,7 +57,7 @@ class Kept:
 @dataclass(frozen=True)
 class Outcome:
     """How a save ended. `folder`: None if it failed, for the reason `problem`. `held_s`: how long steps waited for it;
-    `seconds`: from its beginning to its end.
+    `seconds`: from its beginning to its end. `not_deleted`: why an older checkpoint could not be deleted, on rank 0.
     """
 
     step: int
@@ -66,6 +66,7 @@ class Outcome:
     held_s: float
     seconds: float
     num_bytes: int
+    not_deleted: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Saver:
         self._copied = threading.Event()
         self._outcome: Outcome | None = None
         self._held_s = 0.0
+        self._not_copied: Exception | None = None
+        self._not_deleted: str | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -122,6 +125,10 @@ class Saver:
             self._stream.wait_stream(torch.cuda.current_stream())
         moment = _Moment(position, _counters(self._engine, self._holders), random_state())
         self._copied.clear()
+        self._outcome = None
+        if any(holder.is_on_nvme for holder in self._holders.holders):
+            # DeepSpeed brings it into memory for the steps as well, and only one can.
+            self._take(self._copy)
         self._held_s = time.perf_counter() - began_s
         self._thread = threading.Thread(
             target=self._save, args=(self._copy, moment, began_s), name="checkpoint", daemon=True
@@ -147,29 +154,35 @@ class Saver:
 
     def _save(self, copied: Copy, moment: _Moment, began_s: float) -> None:
         published, problem = None, None
-        try:
+        if not self._copied.is_set():
             self._take(copied)
+        try:
             published = self._write(copied, moment)
         except SaveError as error:
             problem = str(error)
-        finally:
-            self._copied.set()
         seconds = time.perf_counter() - began_s
         self._outcome = Outcome(
-            moment.position.step, published, problem, self._held_s, seconds, copied.layout.num_bytes
+            moment.position.step, published, problem, self._held_s, seconds, copied.layout.num_bytes, self._not_deleted
         )
 
     def _take(self, copied: Copy) -> None:
-        if self._stream is None:
-            copied.take()
-        else:
-            with torch.cuda.stream(self._stream):
+        """Copies, or keeps why that failed for the ranks' letters: the others wait for this one's answer."""
+        self._not_copied = None
+        try:
+            if self._stream is None:
                 copied.take()
-            self._stream.synchronize()
-        self._copied.set()
+            else:
+                with torch.cuda.stream(self._stream):
+                    copied.take()
+                self._stream.synchronize()
+        except Exception as error:  # noqa: BLE001 - whatever it is, no rank may wait for it
+            self._not_copied = error
+        finally:
+            self._copied.set()
 
     def _write(self, copied: Copy, moment: _Moment) -> Path:
         """The whole checkpoint's folder. Raises SaveError on every rank, whichever of them has failed."""
+        self._not_deleted = None
         with self._mailbox.of_next() as mail:
             aside = Path(mail.from_first(lambda: self._begin_folder(moment.position.step, copied)))
             try:
@@ -186,6 +199,8 @@ class Saver:
         return str(folder.begin(self._checkpoints_dir, step))
 
     def _write_part(self, aside: Path, copied: Copy, moment: _Moment) -> dict[str, Any]:
+        if self._not_copied is not None:
+            raise self._not_copied
         path = aside / data_file_name(self._rank)
         with writing(path, copied.layout.num_bytes):
             written = data_file.write(path, copied.layout, copied.contents())
@@ -195,7 +210,10 @@ class Saver:
     def _publish(self, aside: Path, moment: _Moment, described: Sequence[dict[str, Any]]) -> str:
         index = put_together(described, self._holders.shapes, moment.position, moment.counters, self._made_by)
         published = folder.publish(aside, index)
-        folder.prune(self._checkpoints_dir, newest=self._kept.newest, every_steps=self._kept.every_steps)
+        try:
+            folder.prune(self._checkpoints_dir, newest=self._kept.newest, every_steps=self._kept.every_steps)
+        except OSError as error:
+            self._not_deleted = str(error)
         return str(published)
 
 

@@ -107,6 +107,8 @@ class Turns:
                 held_s=round(outcome.held_s, 3),
                 num_bytes=outcome.num_bytes,
             )
+            if outcome.not_deleted is not None:
+                self._notice(f"an older checkpoint could not be deleted: {outcome.not_deleted}", outcome.step)
             return
         # The next turn tries again, even if it comes at the same step, at the end of a phase.
         self._saved_step = -1
@@ -118,5 +120,8 @@ class Turns:
                 found="stop",
                 hint="make room for it, then resume the run; with continue it would have gone on without",
             )
-        self._recorder.event("notice", problem, step=outcome.step)
-        self._display.note(f"notice     {problem}")
+        self._notice(problem, outcome.step)
+
+    def _notice(self, text: str, step: int) -> None:
+        self._recorder.event("notice", text, step=step)
+        self._display.note(f"notice     {text}")
