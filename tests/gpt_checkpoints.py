@@ -48,8 +48,9 @@ def write(
     stage: int = 2,
     step: int = 8,
     data: Mapping[str, Any] | None = None,
+    **said: Any,
 ) -> Path:
-    """Each rank has an equal part of every state."""
+    """Each rank has an equal part of every state. `said`: what the index says of the model, and is not so."""
     aside = folder.begin(checkpoints_dir, step)
     pieces: dict[str, dict[str, list[Piece]]] = {name: {state: [] for state in of} for name, of in states.items()}
     files = []
@@ -69,7 +70,7 @@ def write(
             pieces[part.parameter][part.state].append(Piece(rank, part.start, part.stop, offset, checksum))
     made_by = made(
         world_size=num_ranks,
-        run={**RUN, "model": gpt.config.model_dump(mode="json")},
+        run={**RUN, "model": {**gpt.config.model_dump(mode="json"), **said}},
         deepspeed={**DEEPSPEED, "zero_optimization": {"stage": stage}},
         **({} if data is None else {"data": dict(data)}),
     )

@@ -17,6 +17,7 @@ from dist_trainer.encoding import all_as_utf8, as_utf8, printable
 from dist_trainer.errors import UserError, cut
 from dist_trainer.redact import redacted_config
 from dist_trainer.units import counted
+from dist_trainer.versions import versions
 
 if TYPE_CHECKING:
     from dist_trainer.data.tokens import TokenFile
@@ -36,7 +37,7 @@ def made_by(resolved: ResolvedRun, *, world_size: int, data: Mapping[str, DataFa
     # Converted, because it will be compared with text from a file, which is UTF-8 whatever bytes the names have.
     run = all_as_utf8(resolved.run.model_dump(mode="json"))
     deepspeed = redacted_config(all_as_utf8(resolved.deepspeed))
-    return Made(world_size=world_size, run=run, deepspeed=deepspeed, data=dict(data))
+    return Made(world_size=world_size, run=run, deepspeed=deepspeed, data=dict(data), versions=versions())
 
 
 def data_facts(tokens: TokenFile) -> DataFacts:

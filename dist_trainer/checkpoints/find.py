@@ -9,25 +9,12 @@ from pathlib import Path
 
 from dist_trainer.checkpoints import index as indices
 from dist_trainer.checkpoints.damage import DamageError
-from dist_trainer.checkpoints.folder import LATEST_FILE, MAX_LATEST_BYTES, name_of, saves, step_of
+from dist_trainer.checkpoints.folder import LATEST_FILE, MAX_LATEST_BYTES, saves, step_of
 from dist_trainer.checkpoints.index import INDEX_FILE, Index
 from dist_trainer.checkpoints.inside import read_inside
 from dist_trainer.checkpoints.verify import check_sizes
 from dist_trainer.config.progress import Progress
 from dist_trainer.errors import UserError
-
-__all__ = [
-    "RESUMING",
-    "Found",
-    "Resume",
-    "Use",
-    "cannot_be_loaded",
-    "find",
-    "index_in",
-    "is_checkpoint",
-    "name_of",
-    "named_by",
-]
 
 
 @dataclass(frozen=True)

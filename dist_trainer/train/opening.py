@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import sys
 from pathlib import Path
 
-from dist_trainer import __version__
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.slurm import slurm_facts
 from dist_trainer.config import run as run_file
@@ -24,6 +22,7 @@ from dist_trainer.train.display import Display
 from dist_trainer.train.loop import Recorder
 from dist_trainer.train.matmul import Matmul
 from dist_trainer.units import counted, format_count
+from dist_trainer.versions import versions
 
 
 def open_run(prepared: Prepared, rank: RankInfo, run_dir: Path, *, recorder: Recorder, display: Display) -> None:
@@ -40,10 +39,7 @@ def open_run(prepared: Prepared, rank: RankInfo, run_dir: Path, *, recorder: Rec
         device=device.name,
         world_size=rank.world_size,
         argv=redacted_argv([sys.executable, "-m", "dist_trainer", *sys.argv[1:]]),
-        versions={
-            "dist_trainer": __version__,
-            **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
-        },
+        versions=versions(),
         unigram_entropy_nats=prepared.data[-1].train.unigram_entropy_nats,
         **slurm_facts(os.environ),
     )

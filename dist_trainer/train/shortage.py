@@ -19,8 +19,6 @@ _CPU = re.compile(r"DefaultCPUAllocator: .*?you tried to allocate (\d+) bytes", 
 _CUDA = re.compile(r"Tried to allocate (\d+(?:\.\d+)? [KMGT]?i?B)\b")
 # The text of numpy's error: "Unable to allocate 7.45 GiB for an array", or "909. TiB".
 _NUMPY = re.compile(r"Unable to allocate (\d+(?:\.\d*)? [KMGT]?i?B)\b")
-# torch's file writer, whose errors hide the OSError.
-_FILE_WRITER = re.compile(r"inline_container\.cc|PytorchStreamWriter|iostream error")
 
 
 @contextmanager
@@ -38,25 +36,6 @@ def said_plainly(run_dir: Path) -> Iterator[None]:
         if told is None:
             raise
         raise told from error
-
-
-@contextmanager
-def writing_tensors(folder: Path, num_bytes: int) -> Iterator[None]:
-    """`disk.writing` for torch's file writer, whose errors name neither the file nor the reason."""
-    try:
-        with disk.writing(folder, num_bytes):
-            yield
-    except RuntimeError as error:
-        if not _FILE_WRITER.search(str(error)):
-            raise
-        disk.check_room(folder, num_bytes, "the checkpoint")
-        raise RunError(
-            "a checkpoint could not be written",
-            where=str(folder),
-            found=str(error).strip().partition("\n")[0],
-            expected=f"room for {format_bytes(num_bytes)}",
-            hint="look at the folder and its file system, then resume the run",
-        ) from error
 
 
 def out_of_memory(error: BaseException) -> RunError | None:

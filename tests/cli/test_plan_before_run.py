@@ -47,7 +47,7 @@ def test_launch_says_the_figure_and_keeps_the_plan(
 ) -> None:
     assert main(["launch", "--config", "tiny", "--run-dir", "run"]) == 7
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.startswith("memory     0.05 GB a rank planned (peak in backward")
+    assert line.startswith("memory     0.06 GB a rank planned (peak in backward")
     assert "2 ranks on a host of " in line
     plan = read_plan(folder / "run")
     assert plan is not None
@@ -60,7 +60,7 @@ def test_a_launch_that_would_not_fit_starts_and_makes_nothing(
 ) -> None:
     assert main(["launch", "--config", "tiny"]) == 2
     captured = capsys.readouterr()
-    assert "the run needs 0.11 GB for 2 ranks on a host, peak in backward: it does not fit" in captured.err
+    assert "the run needs 0.12 GB for 2 ranks on a host, peak in backward: it does not fit" in captured.err
     assert "at most 0.01 GB, which is the host's memory" in captured.err
     assert "bytes a parameter (2 weights + 4 master / 2 + 8 moments / 2) x 1.1M" in captured.err
     assert "--force starts the run all the same" in captured.err
@@ -70,7 +70,7 @@ def test_a_launch_that_would_not_fit_starts_and_makes_nothing(
 @pytest.mark.usefixtures("small_host")
 def test_force_starts_it_all_the_same(started: list[LaunchPlan], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["launch", "--config", "tiny", "--force"]) == 7
-    assert "notice     the plan is over the host's memory: 0.11 GB of 0.01 GB" in capsys.readouterr().out
+    assert "notice     the plan is over the host's memory: 0.12 GB of 0.01 GB" in capsys.readouterr().out
     assert "--force" in started[0].argv
 
 
@@ -117,7 +117,7 @@ def _resolved() -> ResolvedRun:
 def test_rank_0_says_the_figure_unless_launch_said_the_same(folder: Path) -> None:
     made = planning.plan_first(REQUEST, _resolved(), two_ranks(), A_CPU, force=False)
     (line,) = planning.keep(made, folder)
-    assert line.startswith("memory     0.05 GB a rank planned")
+    assert line.startswith("memory     0.06 GB a rank planned")
     assert read_plan(folder) == made.plan
     assert planning.keep(made, folder) == [line]
     (folder / "resolved" / "launch.json").write_text("{}")
@@ -136,7 +136,7 @@ def test_rank_0_stops_what_would_not_fit() -> None:
         planning.plan_first(REQUEST, _resolved(), two_ranks(), A_CPU, force=False)
     assert "it does not fit" in refused.value.problem
     made = planning.plan_first(REQUEST, _resolved(), two_ranks(), A_CPU, force=True)
-    assert made.notices == ("the plan is over the host's memory: 0.11 GB of 0.01 GB",)
+    assert made.notices == ("the plan is over the host's memory: 0.12 GB of 0.01 GB",)
 
 
 def test_on_a_cpu_a_run_with_a_target_is_planned_for_gpus_too(

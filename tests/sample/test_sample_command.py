@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_checkpoints import model_checkpoint
+from gpt_checkpoints import states_of, write
 
 from dist_trainer.checkpoints.index import DataFacts
 from dist_trainer.cli.main import main
@@ -23,7 +23,7 @@ PROMPT = "the loss"
 
 @pytest.fixture
 def run_dir(tmp_path: Path, trained: GPT, data: dict[str, DataFacts]) -> Path:
-    model_checkpoint(tmp_path / "run" / "checkpoints", 3, trained, data)
+    write(tmp_path / "run" / "checkpoints", trained, states_of(trained), step=3, data=data)
     return tmp_path / "run"
 
 
@@ -79,7 +79,7 @@ def test_several_prompts_are_numbered_and_a_file_has_one_a_line(
 def test_ids_in_are_ids_out_and_need_no_tokenizer(
     tmp_path: Path, trained: GPT, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = model_checkpoint(tmp_path, 3, trained, {})
+    folder = write(tmp_path, trained, states_of(trained), step=3, data={})
     out, _ = sampled(capsys, folder, "--tokens", "1 2 3", "--tokens", "299,7", "--temperature", "0")
     assert [len(line.split()) for line in out.splitlines()] == [9, 9]
     with torch.no_grad():

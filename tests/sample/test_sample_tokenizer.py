@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from model_checkpoints import model_checkpoint
+from gpt_checkpoints import states_of, write
 
 from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.index import DataFacts
@@ -18,7 +18,7 @@ from dist_trainer.sample.weights import find_whole
 
 
 def a_checkpoint(folder: Path, model: GPT, **data: DataFacts) -> Found:
-    return find_whole(model_checkpoint(folder, 3, model, data))[0]
+    return find_whole(write(folder, model, states_of(model), step=3, data=data))[0]
 
 
 def refused(found: Found, vocab_size: int = 300) -> UserError:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from model_checkpoints import model_checkpoint
+from gpt_checkpoints import states_of, write
 
 from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.index import DataFacts
@@ -35,7 +35,7 @@ def spoil(folder: Path) -> None:
 def test_the_model_is_the_one_that_was_saved(
     tmp_path: Path, trained: GPT, data: dict[str, DataFacts], dtype: torch.dtype
 ) -> None:
-    folder = model_checkpoint(tmp_path / "checkpoints", 3, trained, data)
+    folder = write(tmp_path / "checkpoints", trained, states_of(trained), step=3, data=data)
     for path in (tmp_path, tmp_path / "checkpoints", folder):
         found, notices = find_whole(path)
         assert found.folder == folder and notices == ()
@@ -48,15 +48,15 @@ def test_the_model_is_the_one_that_was_saved(
 def test_a_padded_vocabulary_is_no_part_of_a_checkpoint_and_needs_none(
     tmp_path: Path, trained: GPT, data: dict[str, DataFacts]
 ) -> None:
-    found, _ = find_whole(model_checkpoint(tmp_path, 3, trained, data, pad_vocab=True))
+    found, _ = find_whole(write(tmp_path, trained, states_of(trained), step=3, data=data, pad_vocab=True))
     assert torch.equal(load(found).token_embedding.weight, trained.token_embedding.weight)
 
 
 def test_a_run_whose_newest_checkpoint_was_changed_is_sampled_from_the_one_before(
     tmp_path: Path, trained: GPT, data: dict[str, DataFacts]
 ) -> None:
-    whole = model_checkpoint(tmp_path / "checkpoints", 3, trained, data)
-    spoil(model_checkpoint(tmp_path / "checkpoints", 6, trained, data))
+    whole = write(tmp_path / "checkpoints", trained, states_of(trained), step=3, data=data)
+    spoil(write(tmp_path / "checkpoints", trained, states_of(trained), step=6, data=data))
     found, (notice,) = find_whole(tmp_path)
     assert found.folder == whole
     assert "rank-00001.safetensors" in notice and notice.endswith("step-3, the newest that is whole, is sampled from")
@@ -65,8 +65,8 @@ def test_a_run_whose_newest_checkpoint_was_changed_is_sampled_from_the_one_befor
 def test_a_named_checkpoint_that_was_changed_is_refused_with_one_that_is_whole(
     tmp_path: Path, trained: GPT, data: dict[str, DataFacts]
 ) -> None:
-    whole = model_checkpoint(tmp_path, 3, trained, data)
-    newest = model_checkpoint(tmp_path, 6, trained, data)
+    whole = write(tmp_path, trained, states_of(trained), step=3, data=data)
+    newest = write(tmp_path, trained, states_of(trained), step=6, data=data)
     spoil(newest)
     with pytest.raises(UserError) as caught:
         find_whole(newest)
@@ -79,7 +79,7 @@ def test_where_no_checkpoint_is_whole_that_is_an_error(
 ) -> None:
     with pytest.raises(UserError, match="no checkpoint to sample from"):
         find_whole(tmp_path)
-    spoil(model_checkpoint(tmp_path, 3, trained, data))
+    spoil(write(tmp_path, trained, states_of(trained), step=3, data=data))
     with pytest.raises(UserError, match="cannot be sampled from"):
         find_whole(tmp_path)
 
@@ -89,14 +89,14 @@ def test_folders_named_auto_and_never_are_folders(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("auto", "never"):
-        model_checkpoint(tmp_path / name, 3, trained, data)
+        write(tmp_path / name, trained, states_of(trained), step=3, data=data)
         assert find_whole(Path(name))[0].folder == tmp_path / name / "step-3"
 
 
 def test_a_data_file_that_leads_out_of_the_folder_is_refused(
     tmp_path: Path, trained: GPT, data: dict[str, DataFacts]
 ) -> None:
-    folder = model_checkpoint(tmp_path / "checkpoints", 3, trained, data)
+    folder = write(tmp_path / "checkpoints", trained, states_of(trained), step=3, data=data)
     file = folder / "rank-00000.safetensors"
     file.rename(tmp_path / "elsewhere")
     file.symlink_to(tmp_path / "elsewhere")
@@ -112,7 +112,7 @@ def test_a_data_file_that_leads_out_of_the_folder_is_refused(
 def test_what_is_no_model_is_refused_by_its_key(
     tmp_path: Path, trained: GPT, data: dict[str, DataFacts], key: str, value: object
 ) -> None:
-    found, _ = find_whole(model_checkpoint(tmp_path, 3, trained, data, **{key: value}))
+    found, _ = find_whole(write(tmp_path, trained, states_of(trained), step=3, data=data, **{key: value}))
     with pytest.raises(UserError, match="does not say what model it is of") as caught:
         model_config(found)
     assert str(caught.value.key).startswith("model")
@@ -131,7 +131,7 @@ def test_what_is_no_model_is_refused_by_its_key(
 def test_a_model_of_another_size_than_the_weights_is_refused_before_memory_is_taken(
     tmp_path: Path, trained: GPT, data: dict[str, DataFacts], key: str, value: int, parameter: str
 ) -> None:
-    found, _ = find_whole(model_checkpoint(tmp_path, 3, trained, data, **{key: value}))
+    found, _ = find_whole(write(tmp_path, trained, states_of(trained), step=3, data=data, **{key: value}))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match="weights are not those of the model") as caught:
         load(found)

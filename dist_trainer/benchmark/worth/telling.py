@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 import platform
@@ -11,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from dist_trainer import __version__, typed_json
+from dist_trainer import typed_json
+from dist_trainer import versions as packages
 from dist_trainer.benchmark.worth.gemm import DTYPES, machine_flops_per_s
 from dist_trainer.benchmark.worth.measuring import Bench
 from dist_trainer.benchmark.worth.page import make_page, write_page
@@ -77,11 +77,7 @@ def commands(bench: Bench) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    return {
-        "dist_trainer": __version__,
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("torch", "deepspeed")},
-    }
+    return {**packages.versions(), "python": platform.python_version()}
 
 
 def hardware_in_words(hardware: str) -> str:
