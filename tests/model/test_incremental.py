@@ -1,25 +1,16 @@
 from __future__ import annotations
 
 import torch
+from random_gpt import random_gpt
 
 from dist_trainer.config.run import ModelConfig
-from dist_trainer.model.gpt import GPT
 from dist_trainer.model.incremental import Cache, next_logits
 
 CONFIG = ModelConfig(num_layers=3, hidden_size=48, num_heads=4, vocab_size=211, context_length=32, pad_vocab=True)
 
 
-def a_model() -> GPT:
-    torch.manual_seed(0)
-    model = GPT(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.2)
-    return model
-
-
 def test_logits_token_by_token_are_those_of_the_forward_pass() -> None:
-    model = a_model()
+    model = random_gpt(CONFIG, std=0.2)
     tokens = torch.randint(0, CONFIG.vocab_size, (CONFIG.context_length,)).tolist()
     with torch.no_grad():
         whole = model(torch.tensor([tokens]))[0]
@@ -32,7 +23,7 @@ def test_logits_token_by_token_are_those_of_the_forward_pass() -> None:
 
 
 def test_rows_of_different_lengths_have_the_logits_of_each_alone() -> None:
-    model = a_model()
+    model = random_gpt(CONFIG, std=0.2)
     rows = [torch.randint(0, CONFIG.vocab_size, (length,)).tolist() for length in (5, 1, 20)]
     caches = [Cache(model, 32) for _ in rows]
     first = next_logits(model, rows, caches)
@@ -44,6 +35,6 @@ def test_rows_of_different_lengths_have_the_logits_of_each_alone() -> None:
 
 
 def test_a_cache_takes_no_more_memory_than_its_tokens_need() -> None:
-    model = a_model()
+    model = random_gpt(CONFIG, std=0.2)
     assert Cache(model, 5).max_tokens == 5
     assert Cache(model, 10**9).max_tokens == CONFIG.context_length

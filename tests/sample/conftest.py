@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from random_gpt import random_gpt
 
 from dist_trainer.checkpoints.index import DataFacts
 from dist_trainer.config.run import ModelConfig
@@ -27,12 +28,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def trained() -> GPT:
     """A model of 300 tokens. Only to be read."""
-    torch.manual_seed(0)
-    model = GPT(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(std=0.3)
-    return model
+    return random_gpt(CONFIG, std=0.3)
 
 
 @pytest.fixture(scope="session")

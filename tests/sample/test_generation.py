@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from random_gpt import random_gpt
 
 from dist_trainer.config.run import ModelConfig
 from dist_trainer.errors import UserError
@@ -16,12 +17,7 @@ PROMPTS = [[1, 2, 3, 4, 5], [7], [60, 59], list(range(10, 26)), [3, 3, 3], [9, 1
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    torch.manual_seed(0)
-    made = GPT(CONFIG).eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.normal_(std=0.3)
-    return made
+    return random_gpt(CONFIG, std=0.3)
 
 
 def ending(max_tokens: int, *, end_of_text: int | None = None) -> Ending:
