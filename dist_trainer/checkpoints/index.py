@@ -25,9 +25,9 @@ from dist_trainer.checkpoints.data_file import BYTES_OF
 from dist_trainer.checkpoints.inside import read_inside
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.encoding import as_utf8, printable
-from dist_trainer.errors import cut
+from dist_trainer.errors import RunError, cut
 from dist_trainer.typed_json import Finite
-from dist_trainer.units import MIB, counted
+from dist_trainer.units import MIB, counted, format_bytes
 
 INDEX_FILE = "index.json"
 WEIGHT = "weight"
@@ -156,11 +156,22 @@ def data_file_name(rank: int) -> str:
 
 
 def write(folder: Path, index: Index) -> None:
-    """Writes the index of the checkpoint in `folder`, whose data files have to be complete. Raises OSError."""
+    """Writes the index of the checkpoint in `folder`, whose data files have to be complete. Raises OSError, and
+    RunError if it were too large to be read again.
+    """
     made = index.made_by
     data = {phase: replace(facts, path=as_utf8(facts.path)) for phase, facts in made.data.items()}
     content = _adapter().dump_json(replace(index, made_by=replace(made, data=data)))
-    write_durably(folder / INDEX_FILE, b"".join((_BEFORE, content, _BETWEEN, _digest(content), _AFTER)))
+    whole = b"".join((_BEFORE, content, _BETWEEN, _digest(content), _AFTER))
+    if len(whole) > _MAX_BYTES:
+        raise RunError(
+            "the checkpoint's index is too large to be read again",
+            where=str(folder / INDEX_FILE),
+            found=format_bytes(len(whole)),
+            expected=f"at most {format_bytes(_MAX_BYTES)}",
+            hint="train on fewer ranks",
+        )
+    write_durably(folder / INDEX_FILE, whole)
 
 
 def read(folder: Path) -> Index:

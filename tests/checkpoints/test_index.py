@@ -17,6 +17,7 @@ from checkpoint_folders import checkpoint, content_of, made, position, write_con
 from dist_trainer.checkpoints import index
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.index import INDEX_FILE, WEIGHT
+from dist_trainer.errors import RunError
 
 FIRST_PIECE = "parameters/wte.weight/states/weight/pieces/0"
 SECOND_PIECE = "parameters/wte.weight/states/weight/pieces/1"
@@ -425,3 +426,13 @@ def test_no_mutation_with_its_own_digest_is_anything_but_read_or_refused(folder:
         except DamageError as damage:
             assert len(str(damage)) < 2000
     assert num_read < 400
+
+
+def test_an_index_that_could_not_be_read_again_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = checkpoint(tmp_path, 8)
+    whole = index.read(folder)
+    (folder / INDEX_FILE).unlink()
+    monkeypatch.setattr(index, "_MAX_BYTES", 100)
+    with pytest.raises(RunError, match="too large to be read again"):
+        index.write(folder, whole)
+    assert not (folder / INDEX_FILE).exists()
