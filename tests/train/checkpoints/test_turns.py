@@ -37,6 +37,7 @@ class Saver:
         self.problem = problem
         self.begun: list[int] = []
         self.waited_for: list[int] = []
+        self.limits_s: list[float] = []
         self.under_way: int | None = None
         self.age = 0
 
@@ -59,7 +60,9 @@ class Saver:
         self.begun.append(position.step)
         self.under_way, self.age = position.step, 0
 
-    def finish(self) -> Outcome | None:
+    def finish(self, *, limit_s: float | None = None) -> Outcome | None:
+        if limit_s is not None:
+            self.limits_s.append(limit_s)
         if self.under_way is None:
             return None
         if self.is_busy:
@@ -160,3 +163,11 @@ def test_or_stops_the_run_where_the_run_file_says_so(monkeypatch: pytest.MonkeyP
     with pytest.raises(RunError, match="the checkpoint of step 5 was not saved: the disk is full"):
         run.go()
     assert run.saver.begun == [5]
+
+
+def test_of_a_run_that_fails_the_save_under_way_is_finished_within_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(num_steps=99), monkeypatch, every_steps=1)
+    run.turns.after_step(Position(1))
+    run.turns.finish_what_was_begun()
+    assert (run.saver.waited_for, run.saver.limits_s) == ([1], [turns.FAILING_LIMIT_S])
+    assert run.events == [], "the failure alone is told"

@@ -1,0 +1,26 @@
+"""The short form of kills.py: a run that is killed twice at random moments of its saves."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ranks
+
+
+@pytest.mark.integration
+def test_a_killed_run_goes_on_to_the_losses_of_an_undisturbed_one(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("kills.py")
+    done = subprocess.run(
+        [sys.executable, str(script), "2", "1"],
+        cwd=tmp_path,
+        env=ranks.bin_environment(),
+        capture_output=True,
+        text=True,
+        timeout=ranks.TIME_LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("0 half checkpoints") == 2
