@@ -37,6 +37,9 @@ from dist_trainer.train import process, step
 from dist_trainer.train.engine import build_engine
 from dist_trainer.units import counted
 
+# What is measured saves nothing, so the plan has no copy for checkpoints either.
+NO_CHECKPOINTS = ("checkpoints.every_steps=0", "checkpoints.every_minutes=0", "checkpoints.at_end=false")
+
 
 @dataclass(frozen=True)
 class Spec:

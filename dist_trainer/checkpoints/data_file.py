@@ -32,7 +32,8 @@ _BLOCK_BYTES = 8 * MIB
 class Part:
     """Elements [start, stop) of a parameter's state, flattened, as one rank has them: a tensor of its data file.
 
-    `dtype`: safetensors' name. `state`: "weight", or the optimizer's name of it ("exp_avg").
+    `dtype`: safetensors' name. `state`: "weight", or the optimizer's name of it ("exp_avg"). `num_elements`: of the
+    whole state, where it does not have a value for each element of the parameter.
     """
 
     parameter: str
@@ -40,6 +41,7 @@ class Part:
     start: int
     stop: int
     dtype: str
+    num_elements: int | None = None
 
     @property
     def name(self) -> str:

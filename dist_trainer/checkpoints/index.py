@@ -103,10 +103,13 @@ class Piece:
 
 @dataclass(frozen=True)
 class State:
-    """Its pieces, in order: every element of the parameter lies in one of them."""
+    """Its pieces, in order: every element lies in one of them. `num_elements`: None where it has a value for each
+    element of the parameter; Adafactor's `row_var` has one for each row.
+    """
 
     dtype: Dtype
     pieces: Annotated[tuple[Piece, ...], FailFast()]
+    num_elements: Size | None = None
 
 
 @dataclass(frozen=True)
@@ -149,6 +152,11 @@ class Index:
             for state, kept in described.states.items():
                 for piece in kept.pieces:
                     yield parameter, state, piece, (piece.stop - piece.start) * BYTES_OF[kept.dtype]
+
+
+def elements_of(parameter: Parameter, state: State) -> int:
+    """How many elements a state of a parameter has."""
+    return parameter.num_elements if state.num_elements is None else state.num_elements
 
 
 def data_file_name(rank: int) -> str:
@@ -295,7 +303,7 @@ def _check_pieces(index: Index, file: Path) -> None:
                     raise DamageError(file, f"places {said} where no file is")
                 num_bytes = (piece.stop - piece.start) * BYTES_OF[kept.dtype]
                 places[piece.file].append((piece.offset, piece.offset + num_bytes))
-            if end != parameter.num_elements:
+            if end != elements_of(parameter, kept):
                 raise DamageError(file, f"does not say where all of {said} lies, from element {end} on")
     for one, there in zip(index.files, places, strict=True):
         end = one.header_bytes

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_trainer.checkpoints.find import Found
-from dist_trainer.checkpoints.index import Index, Parameter
+from dist_trainer.checkpoints.index import Index, Parameter, elements_of
 from dist_trainer.exchange.reading import DTYPES, Reader
 
 # Compared at a time.
@@ -74,11 +74,15 @@ def compare(first: Found, second: Found) -> Comparison:
                 if state not in states or state not in others:
                     not_comparable.append(f"{name}'s {state} is only in {'A' if state in states else 'B'}")
                     continue
+                num_elements = elements_of(ours[name], states[state])
+                if num_elements != elements_of(theirs[name], others[state]):
+                    not_comparable.append(f"{name}'s {state} has another number of elements in A than in B")
+                    continue
                 kept = states[state].dtype, others[state].dtype
                 if kept[0] != kept[1]:
                     other_dtypes.append(f"{name}'s {state} is {kept[0]} in A, and {kept[1]} in B")
                 dtype = DTYPES[kept[0]] if kept[0] == kept[1] else torch.float64
-                found = _difference(a, b, name, state, ours[name].num_elements, dtype)
+                found = _difference(a, b, name, state, num_elements, dtype)
                 if found is None:
                     num_same += 1
                 else:

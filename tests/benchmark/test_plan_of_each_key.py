@@ -23,6 +23,8 @@ ALL_LIVE = replace(STAGE3, max_live=None)
 STAGE2 = replace(ALL_LIVE, stage=2)
 STAGE1 = replace(ALL_LIVE, stage=1)
 ZERO = "zero_optimization."
+# oneDNN's scratch memory, which no plan has, depends on the CPU: 0.6% of these peaks with AVX512-BF16, none with AMX.
+TOLERANCE = 0.01
 AUTOCAST = ("torch_autocast.enabled=true", "torch_autocast.dtype=bfloat16")
 
 
@@ -51,7 +53,7 @@ def test_a_key_that_moves_memory_is_counted(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(measurements))
     row = plan_error.compare(case, settings=settings)
-    assert abs(row.error) < 0.005, row.phase_errors
+    assert abs(row.error) < TOLERANCE, row.phase_errors
     # Small phases, and forward passes under autocast with a tiny max_live, lie a little further off.
     assert all(abs(error) < 0.02 for error in row.phase_errors.values()), row.phase_errors
 

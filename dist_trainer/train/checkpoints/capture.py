@@ -45,14 +45,24 @@ def sources_of(holders: Holders, *, rank: int, world_size: int) -> list[Source]:
         with holder.present(False):
             states = {WEIGHT: holder.tensor, **holder.tensor_states()}
         for state, tensor in states.items():
+            dtype = _NAMES[tensor.dtype]
+            if not holder.has_each_element(state):
+                if begin <= first < end:
+                    sources.append(_whole(holder, state, dtype))
+                continue
             place = first
             for span in holder.spans:
                 own = _cut(span, max(0, begin - place), min(span.numel, end - place))
                 place += span.numel
                 if own is not None:
-                    part = Part(own.parameter, state, own.start, own.start + own.numel, _NAMES[tensor.dtype])
+                    part = Part(own.parameter, state, own.start, own.start + own.numel, dtype)
                     sources.append(Source(holder, part, own.offset))
     return sources
+
+
+def _whole(holder: Holder, state: str, dtype: str) -> Source:
+    (span,) = holder.spans_of(state)
+    return Source(holder, Part(span.parameter, state, 0, span.numel, dtype, num_elements=span.numel), span.offset)
 
 
 def _share(holders: Holders, rank: int, world_size: int) -> tuple[int, int]:

@@ -28,7 +28,9 @@ _PADDED = "token_embedding.weight"
 
 @dataclass(frozen=True)
 class Span:
-    """Elements [start, start + numel) of a flattened parameter lie at [offset, offset + numel) of a holder."""
+    """Elements [start, start + numel) of a flattened parameter, or of a state of it, lie at [offset, offset + numel) of
+    a holder.
+    """
 
     parameter: str
     start: int
@@ -61,12 +63,24 @@ class Holder:
         return held.detach().view(-1).narrow(0, offset, numel)
 
     def tensor_states(self) -> dict[str, Tensor]:
-        """Those that have a value for each element."""
-        return {
-            name: value
-            for name, value in self.states.items()
-            if torch.is_tensor(value) and value.numel() == self.tensor.numel() and value.dim() > 0
-        }
+        """Those that are not a number: with a value for each element, or of a parameter in another shape."""
+        return {name: value for name, value in self.states.items() if torch.is_tensor(value) and value.dim() > 0}
+
+    def has_each_element(self, state: str) -> bool:
+        """Whether a state has a value for each element. Muon's momentum lacks those of a partition's padding."""
+        end = max((span.offset + span.numel for span in self.spans), default=0)
+        return state == WEIGHT or end <= self.states[state].numel() <= self.tensor.numel()
+
+    def spans_of(self, state: str) -> tuple[Span, ...]:
+        """Where a state's elements lie. One that has not a value for each element is that of one parameter."""
+        if self.has_each_element(state):
+            return self.spans
+        (whole,) = self.spans
+        numel = self.states[state].numel()
+        if self.states[state].shape[0] == self.tensor.shape[0]:
+            # Of the rows without padding.
+            numel = numel * whole.numel // self.tensor.numel()
+        return (Span(whole.parameter, 0, numel, 0),)
 
 
 @dataclass(frozen=True)

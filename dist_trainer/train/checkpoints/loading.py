@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.find import Found
-from dist_trainer.checkpoints.index import INDEX_FILE, WEIGHT, Counters
-from dist_trainer.exchange.reading import Reader
+from dist_trainer.checkpoints.index import INDEX_FILE, WEIGHT, Counters, Index
+from dist_trainer.exchange.reading import DTYPES, Reader
 from dist_trainer.train import schedule
 from dist_trainer.train.checkpoints import optimizer_states
 from dist_trainer.train.checkpoints.holders import Holder, Holders
@@ -33,7 +33,7 @@ def load(engine: Any, holders: Holders, found: Found, *, with_random_state: bool
         for holder in holders.holders:
             with holder.present(True):
                 if index.states:
-                    optimizer_states.make([holder])
+                    optimizer_states.make(holder, _states_of_elements(holder, index))
                 _fill(holder, reader, found)
     optimizer_states.set_counts(
         holders.holders, index.counters.optimizer, num_steps=index.counters.steps - index.counters.skipped_steps
@@ -53,14 +53,26 @@ def _check_same(holders: Holders, found: Found) -> None:
         )
 
 
+def _states_of_elements(holder: Holder, index: Index) -> dict[str, torch.dtype]:
+    """The optimizer's states of a holder's parameters that have a value for each element, with their dtypes."""
+    return {
+        name: DTYPES[state.dtype]
+        for span in holder.spans
+        for name, state in index.parameters[span.parameter].states.items()
+        if name != WEIGHT and state.num_elements is None
+    }
+
+
 def _fill(holder: Holder, reader: Reader, found: Found) -> None:
     states = holder.tensor_states() if found.index.states else {}
-    for span in holder.spans:
-        there = found.index.parameters[span.parameter].states
-        for name in (WEIGHT, *states):
-            if name not in there:
+    for name in (WEIGHT, *states):
+        each = holder.has_each_element(name)
+        for span in holder.spans_of(name):
+            kept = found.index.parameters[span.parameter].states.get(name)
+            if kept is None or kept.num_elements != (None if each else span.numel):
                 raise DamageError(
-                    found.folder / INDEX_FILE, f"has no {name} of {span.parameter}, which this run's optimizer keeps"
+                    found.folder / INDEX_FILE,
+                    f"has no {name} of {span.parameter} in the shape in which this run's optimizer keeps it",
                 )
             reader.read_into(holder.elements(name, span.offset, span.numel), span.parameter, name, span.start)
 

@@ -16,24 +16,26 @@ from torch import Tensor
 
 from dist_trainer.train.checkpoints.holders import Holder
 
-# Of the stand-in. Not one, so that a state of one number is told from one that has a value for each element.
-_NUM_ELEMENTS = 8
+# Of the stand-in, in each dimension. Not one, so that a state of one number is told from one of each element.
+_LENGTH = 8
 # What FusedAdam of DeepSpeed keeps beside the settings of a group of parameters.
 _STEP = "step"
 
 
-def make(holders: Iterable[Holder]) -> None:
-    """Gives each holder the states that its optimizer would make in its first step, with any values."""
-    made: dict[tuple[int, int, torch.device, torch.dtype], dict[str, Any]] = {}
-    for holder in holders:
-        tensor = holder.tensor
-        key = (id(holder.optimizer), holder.group, tensor.device, tensor.dtype)
-        if key not in made:
-            made[key] = _of_stand_in(holder)
-        states = holder.optimizer.state[tensor]
-        for name, value in made[key].items():
-            if name not in states:
-                states[name] = _like(value, tensor)
+def make(holder: Holder, saved: Mapping[str, torch.dtype]) -> None:
+    """Gives a holder the states that its optimizer would make in its first step, with any values.
+
+    `saved`: states with a value for each element that the optimizer had when it was saved. Those are made even if no
+    step of the optimizer makes them: of Muon's momentum DeepSpeed takes care itself.
+    """
+    tensor = holder.tensor
+    states = holder.optimizer.state[tensor]
+    for name, value in _of_stand_in(holder).items():
+        if name not in states:
+            states[name] = _like(value, tensor)
+    for name, dtype in saved.items():
+        if name not in states and not any(torch.is_tensor(value) and value.dim() for value in states.values()):
+            states[name] = torch.zeros_like(tensor, dtype=dtype, requires_grad=False)
 
 
 def counts(holders: Iterable[Holder]) -> dict[str, float]:
@@ -59,7 +61,8 @@ def set_counts(holders: Iterable[Holder], values: Mapping[str, float], *, num_st
 def _of_stand_in(holder: Holder) -> dict[str, Any]:
     """The states that the optimizer makes of a small tensor in a step of its own."""
     optimizer = holder.optimizer
-    tensor = torch.zeros(_NUM_ELEMENTS, dtype=holder.tensor.dtype, device=holder.tensor.device, requires_grad=True)
+    shape = [_LENGTH] * holder.tensor.dim()
+    tensor = torch.zeros(shape, dtype=holder.tensor.dtype, device=holder.tensor.device, requires_grad=True)
     tensor.grad = torch.zeros_like(tensor)
     groups = optimizer.param_groups
     # Copies, because some optimizers count their steps there.
@@ -77,9 +80,12 @@ def _of_stand_in(holder: Holder) -> dict[str, Any]:
 
 def _like(value: Any, tensor: Tensor) -> Any:
     """A state of the stand-in, made for a tensor of another size."""
-    if torch.is_tensor(value) and value.numel() == _NUM_ELEMENTS:
-        return torch.zeros(tensor.shape, dtype=value.dtype, device=value.device, pin_memory=value.is_pinned())
-    return value.clone() if torch.is_tensor(value) else copy.copy(value)
+    if not torch.is_tensor(value):
+        return copy.copy(value)
+    if value.dim() == 0:
+        return value.clone()
+    shape = [ours if length == _LENGTH else length for ours, length in zip(tensor.shape, value.shape, strict=True)]
+    return torch.zeros(shape, dtype=value.dtype, device=value.device, pin_memory=value.is_pinned())
 
 
 def _of_group(holder: Holder) -> dict[str, Any]:

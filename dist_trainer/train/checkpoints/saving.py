@@ -238,7 +238,7 @@ def _bytes_of_all_ranks(copied: Copy, holders: Holders) -> int:
 def describe(name: str, layout: Layout, written: Written, random: Mapping[str, str]) -> dict[str, Any]:
     """What rank 0 has to know of a rank's data file, for `put_together`."""
     pieces = [
-        (part.parameter, part.state, part.dtype, part.start, part.stop, offset, checksum)
+        (part.parameter, part.state, part.dtype, part.num_elements, part.start, part.stop, offset, checksum)
         for part, offset, checksum in zip(layout.parts, layout.offsets, written.parts, strict=True)
     ]
     file = File(name, layout.num_bytes, len(layout.header), written.header)
@@ -253,17 +253,21 @@ def put_together(
     made_by: Made,
 ) -> Index:
     """The index of a checkpoint from what its ranks have described, in their order."""
-    states: dict[str, dict[str, tuple[str, list[Piece]]]] = {name: {} for name in shapes}
+    states: dict[str, dict[str, tuple[str, int | None, list[Piece]]]] = {name: {} for name in shapes}
     for number, one in enumerate(described):
-        for parameter, state, dtype, start, stop, offset, checksum in one["pieces"]:
-            _, pieces = states[parameter].setdefault(state, (dtype, []))
+        for parameter, state, dtype, num_elements, start, stop, offset, checksum in one["pieces"]:
+            *_, pieces = states[parameter].setdefault(state, (dtype, num_elements, []))
             pieces.append(Piece(number, start, stop, offset, checksum))
     parameters = {
         name: Parameter(
             shape,
             {
-                state: State(dtype, tuple(sorted(pieces, key=lambda piece: piece.start)))  # type: ignore[arg-type]
-                for state, (dtype, pieces) in states[name].items()
+                state: State(
+                    dtype,  # type: ignore[arg-type]
+                    tuple(sorted(pieces, key=lambda piece: piece.start)),
+                    num_elements,
+                )
+                for state, (dtype, num_elements, pieces) in states[name].items()
             },
         )
         for name, shape in shapes.items()
