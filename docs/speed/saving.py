@@ -111,8 +111,7 @@ def be_rank(stage: int, num_rounds: int, folder: Path) -> None:
         return Position(taken, {"only": Progress(taken)})
 
     def blocking() -> Any:
-        saver.begin(position())
-        return saver.finish()
+        return saver.save(position())
 
     def in_background() -> None:
         plain = sum(step() for _ in range(STEPS_A_SAVE))

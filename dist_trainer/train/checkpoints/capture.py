@@ -1,4 +1,4 @@
-"""A rank's part of a checkpoint, copied out of the engine into memory of its own, which is kept for the next one."""
+"""A rank's part of a checkpoint: copied out of the engine into memory that is kept, or read from the engine itself."""
 
 from __future__ import annotations
 
@@ -77,6 +77,21 @@ def _cut(span: Span, begin: int, end: int) -> Span | None:
     if begin >= end:
         return None
     return Span(span.parameter, span.start + begin, end - begin, span.offset + begin)
+
+
+class Direct:
+    """The bytes of a rank's data file as the engine has them, which must not change until they have been written."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self.layout: Layout = lay_out([source.part for source in sources])
+
+    def contents(self) -> Iterator[memoryview]:
+        """The bytes of each part, in the layout's order."""
+        for holder, group in groupby(self._sources, key=lambda source: source.holder):
+            with holder.present(False):
+                for source in group:
+                    yield memory_of(source.tensor().cpu())
 
 
 class Copy:

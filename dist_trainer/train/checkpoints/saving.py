@@ -3,6 +3,7 @@
     saver.begin(position)     after a step: the copying begins
     saver.before_update()     before the optimizer changes what is being copied: waits until it is copied
     saver.finish()            waits until it is written, by all ranks
+    saver.save(position)      begins and waits; nothing is copied
 
 What a checkpoint has (masters, moments) changes in the optimizer's step only. Between two steps a thread of each rank
 copies it into kept memory, then writes its data file. The ranks tell each other over the store of the process group, so
@@ -15,7 +16,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ from dist_trainer.checkpoints.index import (
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.disk import check_room, writing
 from dist_trainer.train.checkpoints import optimizer_states
-from dist_trainer.train.checkpoints.capture import Copy, sources_of
+from dist_trainer.train.checkpoints.capture import Copy, Direct, Source, sources_of
 from dist_trainer.train.checkpoints.holders import Holders
 from dist_trainer.train.checkpoints.loading import random_state
 from dist_trainer.train.checkpoints.mailbox import Mailbox, SaveError
@@ -116,22 +117,42 @@ class Saver:
 
     def begin(self, position: Position) -> None:
         """Begins to save the engine's state, which is that of `position`. The save before must have been finished."""
-        assert self._thread is None
         began_s = time.perf_counter()
-        sources = sources_of(self._holders, rank=self._rank, world_size=self._world_size)
+        sources = self._sources()
         if self._copy is None or not self._copy.fits(sources):
             self._copy = Copy(sources, pinned=self._engine.device.type == "cuda")
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream())
-        moment = _Moment(position, _counters(self._engine, self._holders), random_state())
         self._copied.clear()
-        self._outcome = None
         if any(holder.is_on_nvme for holder in self._holders.holders):
             # DeepSpeed brings it into memory for the steps as well, and only one can.
             self._take(self._copy)
+        self._start(self._copy, position, began_s)
+
+    def save(self, position: Position) -> Outcome:
+        """Saves the engine's state, which is that of `position`, and waits until it is written, by all ranks. The save
+        before must have been finished.
+        """
+        began_s = time.perf_counter()
+        if self._stream is not None:
+            torch.cuda.synchronize()
+        self._not_copied = None
+        self._copied.set()
+        self._start(Direct(self._sources()), position, began_s)
+        outcome = self.finish()
+        assert outcome is not None
+        return replace(outcome, held_s=time.perf_counter() - began_s)
+
+    def _sources(self) -> list[Source]:
+        return sources_of(self._holders, rank=self._rank, world_size=self._world_size)
+
+    def _start(self, content: Copy | Direct, position: Position, began_s: float) -> None:
+        assert self._thread is None
+        moment = _Moment(position, _counters(self._engine, self._holders), random_state())
+        self._outcome = None
         self._held_s = time.perf_counter() - began_s
         self._thread = threading.Thread(
-            target=self._save, args=(self._copy, moment, began_s), name="checkpoint", daemon=True
+            target=self._save, args=(content, moment, began_s), name="checkpoint", daemon=True
         )
         self._thread.start()
 
@@ -152,17 +173,17 @@ class Saver:
         self._thread = None
         return self._outcome
 
-    def _save(self, copied: Copy, moment: _Moment, began_s: float) -> None:
+    def _save(self, content: Copy | Direct, moment: _Moment, began_s: float) -> None:
         published, problem = None, None
-        if not self._copied.is_set():
-            self._take(copied)
+        if isinstance(content, Copy) and not self._copied.is_set():
+            self._take(content)
         try:
-            published = self._write(copied, moment)
+            published = self._write(content, moment)
         except SaveError as error:
             problem = str(error)
         seconds = time.perf_counter() - began_s
         self._outcome = Outcome(
-            moment.position.step, published, problem, self._held_s, seconds, copied.layout.num_bytes, self._not_deleted
+            moment.position.step, published, problem, self._held_s, seconds, content.layout.num_bytes, self._not_deleted
         )
 
     def _take(self, copied: Copy) -> None:
@@ -180,32 +201,32 @@ class Saver:
         finally:
             self._copied.set()
 
-    def _write(self, copied: Copy, moment: _Moment) -> Path:
+    def _write(self, content: Copy | Direct, moment: _Moment) -> Path:
         """The whole checkpoint's folder. Raises SaveError on every rank, whichever of them has failed."""
         self._not_deleted = None
         with self._mailbox.of_next() as mail:
-            aside = Path(mail.from_first(lambda: self._begin_folder(moment.position.step, copied)))
+            aside = Path(mail.from_first(lambda: self._begin_folder(moment.position.step, content.layout)))
             try:
-                parts = mail.to_first(lambda: self._write_part(aside, copied, moment))
+                parts = mail.to_first(lambda: self._write_part(aside, content, moment))
                 return Path(mail.from_first(lambda: self._publish(aside, moment, [part.open() for part in parts])))
             except SaveError:
                 if self._rank == 0:
                     folder.abandon(aside)
                 raise
 
-    def _begin_folder(self, step: int, copied: Copy) -> str:
-        num_bytes = _bytes_of_all_ranks(copied, self._holders)
+    def _begin_folder(self, step: int, layout: Layout) -> str:
+        num_bytes = _bytes_of_all_ranks(layout, self._holders)
         check_room(self._checkpoints_dir, num_bytes, f"the checkpoint of step {step}")
         return str(folder.begin(self._checkpoints_dir, step))
 
-    def _write_part(self, aside: Path, copied: Copy, moment: _Moment) -> dict[str, Any]:
+    def _write_part(self, aside: Path, content: Copy | Direct, moment: _Moment) -> dict[str, Any]:
         if self._not_copied is not None:
             raise self._not_copied
         path = aside / data_file_name(self._rank)
-        with writing(path, copied.layout.num_bytes):
-            written = data_file.write(path, copied.layout, copied.contents())
+        with writing(path, content.layout.num_bytes):
+            written = data_file.write(path, content.layout, content.contents())
             sync_folder(aside)
-        return describe(path.name, copied.layout, written, moment.random)
+        return describe(path.name, content.layout, written, moment.random)
 
     def _publish(self, aside: Path, moment: _Moment, described: Sequence[dict[str, Any]]) -> str:
         index = put_together(described, self._holders.shapes, moment.position, moment.counters, self._made_by)
@@ -228,11 +249,11 @@ def _counters(engine: Any, holders: Holders) -> Counters:
     )
 
 
-def _bytes_of_all_ranks(copied: Copy, holders: Holders) -> int:
+def _bytes_of_all_ranks(layout: Layout, holders: Holders) -> int:
     """By this rank's bytes an element, which are those of the others."""
-    own = sum(part.stop - part.start for part in copied.layout.parts if part.state == WEIGHT)
+    own = sum(part.stop - part.start for part in layout.parts if part.state == WEIGHT)
     total = sum(math.prod(shape) for shape in holders.shapes.values())
-    return copied.layout.num_bytes * total // max(1, own)
+    return layout.num_bytes * total // max(1, own)
 
 
 def describe(name: str, layout: Layout, written: Written, random: Mapping[str, str]) -> dict[str, Any]:

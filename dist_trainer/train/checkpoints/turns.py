@@ -48,16 +48,13 @@ class Turns:
             return
         if self._config.when_busy == "skip" and self._rank_zero_says(self._saver.is_busy):
             return
-        self._save(position)
-        if not self._config.background:
-            self.finish()
+        self._save(position, waits=not self._config.background)
 
     def after_phase(self, position: Position) -> None:
         """Saves the end of a phase, if the run file says so, and waits until it is written. Collective."""
         self.finish()
         if self._config.at_end:
-            self._save(position)
-            self.finish()
+            self._save(position, waits=True)
 
     def finish(self) -> None:
         """Waits until the save under way is written."""
@@ -71,13 +68,16 @@ class Turns:
         """
         self._saver.finish(limit_s=FAILING_LIMIT_S)
 
-    def _save(self, position: Position) -> None:
+    def _save(self, position: Position, *, waits: bool) -> None:
         if position.step == self._saved_step:
             return
         self.finish()
         self._saved_step = position.step
         self._last_s = time.monotonic()
-        self._saver.begin(position)
+        if waits:
+            self._tell(self._saver.save(position))
+        else:
+            self._saver.begin(position)
 
     def _is_due(self, position: Position) -> bool:
         """By the number of steps or by time; rank 0's clock decides for all ranks. Collective."""

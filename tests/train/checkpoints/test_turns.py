@@ -60,6 +60,12 @@ class Saver:
         self.begun.append(position.step)
         self.under_way, self.age = position.step, 0
 
+    def save(self, position: Position) -> Outcome:
+        self.begin(position)
+        outcome = self.finish()
+        assert outcome is not None
+        return outcome
+
     def finish(self, *, limit_s: float | None = None) -> Outcome | None:
         if limit_s is not None:
             self.limits_s.append(limit_s)
