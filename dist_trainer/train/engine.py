@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.errors import UserError
@@ -51,6 +52,12 @@ def _refuse_one_leaf(engine: Any, resolved: ResolvedRun) -> None:
     )
 
 
+def _reduce_nothing_alone(engine: Any) -> None:
+    """Where one rank trains without ZeRO, DeepSpeed would copy all gradients into a flat tensor and back."""
+    if dist.get_world_size() == 1 and not engine.zero_optimization():
+        engine.enable_backward_allreduce = False
+
+
 def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
     """Builds the model with the run's seed and wraps it; weights are the same on every rank and at every ZeRO stage.
 
@@ -69,6 +76,7 @@ def build_engine(resolved: ResolvedRun, *, device_index: int) -> Any:
             config=copy.deepcopy(resolved.deepspeed),
         )
     _refuse_one_leaf(engine, resolved)
+    _reduce_nothing_alone(engine)
     update_in_parts(engine)
     grow_between_steps(engine)
     grad_norm.take_once(engine)

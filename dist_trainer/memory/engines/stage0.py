@@ -151,8 +151,10 @@ class Engine:
 
     def allreduce(self, numels: Iterable[int], size: int) -> None:
         """Reduces gradients of `size` bytes an element in flat copies, each closed when it has more than
-        ALLREDUCE_ELEMENTS elements. A single tensor needs no copy.
+        ALLREDUCE_ELEMENTS elements. A single tensor needs no copy. One rank reduces nothing (train/engine.py).
         """
+        if self.world_size == 1:
+            return
         chunk: list[int] = []
         comm = BYTES_OF[self.settings.comm_dtype]
 
