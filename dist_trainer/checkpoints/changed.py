@@ -53,6 +53,13 @@ def data_facts(tokens: TokenFile) -> DataFacts:
 def refuse_another_kind(found: Found, now: Made) -> None:
     """Raises UserError for the first thing that must be the same and is not."""
     before = found.index.made_by
+    if before.imported_from is not None:
+        raise UserError(
+            "the checkpoint has weights alone, from which a run can begin but not resume",
+            where=str(found.folder),
+            found=f"imported from {_shown(before.imported_from)}",
+            hint=f"begin a run from it with --init-from {found.folder}",
+        )
     for key, read in _must_agree().items():
         was, is_now = read(before), read(now)
         if was != is_now:
