@@ -232,7 +232,12 @@ def check_files(
         return None
     from dist_trainer.checkpoints.before_start import check_before_start
 
-    return check_before_start(request, world_size=num_ranks, resume=resume, run_dir=run_dir)[1]
+    resumed, resolved = check_before_start(request, world_size=num_ranks, resume=resume, run_dir=run_dir)
+    if init_from is not None:
+        from dist_trainer.exchange.initial import check_initial
+
+        check_initial(init_from, resumed, resolved, asked_resume=resume)
+    return resolved
 
 
 def _say_beside_the_command(resolved: ResolvedRun) -> None:

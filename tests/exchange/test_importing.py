@@ -1,4 +1,4 @@
-"""Weights of other programs are the same here to the bit, and a stranger's files run nothing and are refused by name."""
+"""Weights of other programs are the same here to the bit; a stranger's files run nothing and are refused by name."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ def _link_out(file: Path) -> None:
         (lambda file: file.write_bytes(pickle.dumps({})), "is not a file of torch.save"),
         (lambda file: file.write_bytes(file.read_bytes()[:-30]), "is not a file of torch.save"),
         (lambda file: file.write_bytes(file.read_bytes() + b"more"), "is not a file of torch.save"),
-        (lambda file: file.write_bytes(b"more" + file.read_bytes()), "lie upon each other"),
+        (lambda file: file.write_bytes(b"more" + file.read_bytes()), "two tables of entries"),
     ],
     ids=["compressed", "twice", "larger", "fifo", "device", "link", "pickle", "cut", "longer", "shifted"],
 )
