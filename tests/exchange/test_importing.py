@@ -15,6 +15,7 @@ from typing import Any
 import gpt_checkpoints
 import one_rank
 import pytest
+import ranks
 import torch
 from one_rank import MODEL, Trained, batches, build
 
@@ -100,6 +101,23 @@ def test_the_masters_of_a_deepspeed_checkpoint_are_found_at_every_stage(tmp_path
     with pytest.raises(UserError, match="number of attention heads is not known"):
         write_checkpoint(weights, tmp_path / "ours")
     imported(weights.with_heads(MODEL["num_heads"]), tmp_path / "ours")
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_the_partitions_of_several_ranks_are_put_together(tmp_path: Path, stage: int) -> None:
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    script = str(Path(__file__).with_name("saving_rank.py"))
+    ended = ranks.run_ranks([script, str(tmp_path), str(stage)], cwd=tmp_path, world_size=2)
+    assert ended.status == 0, ended.output
+    weights = opened(tmp_path / "theirs")
+    assert weights.said == f"a DeepSpeed checkpoint of 2 ranks, ZeRO {stage}, F32"
+    expected = get_fp32_state_dict_from_zero_checkpoint(str(tmp_path / "theirs"))
+    for name in weights.dtypes:
+        assert torch.equal(weights.read(name), expected[name]), name
+    next((tmp_path / "theirs").rglob("*zero_pp_rank_1_*optim_states.pt")).unlink()
+    with pytest.raises(UserError, match="is of 2 ranks, and there are 1 such files"):
+        open_foreign(tmp_path / "theirs")
 
 
 class _Attack:
