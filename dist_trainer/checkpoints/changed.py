@@ -52,6 +52,7 @@ def data_facts(tokens: TokenFile) -> DataFacts:
 
 def refuse_another_kind(found: Found, now: Made) -> None:
     """Raises UserError for the first thing that must be the same and is not."""
+    refuse_imported(found)
     before = found.index.made_by
     for key, read in _must_agree().items():
         was, is_now = read(before), read(now)
@@ -61,6 +62,18 @@ def refuse_another_kind(found: Found, now: Made) -> None:
     for facts in now.data.values():
         if tokenizers and facts.tokenizer is not None and facts.tokenizer not in tokenizers:
             raise _another_kind(found, facts.path, "tokenizer_sha256", facts.tokenizer, " or ".join(sorted(tokenizers)))
+
+
+def refuse_imported(found: Found) -> None:
+    """Raises UserError for weights of another program: there is neither a position nor an optimizer's state."""
+    imported_from = found.index.made_by.imported_from
+    if imported_from is not None:
+        raise UserError(
+            "the checkpoint has weights alone, from which a run can begin but not resume",
+            where=str(found.folder),
+            found=f"imported from {_shown(imported_from)}",
+            hint=f"begin a run from it with --init-from {found.folder}",
+        )
 
 
 def differences(found: Found, now: Made) -> list[str]:

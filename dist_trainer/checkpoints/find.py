@@ -21,7 +21,8 @@ from dist_trainer.errors import UserError
 class Use:
     """What a checkpoint is looked for, in the words of messages: "no checkpoint to `act`", "is `acted`".
 
-    `where` it was named. `instead`: what to do with another one, at {folder}; `without`: if there is none.
+    `where` it was named. `instead`: what to do with another one, at {folder}; `without`: if there is none. `expected`:
+    what may be named.
     """
 
     act: str
@@ -29,6 +30,7 @@ class Use:
     where: str
     instead: str
     without: str
+    expected: str = "a run's folder with checkpoints, or one checkpoints/step-N folder"
 
 
 RESUMING = Use(
@@ -98,7 +100,7 @@ def find(
         f"no checkpoint to {use.act}",
         where=use.where,
         found=resume,
-        expected="a run's folder with checkpoints, or one checkpoints/step-N folder",
+        expected=use.expected,
         hint="use --resume auto for the newest of the run's folder, or --resume never" if use is RESUMING else None,
     )
 

@@ -57,13 +57,17 @@ class DataFacts:
 
 @dataclass(frozen=True)
 class Made:
-    """What made a checkpoint: both files as they were in force, each phase's data, and versions by package."""
+    """What made a checkpoint: both files as they were in force, each phase's data, and versions by package.
+
+    `imported_from`: whose weights they are, of another program; then nothing but the model is known of the run.
+    """
 
     world_size: Size
     run: dict[str, Any]
     deepspeed: dict[str, Any]
     data: dict[str, DataFacts]
     versions: dict[str, str] = field(default_factory=dict)
+    imported_from: str | None = None
 
 
 @dataclass(frozen=True)

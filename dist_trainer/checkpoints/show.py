@@ -67,8 +67,12 @@ def inspection(standing: Standing, index: Index, resuming: Resuming | None) -> s
     ranks, stage = counted(made.world_size, "rank"), _value(facts.stage_of(made))
     lines = [
         f"checkpoint {standing.folder}",
-        f"made       {_date(standing.made_s)} by {ranks}, ZeRO {stage}, {facts.precision_of(made)}, "
-        f"{_value(facts.optimizer_of(made))}",
+        f"made       {_date(standing.made_s)} "
+        + (
+            f"by {ranks}, ZeRO {stage}, {facts.precision_of(made)}, {_value(facts.optimizer_of(made))}"
+            if made.imported_from is None
+            else f"from {made.imported_from}"
+        ),
         *([f"versions   {versions}"] if versions else []),
         f"files      {counted(len(index.files), 'file')}, {format_bytes(index.num_bytes)}; "
         + ("damaged" if standing.damages else "whole by their sizes (`verify` reads every byte)"),
@@ -103,6 +107,7 @@ def inspection_json(standing: Standing, index: Index, resuming: Resuming | None)
             "folder": str(standing.folder),
             "optimizer": facts.optimizer_of(made),
             "versions": dict(made.versions),
+            "imported_from": made.imported_from,
             "model": dict(facts.model_of(made)),
             "num_parameters": facts.num_elements(index),
             "num_tensors": len(index.parameters),

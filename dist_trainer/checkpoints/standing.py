@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dist_trainer.checkpoints.changed import refuse_imported
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.find import Found, Resume, find, index_in, is_checkpoint, named_by
 from dist_trainer.checkpoints.folder import LATEST_FILE, Leftover, leftovers, step_of
@@ -76,6 +77,8 @@ def list_checkpoints(path: Path) -> Listing:
     notices: tuple[str, ...] = ()
     try:
         taken = _taken(checkpoints_dir)
+        if taken.found is not None:
+            refuse_imported(taken.found)
         resumed, notices = taken.found.folder if taken.found else None, taken.notices
     except UserError as error:
         resumed = error

@@ -1,4 +1,4 @@
-"""The `checkpoint` command: what is in checkpoints, whether they are whole, how two differ, and other forms of them."""
+"""The `checkpoint` command: what is in checkpoints, whether they are whole, how two differ, other forms of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dist_trainer.cli.commands import run_one_of
-from dist_trainer.cli.parser import Parser
+from dist_trainer.cli.parser import Parser, positive
 from dist_trainer.encoding import printable
 from dist_trainer.errors import EXIT_FAILURE, EXIT_OK, EXIT_USER_ERROR
 from dist_trainer.units import format_bytes
@@ -76,8 +76,23 @@ def build_export_parser() -> Parser:
     return _with_common(parser)
 
 
+def build_import_parser() -> Parser:
+    parser = Parser("checkpoint import", "Make a checkpoint of the weights of another program.")
+    parser.add_argument(
+        "path",
+        type=Path,
+        metavar="DIR",
+        help="a folder of transformers' GPT-2 (safetensors), or a DeepSpeed checkpoint",
+    )
+    parser.add_argument("--to", type=Path, required=True, metavar="OUT", help="a folder that does not exist yet")
+    parser.add_argument(
+        "--num-heads", type=positive, metavar="N", help="attention heads, which DeepSpeed's files do not say"
+    )
+    return _with_common(parser)
+
+
 def main(argv: list[str]) -> int:
-    verbs = {"list": _list, "inspect": _inspect, "verify": _verify, "diff": _diff, "export": _export}
+    verbs = {"list": _list, "inspect": _inspect, "verify": _verify, "diff": _diff, "export": _export, "import": _import}
     return run_one_of(verbs, argv, of="checkpoint")
 
 
@@ -219,6 +234,31 @@ def _export(argv: list[str]) -> int:
     if tokenizer is None and prepared:
         where = " or ".join(str(Path(path).parent / TOKENIZER_FILE) for path in prepared)
         lines.append(f"no tokenizer: export with --tokenizer {where} to have it there too")
+    sys.stdout.write(text(lines))
+    return EXIT_OK
+
+
+def _import(argv: list[str]) -> int:
+    args = build_import_parser().parse(argv)
+
+    from dist_trainer.checkpoints.damage import DamageError
+    from dist_trainer.checkpoints.show import text
+    from dist_trainer.exchange.foreign import none_at, open_foreign, refused
+    from dist_trainer.exchange.importing import write_checkpoint
+
+    weights = open_foreign(args.path)
+    if weights is None:
+        raise none_at(args.path)
+    if args.num_heads is not None:
+        weights = weights.with_heads(args.num_heads)
+    try:
+        folder = write_checkpoint(weights, args.to)
+    except DamageError as damage:
+        raise refused(damage) from damage
+    lines = [f"{folder}: the weights of {args.path}, {weights.said}"]
+    lines += [f"notice     {notice}" for notice in weights.notices]
+    lines.append(f"begin a run from them with --init-from {args.to} and the model's shape:")
+    lines.append("  " + " ".join(f"--set model.{key}={value}" for key, value in vars(weights.shape).items()))
     sys.stdout.write(text(lines))
     return EXIT_OK
 

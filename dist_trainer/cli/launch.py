@@ -114,6 +114,7 @@ def run(
     run_dir: Path | None,
     train_request: Request | None,
     resume: str = "auto",
+    init_from: Path | None = None,
     force: bool = False,
     module: str = "dist_trainer",
 ) -> int:
@@ -121,9 +122,9 @@ def run(
 
     `train_arguments` are passed on literally. `run_dir` is the folder that they name. If they name none it is None, and
     the next free folder is taken and named to `train`. `train_request` is what they ask for: it is checked for the
-    number of ranks, together with the checkpoint that `resume` means, before anything is made or a rank is started. It
-    is planned too, and a run that would not fit this host is not started, unless `force`. It is None if `module` is
-    another program than ours; then `run_dir` is required.
+    number of ranks, together with the checkpoint that `resume` or `init_from` means, before anything is made or a rank
+    is started. It is planned too, and a run that would not fit this host is not started, unless `force`. It is None if
+    `module` is another program than ours; then `run_dir` is required.
     """
     environ = os.environ
     facts = read_host_facts(environ)
@@ -158,7 +159,7 @@ def run(
         return request.arguments if run_dir else (*request.arguments, "--run-dir", str(chosen_dir))
 
     if args.dry_run:
-        checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+        checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
         if checked is not None:
             _say_beside_the_command(checked)
         next_dir = run_dir or next_run_dir(*names_of(train_request))
@@ -169,7 +170,7 @@ def run(
     require_launcher(launcher)
     secret = secret_for(launcher, request)
     if rendezvous is not None and not is_own_address(rendezvous.host):
-        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
         return run_beside(request, secret)
 
     # The folder's lock has this id, by which ranks know that it is held by the launch that started them.
@@ -178,12 +179,12 @@ def run(
     of_launch = ((LAUNCH_ID, launch_id), (LAUNCH_PROCESS, f"{os.getpid()}:{started_ticks(os.getpid())}"))
 
     if not request.is_local:
-        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
 
     def prepare() -> Prepared:
         if request.is_local:
             # Done here, while the launcher comes up.
-            checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir)
+            checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
             if checked is not None:
                 from dist_trainer.launch.hosts.devices import check_async_io
 
@@ -219,17 +220,24 @@ def run(
         )
 
 
-def check_files(request: Request | None, num_ranks: int, *, resume: str, run_dir: Path | None) -> ResolvedRun | None:
+def check_files(
+    request: Request | None, num_ranks: int, *, resume: str, run_dir: Path | None, init_from: Path | None = None
+) -> ResolvedRun | None:
     """The run, resolved for a device that supports everything; None if what is to run is not ours.
 
-    Raises UserError for a mistake in either file or in what overrides them, and for a checkpoint that is not whole or
-    is another kind of run's.
+    Raises UserError for a mistake in either file or in what overrides them, for a checkpoint that is not whole or
+    is another kind of run's, and for weights to begin from that are another model's.
     """
     if request is None:
         return None
     from dist_trainer.checkpoints.before_start import check_before_start
 
-    return check_before_start(request, world_size=num_ranks, resume=resume, run_dir=run_dir)[1]
+    resumed, resolved = check_before_start(request, world_size=num_ranks, resume=resume, run_dir=run_dir)
+    if init_from is not None:
+        from dist_trainer.exchange.initial import check_initial
+
+        check_initial(init_from, resumed, resolved, asked_resume=resume)
+    return resolved
 
 
 def _say_beside_the_command(resolved: ResolvedRun) -> None:
@@ -296,5 +304,6 @@ def main(argv: list[str]) -> int:
         run_dir=train_args.run_dir,
         train_request=train.request_from(train_args),
         resume=train_args.resume,
+        init_from=train_args.init_from,
         force=train_args.force,
     )

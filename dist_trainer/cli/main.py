@@ -22,7 +22,7 @@ COMMANDS = {
     "data": "make token files from text",
     "benchmark": "measure what settings are worth and what memory they take, and how far plans are off",
     "report": "judge a run's memory, and show the run as a page",
-    "checkpoint": "list, inspect, verify and compare checkpoints, and export them to Hugging Face",
+    "checkpoint": "list, inspect, verify and compare checkpoints; export to Hugging Face, and import",
     "sample": "text from a checkpoint: what a model has learnt",
     "monitor": "record the memory of any program while it runs",
 }

@@ -193,6 +193,12 @@ def _prepare(args: argparse.Namespace, arguments: list[str], parser: Parser) -> 
     layout = lay_out(request)
     runs = [resolve(train.request_from(one), world_size=layout.num_ranks, device=ANY_DEVICE) for one in asked]
     checkpoints, resume = runs[0].run.checkpoints, asked[0].resume
+    if asked[0].init_from is not None:
+        from dist_trainer.checkpoints.find import Resume
+        from dist_trainer.exchange.initial import check_initial
+
+        for one, resolved in zip(asked, runs, strict=True):
+            check_initial(one.init_from, Resume(), resolved, asked_resume=one.resume)
     if resume == "never" and request.requeues:
         raise UserError(
             "A job that is requeued would begin anew each time.",

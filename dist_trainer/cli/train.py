@@ -33,6 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="auto|PATH|never",
         help="continue from a checkpoint; auto: the newest in the run's folder, if any (default: %(default)s)",
     )
+    where.add_argument(
+        "--init-from",
+        type=Path,
+        metavar="PATH",
+        help="begin a new run with the weights alone of a checkpoint, of a folder of transformers' GPT-2, or of a "
+        "DeepSpeed checkpoint; a run that has checkpoints of its own resumes from those",
+    )
     add_single_optimisations(parser)
     parser.add_argument(
         "--measure-allocator",
@@ -165,5 +172,6 @@ def main(argv: list[str]) -> int:
         strict=args.strict,
         baseline=args.baseline,
         force=args.force,
+        init_from=args.init_from,
     )
     start(job, timeline)

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dist_trainer import typed_json
+from dist_trainer.data.regular_file import regular_size_bytes
 from dist_trainer.errors import UserError
 from dist_trainer.typed_json import Count, Finite
+from dist_trainer.units import MIB
 
 INFO_FILE = "dataset.json"
 TOKENIZER_FILE = "tokenizer.json"
 FORMAT_VERSION = 1
+_MAX_BYTES = 16 * MIB
 
 
 def tokens_file(split: str) -> str:
@@ -69,6 +72,7 @@ def read_info(folder: Path) -> DatasetInfo:
     """Raises UserError if the folder's dataset.json cannot be read, is damaged, or has another format version."""
     path = folder / INFO_FILE
     try:
+        regular_size_bytes(path, "a dataset's description", max_bytes=_MAX_BYTES)
         info = typed_json.read(path, DatasetInfo)
     except OSError as error:
         raise UserError("a dataset's description cannot be read", where=str(path), found=error.strerror) from error

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dist_trainer.data.info import INFO_FILE, DatasetInfo, read_info, tokens_file
+from dist_trainer.data.regular_file import regular_size_bytes
 from dist_trainer.errors import RunError, UserError
 from dist_trainer.units import MIB, counted
 
@@ -262,7 +263,7 @@ def _open_raw(path: Path, vocab_size: int) -> TokenFile:
 
 
 def _size_bytes(path: Path) -> int:
-    size_bytes = path.stat().st_size
+    size_bytes = regular_size_bytes(path, "a token file")
     if size_bytes == 0:
         raise UserError("a token file is empty", where=str(path))
     return size_bytes

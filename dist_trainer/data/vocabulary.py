@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dist_trainer.data.regular_file import regular_size_bytes
 from dist_trainer.errors import UserError
+from dist_trainer.units import MIB
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,6 +20,8 @@ END_OF_TEXT = "<|endoftext|>"
 MIN_VOCAB_SIZE = 257
 # The largest published vocabularies have a quarter of a million tokens; counting needs an array entry for each id.
 _MOST_TOKEN_IDS = 2**24
+# The largest published ones have some 35 MB.
+_MAX_BYTES = 256 * MIB
 
 # The names of the end-of-text token in tokenizers of the GPT-2, Llama 3, Llama 2, Qwen and T5 families.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<|im_end|>", "<eos>")
@@ -59,6 +63,7 @@ def load_vocabulary(path: Path) -> Tokenizer:
 def read_tokenizer(path: Path) -> bytes:
     """The file's content. Raises UserError."""
     try:
+        regular_size_bytes(path, "the tokenizer", max_bytes=_MAX_BYTES)
         return path.read_bytes()
     except OSError as error:
         raise UserError("the tokenizer cannot be read", where=str(path), found=error.strerror) from error

@@ -1,7 +1,7 @@
 """A checkpoint's weights as a folder that Hugging Face's GPT2LMHeadModel.from_pretrained loads.
 
-The form: config.json with GPT2Config's keys; model.safetensors with the names of transformers' modeling_gpt2.py, whose
-projections are [in, out] (Conv1D). The output embedding is the token embedding, and is not written again.
+The form: config.json, and model.safetensors with the names of `gpt2_form`. The output embedding is the token embedding,
+and is not written again.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,31 +28,10 @@ from dist_trainer.data.info import TOKENIZER_FILE
 from dist_trainer.data.vocabulary import end_of_text_id, load_vocabulary, num_token_ids
 from dist_trainer.disk import check_room, write_text, writing
 from dist_trainer.errors import UserError
+from dist_trainer.exchange.gpt2_form import Weight, config_of, weights_of
 from dist_trainer.exchange.reading import Reader, memory_of
 
 _DTYPE = "F32"
-_MODULES_OF_A_BLOCK = {
-    "attention_norm": "ln_1",
-    "attention.qkv": "attn.c_attn",
-    "attention.projection": "attn.c_proj",
-    "feed_forward_norm": "ln_2",
-    "feed_forward.expansion": "mlp.c_fc",
-    "feed_forward.projection": "mlp.c_proj",
-}
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A parameter under both names. `shape`: as it is here; written transposed if `transposed`."""
-
-    ours: str
-    theirs: str
-    shape: tuple[int, ...]
-    transposed: bool = False
-
-    @property
-    def their_shape(self) -> tuple[int, ...]:
-        return self.shape[::-1] if self.transposed else self.shape
 
 
 @dataclass(frozen=True)
@@ -71,57 +50,17 @@ def export(found: Found, output: Path, *, tokenizer: Path | None) -> None:
     data; DamageError for files that cannot be read.
     """
     model = _model_of(found)
-    weights = list(_weights(model))
+    weights = list(weights_of(model))
     _check_same(found, weights)
     vocabulary = None if tokenizer is None else _vocabulary(tokenizer, found, model)
     with atomic_folder(output) as folder:
         _write_weights(folder / "model.safetensors", found, weights)
-        _write_json(folder / "config.json", _config(model, vocabulary))
+        ends = None if vocabulary is None else vocabulary.end_of_text_id
+        _write_json(folder / "config.json", config_of(model, ends))
         if vocabulary is not None:
             with writing(folder / TOKENIZER_FILE, len(vocabulary.content)):
                 (folder / TOKENIZER_FILE).write_bytes(vocabulary.content)
             _write_json(folder / "tokenizer_config.json", _tokenizer_config(model, vocabulary))
-
-
-def _weights(model: ModelConfig) -> Iterator[Weight]:
-    hidden = model.hidden_size
-    yield Weight("token_embedding.weight", "transformer.wte.weight", (model.vocab_size, hidden))
-    yield Weight("position_embedding.weight", "transformer.wpe.weight", (model.context_length, hidden))
-    outputs = {"attention.qkv": 3 * hidden, "feed_forward.expansion": 4 * hidden}
-    inputs = {"feed_forward.projection": 4 * hidden}
-    for number in range(model.num_layers):
-        for ours, theirs in _MODULES_OF_A_BLOCK.items():
-            is_norm = ours.endswith("_norm")
-            num_out = outputs.get(ours, hidden)
-            shape = (hidden,) if is_norm else (num_out, inputs.get(ours, hidden))
-            before = f"blocks.{number}.{ours}", f"transformer.h.{number}.{theirs}"
-            yield Weight(f"{before[0]}.weight", f"{before[1]}.weight", shape, transposed=not is_norm)
-            yield Weight(f"{before[0]}.bias", f"{before[1]}.bias", (num_out,))
-    for name in ("weight", "bias"):
-        yield Weight(f"final_norm.{name}", f"transformer.ln_f.{name}", (hidden,))
-
-
-def _config(model: ModelConfig, vocabulary: Vocabulary | None) -> dict[str, Any]:
-    ends = None if vocabulary is None else vocabulary.end_of_text_id
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": model.vocab_size,
-        "n_positions": model.context_length,
-        "n_embd": model.hidden_size,
-        "n_layer": model.num_layers,
-        "n_head": model.num_heads,
-        # torch's own tanh form, to the bit; gelu_new computes the same in several steps, with other rounding.
-        "activation_function": "gelu_pytorch_tanh",
-        "layer_norm_epsilon": 1e-5,
-        "embd_pdrop": model.dropout,
-        "attn_pdrop": model.dropout,
-        "resid_pdrop": model.dropout,
-        "tie_word_embeddings": True,
-        "bos_token_id": ends,
-        "eos_token_id": ends,
-        "dtype": "float32",
-    }
 
 
 def _tokenizer_config(model: ModelConfig, vocabulary: Vocabulary) -> dict[str, Any]:

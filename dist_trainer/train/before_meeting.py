@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dist_trainer.checkpoints.before_start import check_before_start
 from dist_trainer.checkpoints.changed import data_facts, made_by, refuse_another_kind
-from dist_trainer.checkpoints.find import Resume
+from dist_trainer.checkpoints.find import Found, Resume
 from dist_trainer.checkpoints.index import Made
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.threads import let_threads_wait_briefly
@@ -19,6 +19,7 @@ from dist_trainer.config.adapt import DeviceFacts, offloads_to_nvme
 from dist_trainer.config.resolve import ResolvedRun, resolve
 from dist_trainer.config.run import MemoryConfig
 from dist_trainer.errors import UserError
+from dist_trainer.exchange.initial import Initial, check_initial, not_read
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.streams import is_terminal
 from dist_trainer.train.compile_cache import keep_compiled
@@ -34,10 +35,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A run as this rank is to train it. `data`: by phase. `planned`: None on every rank but 0."""
+    """A run as this rank is to train it. `initial`: what it begins from, if it resumes from nothing and was asked to.
+    `data`: by phase. `planned`: None on every rank but 0.
+    """
 
     resolved: ResolvedRun
     resume: Resume
+    initial: Initial | None
     data: list[PhaseData]
     made_by: Made
     device: DeviceFacts
@@ -45,6 +49,18 @@ class Prepared:
     matmul: Matmul
     planned: Preflight | None
     baseline: Baseline | None
+
+    @property
+    def checkpoint(self) -> Found | None:
+        """The one that the run resumes or begins from, if it is of this program."""
+        return self.resume.found or (self.initial.found if self.initial else None)
+
+    @property
+    def seen(self) -> str:
+        """What the run starts from, the same on every rank that sees the same files."""
+        if self.resume.found is not None:
+            return f"that of step {self.resume.found.index.position.step}"
+        return self.initial.fingerprint if self.initial else "none"
 
 
 def prepare(job: RankJob, timeline: Timeline, *, damaged: Mapping[Path, str] | None = None) -> Prepared:
@@ -65,6 +81,8 @@ def prepare(job: RankJob, timeline: Timeline, *, damaged: Mapping[Path, str] | N
         with_files=False,
         damaged=damaged,
     )
+    initial = check_initial(job.init_from, resume, asked, asked_resume=job.resume, with_files=False, damaged=damaged)
+    resume = replace(resume, notices=(*resume.notices, *not_read(job.init_from, resume)))
     baseline = read_baseline(job, asked)
     choose_cuda_allocator(asked.run.memory)
     let_threads_wait_briefly()
@@ -90,7 +108,7 @@ def prepare(job: RankJob, timeline: Timeline, *, damaged: Mapping[Path, str] | N
         now = describe_run(resolved, job.rank, data)
         if resume.found is not None:
             refuse_another_kind(resume.found, now)
-    return Prepared(resolved, resume, data, now, device, num_threads, in_force, planned, baseline)
+    return Prepared(resolved, resume, initial, data, now, device, num_threads, in_force, planned, baseline)
 
 
 def read_baseline(job: RankJob, asked: ResolvedRun) -> Baseline | None:

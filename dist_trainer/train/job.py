@@ -12,7 +12,8 @@ from dist_trainer.config.request import Request
 @dataclass(frozen=True)
 class RankJob:
     """`run_dir`: None if rank 0 is to make a folder. `resume`: 'auto', 'never', or a checkpoint's path. `max_steps`: of
-    the whole run, over all its starts. `baseline`: the folder of the run to compare with.
+    the whole run, over all its starts. `baseline`: the folder of the run to compare with. `init_from`: whose weights a
+    run that resumes from nothing begins with.
     """
 
     request: Request
@@ -25,3 +26,4 @@ class RankJob:
     strict: bool = False
     baseline: Path | None = None
     force: bool = False
+    init_from: Path | None = None

@@ -85,9 +85,9 @@ def _with_whole_checkpoint(job: RankJob, prepared: Prepared, timeline: Timeline)
     from dist_trainer.train.checkpoints.verifying import damage_of
 
     damaged: dict[Path, str] = {}
-    while prepared.resume.found is not None:
+    while prepared.resume.found is not None or prepared.initial is not None:
         timeline.begin("resume")
-        found = damage_of(prepared.resume.found)
+        found = damage_of(prepared.checkpoint, seen=prepared.seen)
         if not found:
             break
         damaged |= found

@@ -17,6 +17,8 @@ from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.threads import count_host_cores
 from dist_trainer.config.resolve import ResolvedRun
 from dist_trainer.data.workers import default_num_workers
+from dist_trainer.exchange.foreign import refused
+from dist_trainer.exchange.initial import Initial
 from dist_trainer.memory.targets import Baseline
 from dist_trainer.monitor.allocator import AllocatorWatch
 from dist_trainer.monitor.memory import MemoryProbe
@@ -60,10 +62,10 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
     if allocator is not None:
         allocator.watch(engine)
     torch.manual_seed(resolved.run.seed + rank)
-    if prepared.resume.found is not None:
+    if prepared.resume.found is not None or prepared.initial is not None:
         timeline.begin("resume")
     holders = holders_of(engine, resolved.run.model.vocab_size)
-    position = _resume(engine, holders, prepared, recorder=recorder, display=display)
+    position = _starting_position(engine, holders, prepared, recorder=recorder, display=display)
     timeline.begin("first step")
     run = Run(
         resolved=resolved,
@@ -111,14 +113,20 @@ def _turns(
     return Turns(saver, config, resumed_step=position.step, recorder=recorder, display=display)
 
 
-def _resume(engine: Any, holders: Holders, prepared: Prepared, *, recorder: Recorder, display: Display) -> Position:
-    """The run's position: the beginning, or that of the checkpoint, which this loads into the engine."""
-    resume = prepared.resume
-    for notice in resume.notices:
+def _starting_position(
+    engine: Any, holders: Holders, prepared: Prepared, *, recorder: Recorder, display: Display
+) -> Position:
+    """The run's position: the beginning, or that of the checkpoint. This loads what the run starts from."""
+    resume, initial = prepared.resume, prepared.initial
+    for notice in (*resume.notices, *(initial.notices if initial else ())):
         display.note(f"notice     {notice}")
         recorder.event("notice", notice)
     found = resume.found
     if found is None:
+        if initial is not None:
+            _begin_with(holders, initial)
+            display.note(f"weights    from {initial.said}")
+            recorder.event("weights", initial.said)
         return Position()
     # With another seed the user wants other random numbers than those of the checkpoint.
     same_seed = found.index.made_by.run.get("seed") == prepared.resolved.run.seed
@@ -133,6 +141,13 @@ def _resume(engine: Any, holders: Holders, prepared: Prepared, *, recorder: Reco
         display.note(f"changed    {line}")
     recorder.event("resume", str(found.folder), step=position.step, changed=changed)
     return position
+
+
+def _begin_with(holders: Holders, initial: Initial) -> None:
+    try:
+        loading.load_weights(holders, initial)
+    except DamageError as damage:
+        raise refused(damage) from damage
 
 
 def _compile_trial(engine: Any, resolved: ResolvedRun, *, recorder: Recorder, display: Display) -> CompileTrial | None:

@@ -38,6 +38,7 @@ SURFACE = {
             "--max-steps",
             "--run-dir",
             "--resume",
+            "--init-from",
             "--micro-batch",
             "--accumulation",
             "--precision",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,10 @@ from torch import Tensor
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.index import INDEX_FILE, WEIGHT, Counters, Index
+from dist_trainer.exchange.gpt2_form import weights_of
+from dist_trainer.exchange.initial import Initial
 from dist_trainer.exchange.reading import DTYPES, Reader
+from dist_trainer.exchange.weights import WholeTensors
 from dist_trainer.train import schedule
 from dist_trainer.train.checkpoints import optimizer_states
 from dist_trainer.train.checkpoints.holders import Holder, Holders
@@ -43,12 +48,42 @@ def load(engine: Any, holders: Holders, found: Found, *, with_random_state: bool
         _set_random_state(found)
 
 
+def load_weights(holders: Holders, initial: Initial) -> None:
+    """Fills the weights alone, for a run that begins with them. Collective.
+
+    The files of a checkpoint of this program must have been verified. Raises DamageError for files that can be read no
+    longer, and for parameters that the engine does not have.
+    """
+    source = initial.source
+    if isinstance(source, Found):
+        _check_same(holders, source)
+        with Reader(source.folder, source.index) as reader:
+            _fill_weights(holders, reader)
+    else:
+        there = {weight.ours: weight.shape for weight in weights_of(source.shape)}
+        _check_shapes(holders, there, source.folder)
+        _fill_weights(holders, WholeTensors(source.read))
+
+
+def _fill_weights(holders: Holders, reader: Reader | WholeTensors) -> None:
+    with holders.filling():
+        for holder in holders.holders:
+            with holder.present(True):
+                for span in holder.spans:
+                    target = holder.elements(WEIGHT, span.offset, span.numel)
+                    reader.read_into(target, span.parameter, WEIGHT, span.start)
+
+
 def _check_same(holders: Holders, found: Found) -> None:
     there = {name: parameter.shape for name, parameter in found.index.parameters.items()}
+    _check_shapes(holders, there, found.folder / INDEX_FILE)
+
+
+def _check_shapes(holders: Holders, there: Mapping[str, tuple[int, ...]], where: Path) -> None:
     if there != dict(holders.shapes):
         name = next(name for name in (*there, *holders.shapes) if there.get(name) != holders.shapes.get(name))
         raise DamageError(
-            found.folder / INDEX_FILE,
+            where,
             f"has {name} of shape {there.get(name)}, and the model has one of shape {holders.shapes.get(name)}",
         )
 
