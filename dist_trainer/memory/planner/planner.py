@@ -187,7 +187,7 @@ def plan_rank(
 
 def _copy_bytes(resolved: ResolvedRun, settings: Settings, world_size: int, device: PlannedDevice) -> int:
     checkpoints = resolved.run.checkpoints
-    if not (checkpoints.every_steps or checkpoints.every_minutes or checkpoints.at_end):
+    if not (checkpoints.within_phases or checkpoints.at_end):
         return 0
     return checkpoint_size.copy_bytes(
         settings, num_parameters(resolved.run.model), world_size, pinned=device.kind == "cuda"
