@@ -153,6 +153,7 @@ class KnownFacts(TypedDict, total=False):
 
     argv: list[Any]
     boot_id: str
+    cost_s: Seconds
     device: str | None
     diagnostic: str
     loss: Finite
@@ -171,7 +172,7 @@ class KnownFacts(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened once: 'start', 'phase', 'checkpoint', 'notice', 'error', 'interrupted', 'end'.
+    """Something that happened once: 'start', 'phase', 'checkpoint', 'cadence', 'notice', 'error', 'interrupted', 'end'.
 
     `rank` is None for an event of `launch`.
     """

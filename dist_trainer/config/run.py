@@ -116,13 +116,15 @@ class PhaseConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """A checkpoint every so many steps or minutes (0: not for that reason), and with `at_end` after each phase.
+    """A checkpoint every so many steps or minutes (0: not for that reason), or with `every: auto` as often as is best
+    by what a save costs and by the failures so far; and with `at_end` after each phase.
 
     `background`: written while the run goes on. `when_busy`: what happens to a checkpoint that is due while the one
     before it is still being written. `on_failure`: what happens to the run if one cannot be written. `keep_newest`: how
     many are kept (0: all), beside those of every `keep_every_steps`-th step (0: none).
     """
 
+    every: Literal["auto"] | None = None
     every_steps: NotNegative = 0
     every_minutes: Annotated[float, Field(ge=0.0)] = 0.0
     at_end: bool = True
@@ -131,6 +133,20 @@ class CheckpointConfig(_Section):
     on_failure: Literal["continue", "stop"] = "continue"
     keep_newest: NotNegative = 0
     keep_every_steps: NotNegative = 0
+
+    @property
+    def within_phases(self) -> bool:
+        """Whether any is saved before the end of a phase."""
+        return self.every == "auto" or self.every_steps > 0 or self.every_minutes > 0
+
+    @model_validator(mode="after")
+    def _one_cadence(self) -> CheckpointConfig:
+        said = [f"{key} {getattr(self, key):g}" for key in ("every_steps", "every_minutes") if getattr(self, key)]
+        if self.every == "auto" and said:
+            raise ValueError(
+                f"`every: auto` contradicts {' and '.join(said)}: leave out one (null for `every`, 0 for others)"
+            )
+        return self
 
 
 class MemoryConfig(_Section):

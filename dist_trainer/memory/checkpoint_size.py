@@ -36,7 +36,7 @@ def _bytes_a_parameter(settings: Settings) -> int:
 def num_checkpoints(steps_by_phase: Sequence[int], *, every_steps: int, at_end: bool) -> int:
     """How many checkpoints a run writes: every `every_steps` steps (0: none), with `at_end` after each phase.
 
-    Those at intervals of minutes are not counted.
+    Those at intervals of minutes, or by `every: auto`, are not counted.
     """
     total, ends = 0, set()
     for steps in steps_by_phase:

@@ -36,7 +36,7 @@ def wait_s(signal_s: int) -> int:
 def notices(checkpoints: CheckpointConfig, *, time_s: float | None, signal_s: int | None) -> list[str]:
     """What is lost at the job's time limit, as lines for people. `signal_s` None: the job is not requeued."""
     every_s = 60 * checkpoints.every_minutes
-    if not every_s and not checkpoints.every_steps:
+    if not checkpoints.within_phases:
         if signal_s is None:
             return []
         return [
@@ -44,7 +44,7 @@ def notices(checkpoints: CheckpointConfig, *, time_s: float | None, signal_s: in
             "has done when the job's time is over is lost"
         ]
     if not every_s:
-        # How long `every_steps` steps take is not known before the run.
+        # How long `every_steps` steps take, and how often `every: auto` saves, is not known before the run.
         return []
     left_s = math.inf if time_s is None else time_s - (signal_s or 0)
     if left_s <= every_s:

@@ -175,7 +175,7 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
             if run.allocator is not None and run.allocator.after_step():
                 _record_allocator(run, run.allocator)
             hygiene.after_step(run.engine, config.memory, step)
-            run.checkpoints.after_step(run.position)
+            run.checkpoints.after_step(run.position, result.step_s)
     if run.allocator is not None:
         _record_allocator(run, run.allocator)
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from dist_trainer.checkpoints.changed import differences
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.find import cannot_be_loaded
+from dist_trainer.checkpoints.history import history
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.threads import count_host_cores
@@ -29,6 +30,7 @@ from dist_trainer.train import hygiene, muon, process
 from dist_trainer.train.before_meeting import Prepared
 from dist_trainer.train.checkpoints import loading
 from dist_trainer.train.checkpoints.holders import Holders, holders_of
+from dist_trainer.train.checkpoints.pacing import Pacing
 from dist_trainer.train.checkpoints.saving import Kept, Saver
 from dist_trainer.train.checkpoints.turns import Turns
 from dist_trainer.train.compile_trial import CompileTrial
@@ -110,7 +112,8 @@ def _turns(
     config = prepared.resolved.run.checkpoints
     kept = Kept(config.keep_newest, config.keep_every_steps)
     saver = Saver(engine, holders, run_dir / "checkpoints", prepared.made_by, kept)
-    return Turns(saver, config, resumed_step=position.step, recorder=recorder, display=display)
+    pacing = Pacing(history(run_dir / "records")) if config.every == "auto" and recorder.rank == 0 else None
+    return Turns(saver, config, resumed_step=position.step, recorder=recorder, display=display, pacing=pacing)
 
 
 def _starting_position(

@@ -82,6 +82,24 @@ def test_text_that_is_not_yaml_is_refused_with_its_place(tmp_path: Path) -> None
         run.read(path)
 
 
+@pytest.mark.parametrize(
+    ("beside", "said"),
+    [
+        ({"every_steps": 5}, "every_steps 5"),
+        ({"every_minutes": 0.5}, "every_minutes 0.5"),
+        ({"every_steps": 5, "every_minutes": 3.0}, "every_steps 5 and every_minutes 3"),
+    ],
+)
+def test_a_cadence_of_its_own_beside_one_that_is_chosen_is_refused_by_both_keys(
+    raw: dict[str, Any], beside: dict[str, Any], said: str
+) -> None:
+    nothing = {"every_steps": 0, "every_minutes": 0.0}
+    assert run.check({**raw, "checkpoints": {"every": "auto", **nothing}}, source="x").checkpoints.within_phases
+    with pytest.raises(UserError, match=f"`every: auto` contradicts {said}: leave out one") as caught:
+        run.check({**raw, "checkpoints": {"every": "auto", **beside}}, source="x")
+    assert caught.value.key == "checkpoints"
+
+
 def test_targets_are_gigabytes_of_ten_to_the_ninth(raw: dict[str, Any]) -> None:
     raw["targets"] = {"baseline_bytes": "4 GB", "target_bytes": "2.5 GB"}
     targets = run.check(raw, source="my.yaml").targets

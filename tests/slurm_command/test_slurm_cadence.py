@@ -38,6 +38,7 @@ def test_a_job_that_waits_for_a_checkpoint_keeps_time_to_be_requeued() -> None:
         (HALF_HOURLY, 43_200.0, 1_920),
         (HALF_HOURLY, None, 1_920),
         (BY_STEPS, 600.0, 120),
+        (CheckpointConfig(every="auto"), 600.0, 120),
         (NEVER, 600.0, None),
         (HOURLY, 43_200.0, None),
     ],

@@ -111,7 +111,7 @@ class Rank:
     def _turns(self) -> Any:
         return SimpleNamespace(
             before_update=lambda: self.turns.append("before update"),
-            after_step=lambda position: self.turns.append(f"after step {position.step}"),
+            after_step=lambda position, step_s: self.turns.append(f"after step {position.step}"),
             after_phase=lambda position: self.turns.append(f"after phase, step {position.step}"),
         )
 

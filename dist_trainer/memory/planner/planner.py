@@ -187,7 +187,7 @@ def plan_rank(
 
 def _copy_bytes(resolved: ResolvedRun, settings: Settings, world_size: int, device: PlannedDevice) -> int:
     checkpoints = resolved.run.checkpoints
-    if not checkpoints.background or not (checkpoints.every_steps or checkpoints.every_minutes):
+    if not checkpoints.background or not checkpoints.within_phases:
         return 0
     return checkpoint_size.copy_bytes(
         settings, num_parameters(resolved.run.model), world_size, pinned=device.kind == "cuda"

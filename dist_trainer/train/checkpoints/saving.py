@@ -101,6 +101,11 @@ class Saver:
         self._not_deleted: str | None = None
 
     @property
+    def is_begun(self) -> bool:
+        """Whether a save was begun that was not finished yet."""
+        return self._thread is not None
+
+    @property
     def is_busy(self) -> bool:
         """Whether a save is under way on this rank."""
         return self._thread is not None and self._thread.is_alive()
@@ -141,7 +146,7 @@ class Saver:
         self._start(Direct(self._sources()), position, began_s)
         outcome = self.finish()
         assert outcome is not None
-        return replace(outcome, held_s=time.perf_counter() - began_s)
+        return outcome
 
     def _sources(self) -> list[Source]:
         return sources_of(self._holders, rank=self._rank, world_size=self._world_size)
@@ -156,22 +161,28 @@ class Saver:
         )
         self._thread.start()
 
-    def before_update(self) -> None:
-        """Waits until what the optimizer is about to change has been copied."""
-        if self._thread is not None and not self._copied.is_set():
-            waiting_s = time.perf_counter()
-            self._copied.wait()
-            self._held_s += time.perf_counter() - waiting_s
+    def before_update(self) -> float:
+        """Waits until what the optimizer is about to change has been copied; for how long, in seconds."""
+        if self._thread is None or self._copied.is_set():
+            return 0.0
+        waiting_s = time.perf_counter()
+        self._copied.wait()
+        waited_s = time.perf_counter() - waiting_s
+        self._held_s += waited_s
+        return waited_s
 
     def finish(self, *, limit_s: float | None = None) -> Outcome | None:
         """Waits for the save under way; how it ended, None if there was none, or it still goes on after `limit_s`."""
         if self._thread is None:
             return None
+        waiting_s = time.perf_counter()
         self._thread.join(limit_s)
+        self._held_s += time.perf_counter() - waiting_s
         if self._thread.is_alive():
             return None
         self._thread = None
-        return self._outcome
+        assert self._outcome is not None
+        return replace(self._outcome, held_s=self._held_s)
 
     def _save(self, content: Copy | Direct, moment: _Moment, began_s: float) -> None:
         published, problem = None, None

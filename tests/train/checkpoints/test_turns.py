@@ -11,10 +11,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dist_trainer.checkpoints.cadence import Failures, Save
+from dist_trainer.checkpoints.history import History
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.config.run import CheckpointConfig
 from dist_trainer.errors import RunError
 from dist_trainer.train.checkpoints import turns
+from dist_trainer.train.checkpoints.pacing import Pacing
 from dist_trainer.train.checkpoints.saving import Outcome
 from dist_trainer.train.checkpoints.turns import Turns
 
@@ -52,8 +55,12 @@ class Saver:
     def is_busy(self) -> bool:
         return self.under_way is not None and not self.has_ended
 
-    def before_update(self) -> None:
-        pass
+    @property
+    def is_begun(self) -> bool:
+        return self.under_way is not None
+
+    def before_update(self) -> float:
+        return 0.0
 
     def begin(self, position: Position) -> None:
         assert self.under_way is None
@@ -81,7 +88,11 @@ class Saver:
 class Run:
     """Ten steps of 25 s, and a phase's end."""
 
-    def __init__(self, saver: Saver, monkeypatch: pytest.MonkeyPatch, **config: Any) -> None:
+    step_s = 25.0
+
+    def __init__(
+        self, saver: Saver, monkeypatch: pytest.MonkeyPatch, *, earlier: History | None = None, **config: Any
+    ) -> None:
         self.saver = saver
         self.events: list[tuple[str, str, dict[str, Any]]] = []
         self.notes: list[str] = []
@@ -91,15 +102,18 @@ class Run:
         display: Any = SimpleNamespace(note=self.notes.append)
         own: Any = saver
         made = CheckpointConfig(**{"at_end": False, **config})
-        self.turns = Turns(own, made, resumed_step=0, recorder=recorder, display=display)
+        pacing = None if earlier is None else Pacing(earlier)
+        self.turns = Turns(own, made, resumed_step=0, recorder=recorder, display=display, pacing=pacing)
 
     def go(self, num_steps: int = 10) -> list[int]:
         """The steps at which a save was begun."""
         for step in range(1, num_steps + 1):
             self.turns.before_update()
-            self.now_s += 25
+            # A step beside a save is slower.
+            self.step_s = 30.0 if self.saver.is_busy else 25.0
+            self.now_s += self.step_s
             self.saver.step()
-            self.turns.after_step(Position(step))
+            self.turns.after_step(Position(step), self.step_s)
         self.turns.after_phase(Position(num_steps))
         return self.saver.begun
 
@@ -110,6 +124,41 @@ def test_by_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_by_minutes_from_the_beginning_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Run(Saver(), monkeypatch, every_minutes=1.0).go() == [3, 6, 9]
+
+
+NEW = History(Failures(), ())
+OLD = History(Failures(9, 7200.0), (Save(1.5, 2.0),))
+
+
+def test_automatically_the_first_one_shows_what_a_save_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(num_steps=2), monkeypatch, every="auto", earlier=NEW, at_end=True)
+    assert run.go(30) == [3, 23, 30]
+    assert run.notes[0] == "checkpoint due first after 1m 00s, to see what a save costs"
+    # By Daly's formula, for half a failure in 1.55 hours and two minutes.
+    assert run.notes[1] == "checkpoint due every 8m 03s: a save costs 10.1s, 0 failures in 2m 15s"
+    costs = [facts.get("cost_s") for kind, _, facts in run.events if kind == "checkpoint"]
+    # Held up for 0.1 s, and two steps that were slower by 5 s.
+    assert costs == [10.1, 10.1, None]
+
+
+def test_automatically_a_run_begins_with_what_its_earlier_starts_have_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(), monkeypatch, every="auto", earlier=OLD)
+    assert run.go(3) == [3]
+    assert run.notes[0] == "checkpoint due every 1m 04s: a save costs 1.5s, 9 failures in 2h 00m"
+    assert run.events[0][:2] == ("cadence", run.notes[0])
+
+
+def test_automatically_none_is_due_while_another_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(num_steps=8), monkeypatch, every="auto", earlier=OLD)
+    assert run.go(12) == [3, 12], "after 64 s it was due in step 6"
+    assert run.saver.waited_for == [12], "at the end of the phase"
+
+
+def test_what_a_save_at_a_phases_end_cost_is_not_reckoned_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(Saver(num_steps=99), monkeypatch, every="auto", earlier=NEW, at_end=True)
+    run.go(2)
+    assert [facts.get("cost_s") for kind, _, facts in run.events if kind == "checkpoint"] == [None]
+    assert len(run.notes) == 1
 
 
 @pytest.mark.parametrize(("every_minutes", "answer", "saved"), [(1.0, 0, []), (1000.0, 1, [*range(1, 11)])])
@@ -173,7 +222,7 @@ def test_or_stops_the_run_where_the_run_file_says_so(monkeypatch: pytest.MonkeyP
 
 def test_of_a_run_that_fails_the_save_under_way_is_finished_within_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(Saver(num_steps=99), monkeypatch, every_steps=1)
-    run.turns.after_step(Position(1))
+    run.turns.after_step(Position(1), 25.0)
     run.turns.finish_what_was_begun()
     assert (run.saver.waited_for, run.saver.limits_s) == ([1], [turns.FAILING_LIMIT_S])
     assert run.events == [], "the failure alone is told"
