@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -37,8 +37,11 @@ from dist_trainer.train import process, step
 from dist_trainer.train.engine import build_engine
 from dist_trainer.units import counted
 
-# What is measured saves nothing, so the plan has no copy for checkpoints either.
-NO_CHECKPOINTS = ("checkpoints.every_steps=0", "checkpoints.every_minutes=0", "checkpoints.at_end=false")
+# What is measured saves nothing, so its plan has no copy for checkpoints either.
+_NO_CHECKPOINTS = (
+    *("checkpoints.every=null", "checkpoints.every_steps=0"),
+    *("checkpoints.every_minutes=0", "checkpoints.at_end=false"),
+)
 
 
 @dataclass(frozen=True)
@@ -174,8 +177,9 @@ def _random_batches(resolved: ResolvedRun, sequence_length: int, num_steps: int)
 
 def resolve_spec(spec: Spec) -> ResolvedRun:
     """Resolved for this machine's CPU, so that what is measured is what would run on it."""
+    request = replace(spec.request, settings=(*_NO_CHECKPOINTS, *spec.request.settings))
     with quiet_deepspeed():
-        return resolve(spec.request, world_size=spec.world_size, device=process.device_facts())
+        return resolve(request, world_size=spec.world_size, device=process.device_facts())
 
 
 def measure_apart(spec: Spec) -> Measurement:

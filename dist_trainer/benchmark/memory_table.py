@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import psutil
 
 from dist_trainer.benchmark import kept
-from dist_trainer.benchmark.measure import NO_CHECKPOINTS, Measurement, Spec, resolve_spec
+from dist_trainer.benchmark.measure import Measurement, Spec, resolve_spec
 from dist_trainer.benchmark.on_gpus import DevicePeaks, train_on_gpus
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.deepspeed.rules import offload_device
@@ -114,7 +114,7 @@ def measured_spec(setting: Setting) -> Spec:
     request = request_of(setting)
     accumulation = min(request.switches.accumulation or 1, MEASURED_ACCUMULATION)
     switches = replace(request.switches, accumulation=accumulation, compile=False)
-    request = replace(request, switches=switches, settings=(*request.settings, *NO_CHECKPOINTS, "model.dropout=0"))
+    request = replace(request, switches=switches, settings=(*request.settings, "model.dropout=0"))
     return Spec(request, rank=0, world_size=setting.num_gpus, sequence_length=SEQUENCE_LENGTH)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from dist_trainer.benchmark import kept
-from dist_trainer.benchmark.measure import NO_CHECKPOINTS, Measurement, Spec, resolve_spec
+from dist_trainer.benchmark.measure import Measurement, Spec, resolve_spec
 from dist_trainer.config.request import Precision, Request, Switches
 from dist_trainer.memory.plan import RankPlan
 from dist_trainer.memory.planner.planner import PlannedDevice, make_plan
@@ -141,10 +141,7 @@ def spec_of(case: Case, *, ds: str = BASE, settings: Sequence[str] = ()) -> Spec
         fused=True,
     )
     request = Request(
-        config=case.model.config,
-        ds=ds,
-        switches=switches,
-        settings=(*case.model.settings, *NO_CHECKPOINTS, *of_case, *settings),
+        config=case.model.config, ds=ds, switches=switches, settings=(*case.model.settings, *of_case, *settings)
     )
     return Spec(request, rank=case.rank, world_size=case.world_size, sequence_length=case.model.sequence_length)
 

@@ -26,7 +26,7 @@ from dist_trainer.exchange.gpt2_form import OUTPUT, PREFIX, TOKENS, Shape, Weigh
 from dist_trainer.exchange.reading import DTYPES
 from dist_trainer.exchange.torch_file import load
 from dist_trainer.exchange.transformers_folder import CONFIG_FILE, read_config
-from dist_trainer.exchange.weights import Weights, check_names
+from dist_trainer.exchange.weights import Weights, check_names, own_output
 from dist_trainer.units import counted
 
 _WRAPPERS = ("module.", "_orig_mod.")
@@ -185,23 +185,12 @@ def _of_module(file: Path, first: Mapping[str, Any]) -> dict[str, _Stored]:
     for name, tensor in module.items():
         flat = _flat(file, str(name), tensor.reshape(-1) if _is_plain(tensor) else tensor)
         stored[str(name)] = _Stored(tuple(tensor.shape), (flat,))
-    for name in [name for name in stored if _without_wrappers(name) == OUTPUT]:
-        theirs = _without_wrappers(name)
-        tokens = next((one for other, one in stored.items() if _without_wrappers(other) == TOKENS), None)
-        if (
-            tokens is not None
-            and tokens.shape == stored[name].shape
-            and torch.equal(tokens.whole(), stored[name].whole())
-        ):
-            del stored[name]
-        elif tokens is not None:
-            raise UserError(
-                "the model has an output embedding of its own, which this program's GPT has not",
-                where=str(file),
-                key=theirs,
-                found=f"not what {TOKENS} is",
-                expected=f"the same as {TOKENS}, or none",
-            )
+    tokens = next((one for name, one in stored.items() if _without_wrappers(name) == TOKENS), None)
+    output = next((name for name in stored if _without_wrappers(name) == OUTPUT), None)
+    if tokens is not None and output is not None:
+        repeated = stored.pop(output)
+        if tokens.shape != repeated.shape or not torch.equal(tokens.whole(), repeated.whole()):
+            raise own_output(file)
     return stored
 
 

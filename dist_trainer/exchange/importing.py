@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 from dist_trainer.checkpoints import data_file, folder
@@ -78,4 +77,4 @@ def _model_of(weights: Weights) -> ModelConfig:
 def _made(weights: Weights, model: ModelConfig) -> Made:
     run = {"name": as_utf8(weights.folder.name) or "imported", "model": model.model_dump(mode="json")}
     source = f"{weights.said}: {weights.folder}"
-    return replace(Made(1, run, {}, {}, versions()), imported_from=as_utf8(source))
+    return Made(1, run, {}, {}, versions(), imported_from=as_utf8(source))

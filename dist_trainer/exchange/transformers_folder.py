@@ -15,7 +15,7 @@ from dist_trainer.encoding import printable
 from dist_trainer.errors import UserError, cut
 from dist_trainer.exchange.gpt2_form import OUTPUT, PREFIX, TOKENS, Shape, model_of, their_names, weights_of
 from dist_trainer.exchange.safetensors_file import SafetensorsFile, Stored, open_safetensors
-from dist_trainer.exchange.weights import Weights, check_names
+from dist_trainer.exchange.weights import Weights, check_names, own_output
 from dist_trainer.units import MIB
 
 if TYPE_CHECKING:
@@ -50,10 +50,9 @@ def open_folder(folder: Path) -> Weights:
     model = read_config(folder)
     files = _open_files(folder)
     where = {name: file for file in files for name in file.tensors}
-    stored = {theirs: where[name].tensors[name] for theirs, name in their_names(where).items()}
     in_file = their_names(where)
-    _check_output(folder, {name: where[in_file[name]] for name in stored}, in_file)
-    stored.pop(OUTPUT, None)
+    _check_output(folder, where, in_file)
+    stored = {theirs: where[name].tensors[name] for theirs, name in in_file.items() if theirs != OUTPUT}
     weights = {weight.theirs: weight for weight in weights_of(model)}
     check_names(weights, {name: one.shape for name, one in stored.items()}, folder)
     _check_dtypes(folder, stored)
@@ -100,21 +99,15 @@ def _open_files(folder: Path) -> list[SafetensorsFile]:
     return files
 
 
-def _check_output(folder: Path, files: Mapping[str, SafetensorsFile], in_file: Mapping[str, str]) -> None:
-    """Raises UserError if the output embedding is another one than that of the tokens."""
-    if OUTPUT not in files or TOKENS not in files:
+def _check_output(folder: Path, where: Mapping[str, SafetensorsFile], in_file: Mapping[str, str]) -> None:
+    """Raises UserError if the output embedding is another than that of the tokens. `where`: by names in the file."""
+    if OUTPUT not in in_file or TOKENS not in in_file:
         return
-    pair = [(files[name], in_file[name]) for name in (OUTPUT, TOKENS)]
+    pair = [(where[in_file[name]], in_file[name]) for name in (OUTPUT, TOKENS)]
     stored = [file.tensors[name] for file, name in pair]
     alike = (stored[0].dtype, stored[0].shape) == (stored[1].dtype, stored[1].shape)
     if not alike or len({file.checksum(name) for file, name in pair}) > 1:
-        raise UserError(
-            "the model has an output embedding of its own, which this program's GPT has not",
-            where=str(folder),
-            key=OUTPUT,
-            found=f"not what {TOKENS} is",
-            expected=f"the same as {TOKENS}, or none",
-        )
+        raise own_output(folder)
 
 
 def _check_dtypes(folder: Path, stored: Mapping[str, Stored]) -> None:

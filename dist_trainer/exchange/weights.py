@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from dist_trainer.encoding import printable
 from dist_trainer.errors import UserError, cut
-from dist_trainer.exchange.gpt2_form import Shape, Weight
+from dist_trainer.exchange.gpt2_form import OUTPUT, TOKENS, Shape, Weight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +56,17 @@ class WholeTensors:
         if parameter != self._name or self._last is None:
             self._name, self._last = parameter, self._read(parameter).reshape(-1)
         target.copy_(self._last[start : start + target.numel()].view(target.shape))
+
+
+def own_output(where: Path) -> UserError:
+    """The output embedding of a model is another one than that of the tokens."""
+    return UserError(
+        "the model has an output embedding of its own, which this program's GPT has not",
+        where=str(where),
+        key=OUTPUT,
+        found=f"not what {TOKENS} is",
+        expected=f"the same as {TOKENS}, or none",
+    )
 
 
 def check_names(expected: Mapping[str, Weight], there: Mapping[str, tuple[int, ...]], where: Path) -> None:

@@ -51,6 +51,11 @@ class Prepared:
     baseline: Baseline | None
 
     @property
+    def loads_weights(self) -> bool:
+        """Whether there is anything that the run resumes or begins from."""
+        return self.resume.found is not None or self.initial is not None
+
+    @property
     def checkpoint(self) -> Found | None:
         """The one that the run resumes or begins from, if it is of this program."""
         return self.resume.found or (self.initial.found if self.initial else None)

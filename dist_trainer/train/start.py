@@ -85,7 +85,7 @@ def _with_whole_checkpoint(job: RankJob, prepared: Prepared, timeline: Timeline)
     from dist_trainer.train.checkpoints.verifying import damage_of
 
     damaged: dict[Path, str] = {}
-    while prepared.resume.found is not None or prepared.initial is not None:
+    while prepared.loads_weights:
         timeline.begin("resume")
         found = damage_of(prepared.checkpoint, seen=prepared.seen)
         if not found:

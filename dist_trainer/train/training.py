@@ -64,7 +64,7 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
     if allocator is not None:
         allocator.watch(engine)
     torch.manual_seed(resolved.run.seed + rank)
-    if prepared.resume.found is not None or prepared.initial is not None:
+    if prepared.loads_weights:
         timeline.begin("resume")
     holders = holders_of(engine, resolved.run.model.vocab_size)
     position = _starting_position(engine, holders, prepared, recorder=recorder, display=display)

@@ -190,6 +190,22 @@ def test_export_refuses_weights_that_are_not_as_they_were_written(capsys: Captur
     assert not (tmp_path / "out").exists()
 
 
+def test_import_makes_a_checkpoint_and_says_how_to_begin_from_it(capsys: Capture, tmp_path: Path) -> None:
+    gpt = gpt_checkpoints.model(num_layers=1)
+    path = gpt_checkpoints.write(tmp_path / "checkpoints", gpt, gpt_checkpoints.states_of(gpt))
+    said(capsys, "export", path, "--to", "hf", tmp_path / "theirs")
+    out = said(capsys, "import", tmp_path / "theirs", "--to", tmp_path / "ours")
+    assert f"{tmp_path / 'ours' / 'step-0'}: the weights of {tmp_path / 'theirs'}, a GPT-2 of transformers, F32" in out
+    assert f"--init-from {tmp_path / 'ours'}" in out and "--set model.num_layers=1" in out
+    assert "whole" in said(capsys, "verify", tmp_path / "ours")
+    assert "exists already" in refused(capsys, "import", tmp_path / "theirs", "--to", tmp_path / "ours")
+
+
+def test_import_refuses_what_is_no_other_programs(capsys: Capture, run_dir: Path, tmp_path: Path) -> None:
+    assert "needs no import" in refused(capsys, "import", run_dir, "--to", tmp_path / "ours")
+    assert "there are no weights" in refused(capsys, "import", tmp_path / "nothing", "--to", tmp_path / "ours")
+
+
 def test_another_form_is_refused(capsys: Capture, run_dir: Path, tmp_path: Path) -> None:
     assert "hf" in refused(capsys, "export", run_dir, "--to", "onnx", tmp_path / "out")
 

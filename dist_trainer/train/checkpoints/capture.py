@@ -128,3 +128,6 @@ class Copy:
 
     def _part(self, part: Part, offset: int) -> Tensor:
         return self._buffer.narrow(0, offset, part.num_bytes).view(DTYPES[part.dtype])
+
+
+Content = Copy | Direct

@@ -40,7 +40,7 @@ from dist_trainer.checkpoints.index import (
 from dist_trainer.checkpoints.position import Position
 from dist_trainer.disk import check_room, writing
 from dist_trainer.train.checkpoints import optimizer_states
-from dist_trainer.train.checkpoints.capture import Copy, Direct, Source, sources_of
+from dist_trainer.train.checkpoints.capture import Content, Copy, Direct, Source, sources_of
 from dist_trainer.train.checkpoints.holders import Holders
 from dist_trainer.train.checkpoints.loading import random_state
 from dist_trainer.train.checkpoints.mailbox import Mailbox, SaveError
@@ -151,7 +151,7 @@ class Saver:
     def _sources(self) -> list[Source]:
         return sources_of(self._holders, rank=self._rank, world_size=self._world_size)
 
-    def _start(self, content: Copy | Direct, position: Position, began_s: float) -> None:
+    def _start(self, content: Content, position: Position, began_s: float) -> None:
         assert self._thread is None
         moment = _Moment(position, _counters(self._engine, self._holders), random_state())
         self._outcome = None
@@ -184,7 +184,7 @@ class Saver:
         assert self._outcome is not None
         return replace(self._outcome, held_s=self._held_s)
 
-    def _save(self, content: Copy | Direct, moment: _Moment, began_s: float) -> None:
+    def _save(self, content: Content, moment: _Moment, began_s: float) -> None:
         published, problem = None, None
         if isinstance(content, Copy) and not self._copied.is_set():
             self._take(content)
@@ -212,7 +212,7 @@ class Saver:
         finally:
             self._copied.set()
 
-    def _write(self, content: Copy | Direct, moment: _Moment) -> Path:
+    def _write(self, content: Content, moment: _Moment) -> Path:
         """The whole checkpoint's folder. Raises SaveError on every rank, whichever of them has failed."""
         self._not_deleted = None
         with self._mailbox.of_next() as mail:
@@ -230,7 +230,7 @@ class Saver:
         check_room(self._checkpoints_dir, num_bytes, f"the checkpoint of step {step}")
         return str(folder.begin(self._checkpoints_dir, step))
 
-    def _write_part(self, aside: Path, content: Copy | Direct, moment: _Moment) -> dict[str, Any]:
+    def _write_part(self, aside: Path, content: Content, moment: _Moment) -> dict[str, Any]:
         if self._not_copied is not None:
             raise self._not_copied
         path = aside / data_file_name(self._rank)

@@ -81,8 +81,7 @@ class Turns:
         """Waits until the save under way is written."""
         outcome = self._saver.finish()
         if outcome is not None:
-            self._tell(outcome, cost_s=self._cost.of_save(outcome.held_s))
-            self._tell_pace()
+            self._tell_with_cost(outcome)
 
     def _finish_at_end(self) -> None:
         """Of a phase, where all is waited for: what a save costs within a phase is not to be seen."""
@@ -105,9 +104,7 @@ class Turns:
         if at_end:
             self._tell(self._saver.save(position), cost_s=None)
         elif not self._config.background:
-            outcome = self._saver.save(position)
-            self._tell(outcome, cost_s=self._cost.of_save(outcome.held_s))
-            self._tell_pace()
+            self._tell_with_cost(self._saver.save(position))
         else:
             self._saver.begin(position)
 
@@ -132,6 +129,11 @@ class Turns:
     def _tell_if_ended(self) -> None:
         if self._saver.has_ended:
             self.finish()
+
+    def _tell_with_cost(self, outcome: Outcome) -> None:
+        """Of a save within a phase."""
+        self._tell(outcome, cost_s=self._cost.of_save(outcome.held_s))
+        self._tell_pace()
 
     def _tell(self, outcome: Outcome, *, cost_s: float | None) -> None:
         if outcome.folder is not None:
