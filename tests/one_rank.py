@@ -89,13 +89,18 @@ class Trained:
 
 @contextmanager
 def one_rank() -> Iterator[None]:
-    """This process is a rank of its own, on an accelerator that takes fp16; on one thread, as the model is minute."""
+    """This process is a rank of its own, on an accelerator that takes fp16; on one thread, as the model is minute.
+
+    What ZeRO-3 puts in the place of torch's `linear` does not outlive it.
+    """
     from deepspeed import comm
     from deepspeed.accelerator import get_accelerator
 
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    with quiet_deepspeed(), mock.patch.object(type(get_accelerator()), "is_fp16_supported", lambda self: True):
+    linear = mock.patch.object(torch.nn.functional, "linear", torch.nn.functional.linear)
+    fp16 = mock.patch.object(type(get_accelerator()), "is_fp16_supported", lambda self: True)
+    with quiet_deepspeed(), linear, fp16:
         process.join_process_group(ALONE, process.device_facts())
         yield
     # DeepSpeed's own, which also forgets the groups that it keeps for the next engine.
