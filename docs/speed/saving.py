@@ -146,7 +146,7 @@ def be_rank(stage: int, num_rounds: int, folder: Path) -> None:
             read = Found(saved, index.read(saved))
 
             def ours(engine: Any = engine, read: Found = read) -> None:
-                assert verifying.damage_of(read) == {}
+                assert verifying.damage_of(read, seen="the same") == {}
                 loading.load(engine, holders_of(engine, vocab_size), read, with_random_state=True)
 
             def deepspeeds(engine: Any = engine) -> None:
