@@ -29,6 +29,8 @@ def stat_inside(file: Path, folder: Path) -> os.stat_result:
         raise DamageError(file, "is missing") from error
     except OSError as error:
         raise DamageError(file, f"cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DamageError(file, "has a name that no file can have") from error
     if not stat.S_ISREG(found.st_mode):
         raise DamageError(file, "is not a regular file")
     if not file.resolve().is_relative_to(folder.resolve()):

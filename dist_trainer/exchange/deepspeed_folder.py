@@ -95,9 +95,8 @@ def _of_partitions(
     file = folder / model_file
     frozen = first.get("frozen_param_shapes")
     if frozen:
-        raise DamageError(
-            file, f"has frozen parameters, which are not read: {printable(cut(', '.join(map(str, frozen))))}"
-        )
+        names = ", ".join(name for name in frozen if isinstance(name, str)) if isinstance(frozen, dict) else "no names"
+        raise DamageError(file, f"has frozen parameters, which are not read: {printable(cut(names))}")
     groups = [_shapes(file, group) for group in _list(file, "param_shapes", first.get("param_shapes"))]
     states = [_optimizer_state(folder / name) for name in optimizer_files]
     stage, num_ranks = _number(states[0].get("zero_stage")), states[0].get("partition_count")
@@ -146,7 +145,7 @@ def _paddings(file: Path, paddings: Any, group: int, num_parameters: int) -> lis
     if paddings is None:
         return [0] * num_parameters
     said = paddings[group] if isinstance(paddings, list) and group < len(paddings) else None
-    if not isinstance(said, list) or len(said) != num_parameters or min(map(_number, said)) < 0:
+    if not isinstance(said, list) or len(said) != num_parameters or min(map(_number, said), default=0) < 0:
         raise DamageError(file, "has ranks with paddings that are none")
     return [*map(_number, said)]
 
@@ -182,9 +181,9 @@ def _of_module(file: Path, first: Mapping[str, Any]) -> dict[str, _Stored]:
     if not isinstance(module, dict):
         raise DamageError(file, "has no module")
     stored = {}
-    for name, tensor in module.items():
-        flat = _flat(file, str(name), tensor.reshape(-1) if _is_plain(tensor) else tensor)
-        stored[str(name)] = _Stored(tuple(tensor.shape), (flat,))
+    for name, value in module.items():
+        tensor = _plain(file, str(name), value)
+        stored[str(name)] = _Stored(tuple(tensor.shape), (tensor.reshape(-1),))
     tokens = next((one for name, one in stored.items() if _without_wrappers(name) == TOKENS), None)
     output = next((name for name in stored if _without_wrappers(name) == OUTPUT), None)
     if tokens is not None and output is not None:
@@ -262,16 +261,27 @@ def _list(file: Path, key: str, value: Any) -> list[Any]:
     return value
 
 
-def _flat(file: Path, key: str, tensor: Any) -> Tensor:
-    if not _is_plain(tensor) or tensor.dim() != 1 or tensor.dtype not in _NAMES:
-        raise DamageError(file, f"has {printable(cut(key))} that are no weights")
-    flat: Tensor = tensor.detach()
-    return flat
+def _flat(file: Path, key: str, value: Any) -> Tensor:
+    tensor = _plain(file, key, value)
+    if tensor.dim() != 1:
+        raise _no_weights(file, key)
+    return tensor
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether it is a tensor whose elements all lie in the file, each once."""
-    return type(value) in (Tensor, torch.nn.Parameter) and value.layout == torch.strided and value.is_contiguous()
+def _plain(file: Path, key: str, value: Any) -> Tensor:
+    """The tensor without what the file has set on it, which could take the place of its methods. Raises DamageError
+    for anything but one whose elements all lie in the file, each once.
+    """
+    if type(value) not in (Tensor, torch.nn.Parameter):
+        raise _no_weights(file, key)
+    tensor = Tensor.detach(value)
+    if tensor.layout != torch.strided or not tensor.is_contiguous() or tensor.dtype not in _NAMES:
+        raise _no_weights(file, key)
+    return tensor
+
+
+def _no_weights(file: Path, key: str) -> DamageError:
+    return DamageError(file, f"has {printable(cut(key))} that are no weights")
 
 
 def _number(value: Any) -> int:

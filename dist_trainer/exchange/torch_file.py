@@ -1,15 +1,14 @@
 """A file of torch.save from somebody else, loaded without running anything of it.
 
 It is a zip with a pickle and the bytes of tensors. Before torch sees it, the zip must be one that all readers
-understand alike, with nothing compressed, and the pickle may name nothing but what is on the list here. torch then
-loads it weights-only, with the file mapped into memory; for DeepSpeed's classes it is given stand-ins, so that
+understand alike, with nothing compressed, and the pickle may name and call nothing but what is on the lists here. torch
+then loads it weights-only, with the file mapped into memory; for DeepSpeed's classes it is given stand-ins, so that
 DeepSpeed's code does not run either.
 """
 
 from __future__ import annotations
 
 import os
-import pickletools
 import struct
 import zipfile
 from pathlib import Path
@@ -21,6 +20,8 @@ from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.inside import stat_inside
 from dist_trainer.encoding import printable
 from dist_trainer.errors import UserError, cut
+from dist_trainer.exchange import stranger_pickle
+from dist_trainer.exchange.stranger_pickle import StrangerPickleError
 from dist_trainer.units import MIB
 
 # torch's weights-only loading could be broken out of up to 2.9.1 (GHSA-63cw-57p8-fm3p), before 2.6 by CVE-2025-32434.
@@ -43,22 +44,26 @@ _STAND_INS: list[Any] = [
     (_Ignored, "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler"),
     (_Ignored, "deepspeed.utils.tensor_fragment.fragment_address"),
 ]
-# Less than torch allows, which has functions that allocate what a number says, such as bytearray.
-_ALLOWED = frozenset(
+_STORAGES = ("Float", "BFloat16", "Half", "Double", "Long", "Int", "Byte", "Bool")
+_DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int32", "uint8", "bool")
+_CALLABLE = frozenset(
     (
         *(name for _, name in _STAND_INS),
         "collections.OrderedDict",
         "torch._utils._rebuild_tensor_v2",
         "torch._utils._rebuild_parameter",
         "torch._tensor._rebuild_from_type_v2",
-        "torch.Tensor",
-        "torch.nn.parameter.Parameter",
         "torch.Size",
         "torch.device",
-        *(f"torch.{kind}Storage" for kind in ("Float", "BFloat16", "Half", "Double", "Long", "Int", "Byte", "Bool")),
-        *(f"torch.{kind}" for kind in ("float32", "bfloat16", "float16", "float64", "int64", "int32", "uint8", "bool")),
     )
 )
+# Less than torch allows, which has functions that allocate what a number says, such as bytearray.
+_ALLOWED = _CALLABLE | {
+    "torch.Tensor",
+    "torch.nn.parameter.Parameter",
+    *(f"torch.{kind}Storage" for kind in _STORAGES),
+    *(f"torch.{kind}" for kind in _DTYPES),
+}
 _END = struct.Struct("<4s4H2LH")
 _END_MARK = b"PK\x05\x06"
 _END_64_LOCATOR = struct.Struct("<4sLQL")
@@ -158,13 +163,9 @@ def _check_entries(path: Path, entries: list[zipfile.ZipInfo], num_bytes: int) -
 
 def _check_pickle(path: Path, pickled: bytes) -> None:
     try:
-        for opcode, argument, _ in pickletools.genops(pickled):
-            if opcode.name in ("GLOBAL", "INST", "STACK_GLOBAL"):
-                name = str(argument).replace(" ", ".", 1)
-                if name not in _ALLOWED:
-                    raise DamageError(path, f"names {printable(cut(name))}, which is not on the list of what may be")
-    except DamageError:
-        raise
+        stranger_pickle.check(pickled, names=_ALLOWED, callables=_CALLABLE)
+    except StrangerPickleError as error:
+        raise DamageError(path, str(error)) from error
     # pickletools raises ValueError, and others for what it cannot decode.
     except Exception as error:
         raise DamageError(path, f"has a pickle that cannot be: {printable(cut(str(error)))}") from error

@@ -23,10 +23,11 @@ from dist_trainer.checkpoints import index
 from dist_trainer.checkpoints.find import Found
 from dist_trainer.checkpoints.verify import every_damage
 from dist_trainer.errors import UserError
-from dist_trainer.exchange import torch_file
+from dist_trainer.exchange import stranger_pickle, torch_file
 from dist_trainer.exchange.foreign import open_foreign
 from dist_trainer.exchange.gpt2 import export
 from dist_trainer.exchange.importing import write_checkpoint
+from dist_trainer.exchange.stranger_pickle import StrangerPickleError
 from dist_trainer.exchange.weights import Weights
 from dist_trainer.model.gpt import GPT
 from dist_trainer.sample.weights import load_model, model_config
@@ -130,9 +131,14 @@ class _Attack:
         return os.mkdir, (str(self.mark),)
 
 
-class _Allocating:
+class _Calling:
+    """A pickle that calls this when it is loaded."""
+
+    def __init__(self, *called: Any) -> None:
+        self.called = called
+
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return bytearray, (2**42,)
+        return self.called[0], self.called[1:]
 
 
 def deepspeed_files(folder: Path) -> tuple[Path, Path]:
@@ -157,11 +163,36 @@ def test_a_pickle_hidden_in_a_deepspeed_file_is_refused_by_name_and_not_run(tmp_
     assert not (tmp_path / "mark").exists()
 
 
-def test_what_torch_would_allow_but_a_checkpoint_does_not_have_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("called", "said"),
+    [
+        ((bytearray, 2**42), r"names \S*bytearray"),
+        ((torch.Tensor, 64), r"calls torch\.Tensor"),
+        ((torch._tensor._rebuild_from_type_v2, torch.Tensor, torch.Tensor, (64,), {}), r"calls torch\.Tensor"),
+        ((torch.Size, torch.Tensor), None),
+    ],
+    ids=["bytearray", "tensor", "another's hand", "what is not called"],
+)
+def test_what_torch_would_allow_but_a_checkpoint_does_not_do_is_refused(
+    tmp_path: Path, called: tuple[Any, ...], said: str | None
+) -> None:
+    """What takes as much memory as a number says is not called, however small the number."""
     file = deepspeed_files(tmp_path)[0]
-    torch.save({"more": _Allocating()}, file)
-    with pytest.raises(UserError, match=r"names \S*bytearray"):
+    torch.save({"more": _Calling(*called)}, file)
+    with pytest.raises(UserError, match=said or "cannot be loaded"):
         open_foreign(tmp_path / "theirs")
+
+
+def test_tuples_that_lie_too_deep_in_each_other_are_refused_before_they_are_made() -> None:
+    """To hash a deep enough one, as the key of a dict is, ends the process."""
+    for depth, is_refused in ((100, False), (101, True)):
+        pickled = b"\x80\x02})" + b"\x85" * (depth - 1) + b"Ns."
+        try:
+            stranger_pickle.check(pickled, names=(), callables=())
+        except StrangerPickleError as error:
+            assert is_refused, error
+        else:
+            assert not is_refused
 
 
 def _compress(file: Path) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import struct
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -496,6 +497,61 @@ def texts(suffix: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
     return open_folder
 
 
+def transformers_folder(name: str) -> Callable[[Path], tuple[Path, list[bytes], Parse]]:
+    """Somebody else's GPT-2, of which one file is mutated."""
+
+    def open_folder(folder: Path) -> tuple[Path, list[bytes], Parse]:
+        import gpt_checkpoints
+
+        from dist_trainer.checkpoints import index
+        from dist_trainer.checkpoints.find import Found
+        from dist_trainer.exchange.gpt2 import export
+
+        gpt = gpt_checkpoints.model(num_layers=1, hidden_size=8, num_heads=2, vocab_size=9, context_length=8)
+        made = gpt_checkpoints.write(folder / "checkpoints", gpt, gpt_checkpoints.states_of(gpt))
+        export(Found(made, index.read(made)), folder / "theirs", tokenizer=None)
+        path = folder / "theirs" / name
+        return path, [path.read_bytes()], lambda: _read_weights(folder / "theirs")
+
+    return open_folder
+
+
+def deepspeed_pickle(folder: Path) -> tuple[Path, list[bytes], Parse]:
+    """The pickle in a file of torch.save, in a zip that is sound."""
+    import gpt_checkpoints
+    import torch
+
+    gpt = gpt_checkpoints.model(num_layers=1, hidden_size=8, num_heads=2, vocab_size=9, context_length=8)
+    whole = folder / "theirs" / "mp_rank_00_model_states.pt"
+    whole.parent.mkdir()
+    torch.save({"module": dict(gpt.state_dict())}, whole)
+    with zipfile.ZipFile(whole) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    (name,) = (name for name in entries if name.endswith("/data.pkl"))
+    path = folder / "data.pkl"
+    good = whole.read_bytes()
+
+    def use() -> None:
+        try:
+            with zipfile.ZipFile(whole, "w") as archive:
+                for entry, content in (entries | {name: path.read_bytes()}).items():
+                    archive.writestr(entry, content)
+            _read_weights(whole.parent)
+        finally:
+            whole.write_bytes(good)
+
+    return path, [entries[name]], use
+
+
+def _read_weights(folder: Path) -> None:
+    from dist_trainer.exchange.foreign import open_foreign
+
+    weights = open_foreign(folder)
+    assert weights is not None
+    for name in weights.dtypes:
+        weights.read(name)
+
+
 def hostfile(folder: Path) -> tuple[Path, list[bytes], Parse]:
     path = folder / "hostfile"
 
@@ -667,6 +723,9 @@ PARSERS: tuple[Parser, ...] = (
     Parser("tokenizer.json", "json", tokenizer_json),
     Parser("jsonl", "jsonl", texts(".jsonl")),
     Parser("txt", "text", texts(".txt")),
+    Parser("config.json", "json", transformers_folder("config.json")),
+    Parser("safetensors", "bytes", transformers_folder("model.safetensors")),
+    Parser("deepspeed-pickle", "bytes", deepspeed_pickle),
     Parser("hostfile", "text", hostfile),
     Parser("environment", "text", environment),
     Parser("batch-script", "text", batch_script),
