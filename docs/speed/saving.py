@@ -9,6 +9,7 @@ Prints medians: seconds of a save and of a load, how long a step was held up, st
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -86,9 +87,9 @@ def be_rank(stage: int, num_rounds: int, folder: Path) -> None:
     def built() -> Any:
         return build_engine(resolved, device_index=0)
 
-    engine = built()
+    engine: Any = built()
     vocab_size = resolved.run.model.vocab_size
-    saver = Saver(engine, holders_of(engine, vocab_size), folder / "ours", Made(NUM_RANKS, {}, {}, {}), Kept(1))
+    saver: Any = Saver(engine, holders_of(engine, vocab_size), folder / "ours", Made(NUM_RANKS, {}, {}, {}), Kept(1))
     tokens = torch.randint(vocab_size, (1, 129))
     found: dict[str, list[float]] = {}
     taken = 0
@@ -140,8 +141,11 @@ def be_rank(stage: int, num_rounds: int, folder: Path) -> None:
     saved = next((folder / "ours").glob("step-*"))
     theirs = sum(file.stat().st_size for file in (folder / "theirs").rglob("*") if file.is_file())
     engine.destroy()
+    # At stage 0 this host has no room for another engine beside this one.
+    engine = saver = None
     for number in range(num_rounds):
         for way in ("DeepSpeed's load", "our load, with every checksum")[:: 1 if number % 2 == 0 else -1]:
+            gc.collect()
             engine = built()
             read = Found(saved, index.read(saved))
 
@@ -154,6 +158,8 @@ def be_rank(stage: int, num_rounds: int, folder: Path) -> None:
 
             timed(way, deepspeeds if way.startswith("DeepSpeed") else ours)
             engine.destroy()
+            engine = None
+            del ours, deepspeeds
     if rank.rank == 0:
         facts = {"bytes": read.index.num_bytes, "deepspeed bytes": theirs}
         (folder / "found.json").write_text(json.dumps({**found, **facts}))
