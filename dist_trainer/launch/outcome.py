@@ -24,13 +24,12 @@ class RunRecord:
 
         self._start = Start.now(run_dir)
 
-    def interrupted(self, number: signal.Signals) -> str:
-        """Writes that this signal ended the run; returns what is to be said."""
+    def interrupted(self, number: signal.Signals, why: str) -> str:
+        """Writes that this signal ended the run, and `why`; returns what is to be said."""
         from dist_trainer.endings import INTERRUPTED, end_event, interrupted
 
         message, facts = interrupted(self._start, number.name)
-        if number == signal.SIGTERM and is_at_time_limit(os.environ, time.time()):
-            message += ": SLURM's time limit for the job"
+        message += why
         with suppress(OSError):
             self._start.write(end_event(INTERRUPTED, message, None, **facts, **slurm_facts(os.environ)))
         return message
@@ -67,7 +66,12 @@ def say_trouble(trouble: Trouble, *, is_local: bool) -> None:
 
 
 def say_interrupted(number: signal.Signals, record: RunRecord | None, *, is_local: bool) -> None:
-    message = f"interrupted before the first step ({number.name})" if record is None else record.interrupted(number)
+    is_at_limit = number == signal.SIGTERM and is_at_time_limit(os.environ, time.time())
+    why = ": SLURM's time limit for the job" if is_at_limit else ""
+    if record is None:
+        message = f"interrupted before the first step ({number.name}){why}"
+    else:
+        message = record.interrupted(number, why)
     restore_terminal(is_local=is_local)
     say(message)
 

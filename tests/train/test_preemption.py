@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import threading
@@ -51,17 +52,13 @@ class Rank:
         self._is_over.set()
 
     def listen(self) -> None:
-        try:
+        with contextlib.suppress(Ended):
             while not self._is_over.is_set():
                 time.sleep(min(0.002, self.preemption.look()))
-        except Ended:
-            pass
 
     def hear(self, number: signal.Signals) -> None:
-        try:
+        with contextlib.suppress(Ended):
             self.preemption.hear(number)
-        except Ended:
-            pass
 
 
 def go(ranks: list[Rank], meanwhile: Callable[[], None], **how: Any) -> None:

@@ -91,7 +91,7 @@ def test_a_guard_that_is_gone_before_the_ranks_have_numbers_is_trouble() -> None
         with GuardClient(port) as gone:
             gone.hello(1, "node2")
         wait_until(lambda: coordinator.membership.members)
-        assert guard(port, 0, "node1", 0, stack).first("stop")
+        assert guard(port, 0, "node1", 0, stack).first("end")
         assert coordinator.trouble is not None
         assert "node2 (rank 1) is gone" in coordinator.trouble.message
 
