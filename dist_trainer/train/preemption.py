@@ -41,8 +41,8 @@ class Preemption:
 
     def __init__(self, end: Callable[[signal.Signals], None]) -> None:
         self.end = end
-        # Told of the first signal: after how many seconds the rank ends at the latest.
-        self.tell: Callable[[signal.Signals, float], None] = lambda *_: None
+        # Told, where there is something to save, after how many seconds the rank ends at the latest.
+        self.tell: Callable[[float], None] = lambda _: None
         # Whether the run has failed, of which a launcher tells its other ranks by a signal.
         self.is_over: Callable[[], bool] = lambda: False
         self.limit_s = 0.0
@@ -131,7 +131,7 @@ class Preemption:
             self._store.set(f"{_NUM_TOLD}/{self._rank}", f"{self._num_passed} {int(self._has_stepped)}")
             self._store.add(_NUM_TOLD, 1)
             if self._has_stepped:
-                self.tell(self._number, self.limit_s)
+                self.tell(self.limit_s)
         if self._agreed is not None:
             return
         if self._rank == 0 and self._store.add(_NUM_TOLD, 0) == self._world_size:

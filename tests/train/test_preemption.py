@@ -196,7 +196,7 @@ def test_the_run_is_told_of_its_stop_once_and_only_if_there_is_something_to_save
     told: list[float] = []
     for has_stepped in (False, True):
         (rank,) = of_one_store(1)
-        rank.preemption.tell = lambda _, within_s: told.append(within_s)
+        rank.preemption.tell = told.append
         if has_stepped:
             rank.preemption.stepped()
         go([rank], lambda rank=rank: rank.hear(signal.SIGTERM), steps=False, pause=lambda: time.sleep(0.001))
