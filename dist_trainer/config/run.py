@@ -143,6 +143,11 @@ class CheckpointConfig(_Section):
         """Whether any is saved before the end of a phase."""
         return self.every == "auto" or self.every_steps > 0 or self.every_minutes > 0
 
+    @property
+    def saves_at_all(self) -> bool:
+        """Whether any is saved; if not, none is at a signal either."""
+        return self.within_phases or self.at_end
+
     @model_validator(mode="after")
     def _one_cadence(self) -> CheckpointConfig:
         said = [f"{key} {getattr(self, key):g}" for key in ("every_steps", "every_minutes") if getattr(self, key)]

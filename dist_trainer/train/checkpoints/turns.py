@@ -88,7 +88,7 @@ class Turns:
         is written. Collective.
         """
         self._finish_at_end()
-        if self._config.within_phases or self._config.at_end:
+        if self._config.saves_at_all:
             self._save(position, at_end=True)
 
     def _finish_at_end(self) -> None:
