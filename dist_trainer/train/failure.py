@@ -118,14 +118,15 @@ def end_before_meeting_by_signal(number: signal.Signals, rank: int) -> None:
     os._exit(128 + number)
 
 
-def announce_stop(within_s: float, speaker: Speaker) -> None:
-    """Rank 0 says that the run saves and ends."""
+def announce_stop(within_s: float, speaker: Speaker, *, saves: bool) -> None:
+    """Rank 0 says that the run ends, and whether it saves."""
     if speaker.rank > 0:
         return
     if is_terminal(speaker.stderr_fd):
         write_all(speaker.stderr_fd, b"\n")
-    what = f"the run saves and ends, within {within_s:g} s; a second signal ends it at once"
-    say(f"dist_trainer: told to stop: {what}", stream_fd=speaker.stderr_fd)
+    what = "saves and ends" if saves else "ends"
+    text = f"told to stop: the run {what}, within {within_s:g} s; a second signal ends it at once"
+    say(f"dist_trainer: {text}", stream_fd=speaker.stderr_fd)
 
 
 def end_by_signal(number: signal.Signals, speaker: Speaker) -> None:

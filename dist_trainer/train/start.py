@@ -66,7 +66,8 @@ def start(job: RankJob, timeline: Timeline) -> NoReturn:
     run_dir = started.run_dir
     speaker = Speaker(rank, started, stderr_fd=os.dup(2), debug=job.debug)
     preemption.end = lambda number: end_by_signal(number, speaker)
-    preemption.tell = lambda within_s: announce_stop(within_s, speaker)
+    saves = prepared.resolved.run.checkpoints.saves_at_all
+    preemption.tell = lambda within_s: announce_stop(within_s, speaker, saves=saves)
     preemption.is_over = started.has_end
     try:
         with said_plainly(run_dir):
