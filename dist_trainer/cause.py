@@ -9,7 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 # Environment variable of a rank that has a guard: the pipe's file descriptor.
 CAUSE_FD = "DIST_TRAINER_CAUSE_FD"
@@ -19,10 +19,13 @@ _MAX_NUM_CHARS = 20_000
 
 @dataclass(frozen=True)
 class Cause:
-    """`text` is for people. `may_be_echo`: this rank may only have noticed that another rank had failed."""
+    """`text` is for people. `may_be_echo`: this rank may only have noticed that another rank had failed. `is_stop`: it
+    did not fail, but the run was told to stop, and all its ranks do.
+    """
 
     text: str
     may_be_echo: bool
+    is_stop: bool = False
 
 
 def has_guard(environ: Mapping[str, str]) -> bool:
@@ -34,7 +37,7 @@ def tell_guard(cause: Cause, environ: Mapping[str, str]) -> bool:
     descriptor = _descriptor(environ)
     if descriptor is None:
         return False
-    line = json.dumps(asdict(Cause(cause.text[-_MAX_NUM_CHARS:], cause.may_be_echo))) + "\n"
+    line = json.dumps(asdict(replace(cause, text=cause.text[-_MAX_NUM_CHARS:]))) + "\n"
     try:
         os.write(descriptor, line.encode())
     except OSError:
@@ -46,10 +49,11 @@ def read_cause(line: bytes) -> Cause | None:
     """None if the line is not a complete one of `tell_guard`."""
     try:
         told = json.loads(line)
-        text, may_be_echo = told["text"], told["may_be_echo"]
+        cause = Cause(told["text"], told["may_be_echo"], told["is_stop"])
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
-    return Cause(text, may_be_echo) if isinstance(text, str) and isinstance(may_be_echo, bool) else None
+    is_sound = isinstance(cause.text, str) and isinstance(cause.may_be_echo, bool) and isinstance(cause.is_stop, bool)
+    return cause if is_sound else None
 
 
 def _descriptor(environ: Mapping[str, str]) -> int | None:

@@ -93,9 +93,22 @@ def end_event(kind: str, message: str, rank: int | None, **facts: Any) -> Event:
     return Event(kind, message, rank, time.time(), {name: value for name, value in facts.items() if value is not None})
 
 
-def interrupted(signal_name: str, step: int | None) -> str:
-    """'interrupted at step 9 (SIGINT)'."""
-    return f"interrupted {'before the first step' if step is None else f'at step {step}'} ({signal_name})"
+def interrupted(start: Start, signal_name: str) -> tuple[str, dict[str, Any]]:
+    """What is said of a run that a signal ended, 'interrupted at step 9 (SIGINT), which is saved', and the facts of its
+    event.
+    """
+    events = list(start.events())
+    step = last_step(start.run_dir) if any(event.kind == "phase" for event in events) else None
+    saved = [event.facts["step"] for event in events if event.kind in ("checkpoint", "resume")]
+    saved_step = saved[-1] if saved else None
+    if step is None:
+        message = f"interrupted before the first step ({signal_name})"
+    elif saved_step == step:
+        message = f"interrupted at step {step} ({signal_name}), which is saved"
+    else:
+        what = "no step is saved" if saved_step is None else f"the newest checkpoint is that of step {saved_step}"
+        message = f"interrupted at step {step} ({signal_name}); {what}"
+    return message, {"step": step, "saved_step": saved_step, "signal": signal_name}
 
 
 def last_step(run_dir: Path) -> int | None:

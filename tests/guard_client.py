@@ -45,6 +45,13 @@ class GuardClient:
                 raise TimeoutError(f"the connection was not closed within {_LIMIT_S:.0f} s")
             yield from self.channel.feed(data)
 
+    def messages_until(self, kind: str) -> Iterator[dict[str, Any]]:
+        """Those that come up to the first of this kind. Raises TimeoutError where none comes."""
+        for message in self.messages():
+            yield message
+            if message["kind"] == kind:
+                return
+
     def first(self, kind: str) -> dict[str, Any]:
         """Raises TimeoutError where none comes."""
         return next(message for message in self.messages() if message["kind"] == kind)

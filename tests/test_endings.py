@@ -6,7 +6,7 @@ import multiprocessing
 import time
 from pathlib import Path
 
-from run_folders import step, write_lines
+from run_folders import event, step, write_lines
 
 from dist_trainer.endings import BOOT_ID, ERROR, Start, cause_among, end_event, interrupted, is_written, last_step
 from dist_trainer.endings import show_life as show
@@ -90,6 +90,24 @@ def test_the_newest_step_is_read_from_the_end_of_a_long_file(tmp_path: Path) -> 
     assert last_step(tmp_path) == 2000
 
 
-def test_an_interruption_in_words() -> None:
-    assert interrupted("SIGINT", 9) == "interrupted at step 9 (SIGINT)"
-    assert interrupted("SIGTERM", None) == "interrupted before the first step (SIGTERM)"
+def test_an_interruption_in_words_and_what_is_saved(tmp_path: Path) -> None:
+    def said() -> str:
+        return interrupted(start, "SIGTERM")[0]
+
+    records = tmp_path / "records"
+    write_lines(records / STEPS_FILE, [step(8)])
+    start = Start.now(tmp_path)
+    assert said() == "interrupted before the first step (SIGTERM)", "that step was an earlier start's"
+    events = [event("phase", "phase 1: short", 0.0, step=8)]
+    write_lines(records / EVENTS_FILE, events)
+    write_lines(records / STEPS_FILE, [step(9)])
+    assert said() == "interrupted at step 9 (SIGTERM); no step is saved"
+    events.append(event("resume", "checkpoints/step-8", 0.0, step=8))
+    write_lines(records / EVENTS_FILE, events)
+    assert said() == "interrupted at step 9 (SIGTERM); the newest checkpoint is that of step 8"
+    events.append(event("checkpoint", "checkpoints/step-9", 0.0, step=9))
+    write_lines(records / EVENTS_FILE, events)
+    assert interrupted(start, "SIGTERM") == (
+        "interrupted at step 9 (SIGTERM), which is saved",
+        {"step": 9, "saved_step": 9, "signal": "SIGTERM"},
+    )

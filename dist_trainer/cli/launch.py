@@ -40,7 +40,6 @@ from dist_trainer.launch.plan import HostFacts, LaunchRequest
 from dist_trainer.launch.run import (
     START_LIMIT_S,
     Prepared,
-    TimeLimits,
     require_launcher,
     run_beside,
     run_request,
@@ -170,18 +169,20 @@ def run(
     require_launcher(launcher)
     secret = secret_for(launcher, request)
     if rendezvous is not None and not is_own_address(rendezvous.host):
-        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
-        return run_beside(request, secret)
+        checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
+        return run_beside(request, secret, stop_within_s=_stop_within_s(checked))
 
     # The folder's lock has this id, by which ranks know that it is held by the launch that started them.
     launch_id = secrets.token_hex(8)
     # Their timelines begin with this process.
     of_launch = ((LAUNCH_ID, launch_id), (LAUNCH_PROCESS, f"{os.getpid()}:{started_ticks(os.getpid())}"))
 
+    checked = None
     if not request.is_local:
-        check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
+        checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
 
     def prepare() -> Prepared:
+        nonlocal checked
         if request.is_local:
             # Done here, while the launcher comes up.
             checked = check_files(train_request, request.num_ranks, resume=resume, run_dir=run_dir, init_from=init_from)
@@ -205,7 +206,7 @@ def run(
         held.enter_context(FolderLock(chosen_dir, "launch", launch_id=launch_id, say=say))
         if planned is not None:
             _say(planned, chosen_dir)
-        return Prepared(chosen_dir, arguments_with(chosen_dir))
+        return Prepared(chosen_dir, arguments_with(chosen_dir), _stop_within_s(checked))
 
     # The port is computed from the folder's path; as long as there is none, from this process's id.
     port = told_port or first_free_port(planned_port(run_dir or Path(str(os.getpid()))))
@@ -216,7 +217,7 @@ def run(
             prepare,
             secret=secret,
             is_port_fixed=told_port is not None,
-            limits=TimeLimits(start_s=args.start_limit),
+            start_limit_s=args.start_limit,
         )
 
 
@@ -238,6 +239,10 @@ def check_files(
 
         check_initial(init_from, resumed, resolved, asked_resume=resume)
     return resolved
+
+
+def _stop_within_s(resolved: ResolvedRun | None) -> float | None:
+    return None if resolved is None else resolved.run.checkpoints.stop_within_s
 
 
 def _say_beside_the_command(resolved: ResolvedRun) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dist_trainer.cli import train
 from dist_trainer.cli.commands import run_one_of
-from dist_trainer.cli.parser import Parser, positive
+from dist_trainer.cli.parser import Parser, not_negative, positive
 from dist_trainer.config.adapt import ANY_DEVICE
 from dist_trainer.config.resolve import names, resolve
 from dist_trainer.config.run import CheckpointConfig
@@ -89,7 +89,14 @@ def build_submit_parser() -> Parser:
         "--signal",
         type=positive,
         metavar="SECONDS",
-        help="how long before its end the job is told to go back into the queue (default: one checkpoint and 120 s)",
+        help="how long before its end the job is told to go back into the queue (default: the time to save and 30 s)",
+    )
+    how.add_argument(
+        "--max-requeues",
+        type=not_negative,
+        metavar="N",
+        default=JobRequest.max_requeues,
+        help="how often the job goes back into the queue by itself (default: %(default)s)",
     )
     how.add_argument("--no-requeue", action="store_true", help="let the end of its time be the end of the job")
     how.add_argument(
@@ -277,6 +284,7 @@ def _request_from(args: argparse.Namespace) -> JobRequest:
         array=args.array,
         signal_s=args.signal,
         requeues=not args.no_requeue,
+        max_requeues=args.max_requeues,
         options=tuple(args.options),
     )
 

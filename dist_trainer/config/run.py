@@ -121,7 +121,9 @@ class CheckpointConfig(_Section):
 
     `background`: written while the run goes on. `when_busy`: what happens to a checkpoint that is due while the one
     before it is still being written. `on_failure`: what happens to the run if one cannot be written. `keep_newest`: how
-    many are kept (0: all), beside those of every `keep_every_steps`-th step (0: none).
+    many are kept (0: all), beside those of every `keep_every_steps`-th step (0: none). `stop_signals`: beside TERM, INT
+    and HUP, signals at which the run saves and ends; `stop_within_s`: at the latest so many seconds after the signal it
+    ends, saved or not.
     """
 
     every: Literal["auto"] | None = None
@@ -133,11 +135,18 @@ class CheckpointConfig(_Section):
     on_failure: Literal["continue", "stop"] = "continue"
     keep_newest: NotNegative = 0
     keep_every_steps: NotNegative = 0
+    stop_signals: Annotated[tuple[Literal["USR1", "USR2"], ...], Field(strict=False)] = ("USR1",)
+    stop_within_s: Annotated[float, Field(gt=0.0)] = 120.0
 
     @property
     def within_phases(self) -> bool:
         """Whether any is saved before the end of a phase."""
         return self.every == "auto" or self.every_steps > 0 or self.every_minutes > 0
+
+    @property
+    def saves_at_all(self) -> bool:
+        """Whether any is saved; if not, none is at a signal either."""
+        return self.within_phases or self.at_end
 
     @model_validator(mode="after")
     def _one_cadence(self) -> CheckpointConfig:

@@ -11,6 +11,7 @@ import multiprocessing
 import shutil
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,6 +37,7 @@ _TELL_AFTER_S = 30
 # Longer than a file server needs to restart.
 _STUCK_AFTER_S = 300
 _KILL_WAIT_S = 1.0
+_SIGNALS_OF_THE_RANK = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # Computing the windows of 8192 samples takes 3 ms, of one sample 0.1 ms, of one micro batch of 64 0.5 ms.
 _WINDOWS_AHEAD = 8192
 
@@ -71,7 +73,7 @@ def build_loader(
         prefetch_factor=prefetch_factor if num_workers else None,
         persistent_workers=num_workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_rank,
+        worker_init_fn=_leave_signals_to_the_rank,
         # Without a generator of its own the loader would draw its workers' seeds from the one that the model uses.
         generator=torch.Generator(),
         # Fork is safe: the workers only read a file, and touch neither the device nor locks of the rank's threads.
@@ -102,7 +104,8 @@ class BatchLoader:
         assert self._loader is not None, "the loader is closed"
         if self._batches is None:
             _check_that_workers_can_start(self._loader.num_workers)
-        self._batches = iter(self._loader)
+        with _signals_blocked():
+            self._batches = iter(self._loader)
         while self._batches is not None:
             item = self._next()
             if item is None:
@@ -244,8 +247,21 @@ def _as_it_is(item: Any) -> Any:
     return item
 
 
-def _leave_interrupts_to_the_rank(worker: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals_to_the_rank(worker: int) -> None:
+    """Signals reach a whole process group, or every process of a job; the rank may go on needing its workers."""
+    for number in _SIGNALS_OF_THE_RANK:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS_OF_THE_RANK)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """For workers that are forked meanwhile: until they ignore these signals, none may end them."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RANK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
 
 
 def _check_that_workers_can_start(num_workers: int) -> None:

@@ -24,19 +24,15 @@ class RunRecord:
 
         self._start = Start.now(run_dir)
 
-    def last_step(self) -> int | None:
-        """The newest step of this start; None if there is none yet."""
-        from dist_trainer.endings import last_step
+    def interrupted(self, number: signal.Signals, why: str) -> str:
+        """Writes that this signal ended the run, and `why`; returns what is to be said."""
+        from dist_trainer.endings import INTERRUPTED, end_event, interrupted
 
-        has_begun = any(event.kind == "phase" for event in self._start.events())
-        return last_step(self._start.run_dir) if has_begun else None
-
-    def interrupted(self, message: str, number: signal.Signals) -> None:
-        from dist_trainer.endings import INTERRUPTED, end_event
-
+        message, facts = interrupted(self._start, number.name)
+        message += why
         with suppress(OSError):
-            facts = {"step": self.last_step(), "signal": number.name, **slurm_facts(os.environ)}
-            self._start.write(end_event(INTERRUPTED, message, None, **facts))
+            self._start.write(end_event(INTERRUPTED, message, None, **facts, **slurm_facts(os.environ)))
+        return message
 
     def failed(self, trouble: Trouble) -> None:
         """Writes the cause, unless the rank itself has already written it."""
@@ -70,15 +66,14 @@ def say_trouble(trouble: Trouble, *, is_local: bool) -> None:
 
 
 def say_interrupted(number: signal.Signals, record: RunRecord | None, *, is_local: bool) -> None:
-    from dist_trainer.endings import interrupted
-
-    message = interrupted(number.name, None if record is None else record.last_step())
-    if number == signal.SIGTERM and is_at_time_limit(os.environ, time.time()):
-        message += ": SLURM's time limit for the job"
+    is_at_limit = number == signal.SIGTERM and is_at_time_limit(os.environ, time.time())
+    why = ": SLURM's time limit for the job" if is_at_limit else ""
+    if record is None:
+        message = f"interrupted before the first step ({number.name}){why}"
+    else:
+        message = record.interrupted(number, why)
     restore_terminal(is_local=is_local)
     say(message)
-    if record is not None:
-        record.interrupted(message, number)
 
 
 def restore_terminal(*, is_local: bool) -> None:

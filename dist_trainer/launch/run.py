@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import shutil
+import signal
 import socket
 import sys
 import time
@@ -36,6 +37,7 @@ from dist_trainer.units import counted
 START_LIMIT_S = 300.0
 _BACKLOG = 4096
 _CLOSING_S = 4.0
+_STOP_MARGIN_S = 5.0
 _OTHER_OPEN_FILES = 256
 _NUM_LAUNCHER_LINES = 10
 _PYTHON_MODULES = {"torchrun": "torch", "deepspeed": "deepspeed"}
@@ -43,19 +45,14 @@ _DEBIAN_PACKAGES = {"mpirun": "openmpi-bin", "srun": "slurm-client"}
 
 
 @dataclass(frozen=True)
-class TimeLimits:
-    """`start_s` until every rank has reported; `grace_s` from a stop signal until what still runs is killed."""
-
-    start_s: float = START_LIMIT_S
-    grace_s: float = GRACE_S
-
-
-@dataclass(frozen=True)
 class Prepared:
-    """A run that may start: its folder, which exists, and the complete arguments of `train`."""
+    """A run that may start: its folder, which exists, and the complete arguments of `train`. `stop_within_s`: how long
+    its ranks may take to save and end, once told to; None if they are another program's.
+    """
 
     run_dir: Path
     arguments: tuple[str, ...]
+    stop_within_s: float | None = None
 
 
 def run_request(
@@ -65,7 +62,7 @@ def run_request(
     *,
     secret: RunSecret,
     is_port_fixed: bool = False,
-    limits: TimeLimits = TimeLimits(),
+    start_limit_s: float = START_LIMIT_S,
 ) -> int:
     """Starts the guards, prepares the run, lets the guards start the ranks, and returns the ranks' status.
 
@@ -75,7 +72,9 @@ def run_request(
     """
     membership = membership_for(launcher, request)
     with _taken_back(secret, membership, request):
-        return _run(launcher, request, prepare, secret, membership, is_port_fixed=is_port_fixed, limits=limits)
+        return _run(
+            launcher, request, prepare, secret, membership, is_port_fixed=is_port_fixed, start_limit_s=start_limit_s
+        )
 
 
 @contextmanager
@@ -100,7 +99,7 @@ def _run(
     membership: Membership,
     *,
     is_port_fixed: bool,
-    limits: TimeLimits,
+    start_limit_s: float,
 ) -> int:
     prepared = None if request.is_local else prepare()
     refusal: BaseException | None = None
@@ -121,10 +120,12 @@ def _run(
                 raise
             # A killed srun leaves its step for SLURM to end, which takes time; guards without a job end it at once.
             refusal = error
-            coordinator.stop(0.0)
+            coordinator.end()
             return
         asked = replace(request, arguments=ready.arguments)
-        job = job_for(launcher, asked, plan, ready.run_dir, is_port_fixed=is_port_fixed)
+        job = job_for(
+            launcher, asked, plan, ready.run_dir, is_port_fixed=is_port_fixed, grace_s=grace_of(ready.stop_within_s)
+        )
         write_launch_record(launcher, asked, job, ready.run_dir, start_time_s=time.time())
         record = RunRecord(ready.run_dir)
         # Our output so far has to appear before that of the ranks.
@@ -136,7 +137,7 @@ def _run(
             listener,
             secret.value,
             membership,
-            start_limit_s=limits.start_s,
+            start_limit_s=start_limit_s,
             say=say,
             # With a rendezvous rank 0 is on the endpoint's host, this one; else launcher or hostfile give the order.
             first_host=request.facts.hostname if request.rendezvous else None,
@@ -146,7 +147,6 @@ def _run(
         ending = supervise(
             plan.argv,
             _launcher_env(request, plan, secret),
-            grace_s=limits.grace_s,
             guards=coordinator,
             output=output,
             errors=errors,
@@ -154,7 +154,7 @@ def _run(
         )
         # Another Ctrl-C now has nothing left to stop; it must not keep us from reporting the end.
         with suppress(KeyboardInterrupt):
-            coordinator.stop(FAILURE_GRACE_S)
+            coordinator.end()
             coordinator.close(FAILURE_GRACE_S + _CLOSING_S)
     if refusal is not None:
         raise refusal
@@ -206,12 +206,17 @@ def _launcher_env(request: LaunchRequest, plan: LaunchPlan, secret: RunSecret) -
     return {**environ, **dict(plan.env), **secret.variables(environ)}
 
 
-def run_beside(request: LaunchRequest, secret: RunSecret, *, grace_s: float = GRACE_S) -> int:
+def grace_of(stop_within_s: float | None) -> float:
+    """How long ranks get that end by themselves within `stop_within_s` of a signal; None: of another program."""
+    return GRACE_S if stop_within_s is None else stop_within_s + _STOP_MARGIN_S
+
+
+def run_beside(request: LaunchRequest, secret: RunSecret, *, stop_within_s: float | None = None) -> int:
     """Runs this host's ranks of a run whose rendezvous is on another host; their guards get their job from there."""
     meeting = request.rendezvous
     assert meeting is not None
     plan = build_plan("torchrun", guarded(request, f"{meeting.host}:{meeting.port + 1}", secret))
-    ending = supervise(plan.argv, _launcher_env(request, plan, secret), grace_s=grace_s)
+    ending = supervise(plan.argv, _launcher_env(request, plan, secret), grace_s=grace_of(stop_within_s))
     if ending.status and ending.stopped_by is None:
         say(f"this host's ranks ended with status {ending.status}; {meeting.host} says which rank failed first")
     return ending.status
@@ -280,7 +285,9 @@ def _status(
             ending.status if 0 < ending.status < 128 else EXIT_FAILURE,
             lines=tuple(said.splitlines()[-_NUM_LAUNCHER_LINES:]),
         )
-    if not is_at_its_end(trouble):
+    if trouble.is_stop:
+        say_interrupted(signal.Signals(trouble.status - 128), record, is_local=is_local)
+    elif not is_at_its_end(trouble):
         say_trouble(trouble, is_local=is_local)
         if record is not None:
             record.failed(trouble)

@@ -16,8 +16,9 @@ from dist_trainer.cluster.process_table import list_descendants
 from dist_trainer.errors import EXIT_FAILURE
 from dist_trainer.launch.processes import adopt_orphans, end_with_parent
 
+# For a program of which it is not known how long it takes to save.
 GRACE_S = 20.0
-# After a failure the other ranks wait in a collective and have nothing to save.
+# After a failure the ranks are ended at once, and the launcher gets so long to notice it.
 FAILURE_GRACE_S = 5.0
 _STRAGGLER_GRACE_S = 3.0
 _POLL_S = 0.05
@@ -27,6 +28,7 @@ _LOOK_S = 0.2
 _LAUNCHER_GRACE_S = 4.0
 _TERM_GRACE_S = 2.0
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PASSED_ON = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,9 @@ class Guards(Protocol):
     @property
     def has_guards(self) -> bool: ...
 
-    def stop(self, grace_s: float) -> None: ...
+    def pass_on(self, number: signal.Signals) -> bool: ...
+
+    def stop(self) -> float: ...
 
 
 def supervise(
@@ -67,12 +71,14 @@ def supervise(
     `grace_s` later, or at a second signal, is killed. A command stopped so returns 128 + the signal, unless it ends
     with 0. Processes that the command leaves running are ended, and turn status 0 into 1. For the main thread only.
 
-    If `guards` are connected, they end the ranks instead, and the command gets the same time to end by itself; it also
-    gets some time (FAILURE_GRACE_S and a little more) once the guards know of trouble. The command's output goes to
+    If `guards` are connected, they end the ranks instead, and the command gets the time that they give to the ranks to
+    end by itself; it also gets some time (FAILURE_GRACE_S and a little more) once the guards know of trouble. SIGUSR1
+    and SIGUSR2 they pass on to the ranks; without guards these too stop the command. The command's output goes to
     `output` and `errors`, by default to this process's own streams. `meanwhile` is called as soon as the command is
     started, with the original signal mask; if it raises, the command is killed.
     """
-    stop_signals = {number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+    ours = (*_STOP_SIGNALS, *_PASSED_ON)
+    stop_signals = {number for number in ours if signal.getsignal(number) is not signal.SIG_IGN}
     not_ours = {process.pid for process in list_descendants(os.getpid())}
     # Signals are blocked and waited for instead of handled, so that none interrupts this function half-way.
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals | {signal.SIGCHLD})
@@ -149,13 +155,15 @@ def _wait(
     while launcher.poll() is None:
         received = signal.sigtimedwait(awaited, _LONG_S if guards is None else _LOOK_S)
         if received is not None and received.si_signo != signal.SIGCHLD:
+            number = signal.Signals(received.si_signo)
+            if number in _PASSED_ON and guards is not None and guards.pass_on(number):
+                continue
             if guards is not None and guards.has_guards:
-                guards.stop(grace_s)
-                grace_s += _LAUNCHER_GRACE_S
+                grace_s = guards.stop() + _LAUNCHER_GRACE_S
             else:
                 _signal_group(launcher, signal.SIGTERM)
             _give_time(launcher, stop_signals, not_ours, grace_s)
-            return signal.Signals(received.si_signo)
+            return number
         if guards is not None and guards.trouble is not None:
             if not _give_time(launcher, stop_signals, not_ours, FAILURE_GRACE_S + _LAUNCHER_GRACE_S):
                 _signal_group(launcher, signal.SIGTERM)

@@ -44,7 +44,8 @@ class GpuRequest:
 class JobRequest:
     """What was asked; None: not given. `options`: further options of sbatch, as NAME or NAME=VALUE.
 
-    `signal_s`: how many seconds before its end the job gets USR1; ignored if the job is not requeued.
+    `signal_s`: how many seconds before its end the job gets USR1, `max_requeues`: how often it goes back into the queue
+    by itself; both are ignored if the job is not requeued.
     """
 
     launcher: Launcher = "srun"
@@ -61,6 +62,7 @@ class JobRequest:
     array: str | None = None
     signal_s: int | None = None
     requeues: bool = True
+    max_requeues: int = 100
     options: tuple[str, ...] = ()
 
 

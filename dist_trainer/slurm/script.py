@@ -10,7 +10,6 @@ from pathlib import Path
 from dist_trainer.cluster.rank import FIRST_PORT, NUM_PORTS
 from dist_trainer.errors import EXIT_HOST_LOST
 from dist_trainer.launch.plan import argument_groups
-from dist_trainer.slurm.cadence import wait_s
 from dist_trainer.slurm.job_request import JobRequest, Layout
 
 # Stands for the array task's number in arguments of `train`.
@@ -50,7 +49,7 @@ def render(request: JobRequest, layout: Layout, training: Training, *, signal_s:
         parts.append(f"exec {command}\n")
     else:
         lost_node = "" if request.launcher == "torchrun" else _LOST_NODE
-        parts += [_requeue(request, signal_s), f"{command} &\nlaunch=$!\ntrap requeue USR1\n{_WAIT}{lost_node}"]
+        parts += [_requeue(request, signal_s), f"{command} &\nlaunch=$!\ntrap requeue USR1\n{_END}{lost_node}"]
     return "\n".join(parts)
 
 
@@ -128,44 +127,46 @@ fi
 def _requeue(request: JobRequest, signal_s: int) -> str:
     # SLURM_JOB_ID of an array's last task is also the id of the whole array.
     job = "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID" if request.array else "$SLURM_JOB_ID"
+    # `launch` tells its ranks at SIGTERM; srun passes SIGUSR1 on, but at SIGTERM it kills its tasks.
+    stop = "USR1" if request.launcher == "torchrun" else "TERM"
     return f"""\
-# SLURM sends USR1 {signal_s} s before the time is over. The job waits for one more checkpoint while it can, and goes
-# back into the queue, to go on from its newest one. With none since it began it would repeat itself for ever, and is
-# left to end.
+# SLURM sends USR1 {signal_s} s before the time is over. The run saves and ends, and the job goes back into the queue,
+# to go on from there. Without a new checkpoint since it began it would repeat itself for ever, and is left to end.
 newest() {{ cat "$run_dir/checkpoints/latest" 2>/dev/null; }}
+# A signal interrupts `wait`.
+await_end() {{
+    while kill -0 "$launch" 2>/dev/null; do wait "$launch"; done
+    wait "$launch"
+}}
 at_start=$(newest)
 # $1: how many times a job without a new checkpoint may go back all the same.
 go_back() {{
-    if [ "$(newest)" = "$at_start" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -ge "$1" ]; then
+    if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {request.max_requeues} ]; then
+        echo "The job is not requeued: it was {request.max_requeues} times (--max-requeues)." >&2
+    elif [ "$(newest)" = "$at_start" ] && [ "${{SLURM_RESTART_COUNT:-0}}" -ge "$1" ]; then
         echo "The job is not requeued: it has written no checkpoint since it began." >&2
     else
         scontrol requeue "{job}"
     fi
 }}
 requeue() {{
-    local at_signal end
-    at_signal=$(newest)
-    end=$((SECONDS + {wait_s(signal_s)}))
-    while [ "$(newest)" = "$at_signal" ] && [ "$SECONDS" -lt "$end" ]; do
-        kill -0 "$launch" 2>/dev/null || return
-        sleep 1
-    done
-    go_back 0
+    kill -{stop} "$launch" 2>/dev/null || return
+    await_end
+    if [ $? -gt 128 ]; then go_back 0; fi
 }}
 """
 
 
 # `wait` returns the status also after the process has ended: bash remembers it.
-_WAIT = """\
-# A signal interrupts `wait`. The job's status is that of the launch.
-while kill -0 "$launch" 2>/dev/null; do wait "$launch"; done
-wait "$launch"
+_END = """\
+# The job's status is that of the launch.
+await_end
 """
 
 # The launch ends before SLURM notices that a node is gone, and SLURM does not requeue a job that has ended by itself.
 _LOST_NODE = f"""\
 if [ $? -eq {EXIT_HOST_LOST} ]; then go_back {_NUM_FREE_RETURNS}; fi
-wait "$launch"
+await_end
 """
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,11 +69,18 @@ class Prepared:
         return self.initial.fingerprint if self.initial else "none"
 
 
-def prepare(job: RankJob, timeline: Timeline, *, damaged: Mapping[Path, str] | None = None) -> Prepared:
+def prepare(
+    job: RankJob,
+    timeline: Timeline,
+    *,
+    damaged: Mapping[Path, str] | None = None,
+    knows_signals: Callable[[Collection[signal.Signals]], None] = lambda _: None,
+) -> Prepared:
     """Checks files and checkpoint, sets what torch reads on import, imports torch, then finds device, plan and data.
 
     `damaged`: checkpoints that are not to be taken, and why. The ranks find out together, later, whether all bytes of a
-    checkpoint are as they were written; where they are not, each prepares anew.
+    checkpoint are as they were written; where they are not, each prepares anew. `knows_signals` is called with the run
+    file's stop signals as soon as it has been read.
 
     Raises UserError for the user's mistakes.
     """
@@ -86,6 +94,7 @@ def prepare(job: RankJob, timeline: Timeline, *, damaged: Mapping[Path, str] | N
         with_files=False,
         damaged=damaged,
     )
+    knows_signals([signal.Signals[f"SIG{name}"] for name in asked.run.checkpoints.stop_signals])
     initial = check_initial(job.init_from, resume, asked, asked_resume=job.resume, with_files=False, damaged=damaged)
     resume = replace(resume, notices=(*resume.notices, *not_read(job.init_from, resume)))
     baseline = read_baseline(job, asked)

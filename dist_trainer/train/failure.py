@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from dist_trainer.cause import Cause, tell_guard
+from dist_trainer.cause import Cause, has_guard, tell_guard
 from dist_trainer.cluster.slurm import slurm_facts
 from dist_trainer.encoding import printable
-from dist_trainer.endings import ERROR, INTERRUPTED, Start, end_event, interrupted, last_step
+from dist_trainer.endings import ERROR, INTERRUPTED, Start, end_event, interrupted
 from dist_trainer.errors import EXIT_FAILURE, EXIT_INTERRUPTED, UserError
 from dist_trainer.logs import LOGGER_NAME
 from dist_trainer.streams import SHOW_CURSOR, is_terminal, write_all
@@ -108,23 +108,46 @@ def fail_in_the_run(error: BaseException, speaker: Speaker) -> NoReturn:
     os._exit(exit_status(error))
 
 
+def end_before_meeting_by_signal(number: signal.Signals, rank: int) -> None:
+    """Ends a rank that has not joined the others yet. Called on another thread than the one that prepares."""
+    _hurry.set()
+    if _is_failing.is_set():
+        return
+    if rank == 0 and not has_guard(os.environ):
+        say(f"dist_trainer: interrupted before the first step ({number.name})")
+    os._exit(128 + number)
+
+
+def announce_stop(within_s: float, speaker: Speaker, *, saves: bool) -> None:
+    """Rank 0 says that the run ends, and whether it saves."""
+    if speaker.rank > 0:
+        return
+    if is_terminal(speaker.stderr_fd):
+        write_all(speaker.stderr_fd, b"\n")
+    what = "saves and ends" if saves else "ends"
+    text = f"told to stop: the run {what}, within {within_s:g} s; a second signal ends it at once"
+    say(f"dist_trainer: {text}", stream_fd=speaker.stderr_fd)
+
+
 def end_by_signal(number: signal.Signals, speaker: Speaker) -> None:
-    """Ends a rank that a signal told to end. Called on another thread than the training's, which may be stuck in a
-    collective. If the rank is failing already, this only ends its waiting for others.
+    """Ends a rank that a signal told to end, where it has saved what it could; or at once, called on another thread
+    than the training's, which may be stuck in a collective. If the rank is failing already, this only ends its waiting
+    for others.
     """
     _hurry.set()
     if _is_failing.is_set():
         return
+    if tell_guard(Cause(f"stopped by {number.name}", may_be_echo=False, is_stop=True), os.environ):
+        os._exit(128 + number)
     if speaker.rank == 0 and is_terminal(1):
         write_all(1, SHOW_CURSOR.encode())
     try:
         with speaker.start.speaking():
             if not speaker.start.has_end():
-                step = last_step(speaker.start.run_dir)
-                message = interrupted(number.name, step)
+                message, facts = interrupted(speaker.start, number.name)
                 say(f"dist_trainer: {message}", stream_fd=speaker.stderr_fd)
-                facts = {"step": step, "signal": number.name, **slurm_facts(os.environ)}
-                speaker.start.write(end_event(INTERRUPTED, message, speaker.rank, **facts))
+                event = end_event(INTERRUPTED, message, speaker.rank, **facts, **slurm_facts(os.environ))
+                speaker.start.write(event)
     except OSError:
         say(f"dist_trainer: rank {speaker.rank} was ended by {number.name}", stream_fd=speaker.stderr_fd)
     os._exit(128 + number)

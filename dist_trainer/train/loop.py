@@ -24,6 +24,7 @@ from dist_trainer.train import hygiene
 from dist_trainer.train.checkpoints.turns import Turns
 from dist_trainer.train.compile_trial import CompileTrial
 from dist_trainer.train.display import Display
+from dist_trainer.train.preemption import Preemption, Stopped
 from dist_trainer.train.step import StepResult, evaluate, train_step
 from dist_trainer.train.timeline import Timeline, compile_s
 
@@ -107,6 +108,7 @@ class Run:
     display: Display
     position: Position
     checkpoints: Turns
+    preemption: Preemption
     max_steps: int | None
     allocator: AllocatorWatch | None = None
     timeline: Timeline | None = None
@@ -119,7 +121,19 @@ class Run:
 
 
 def train_phases(run: Run) -> None:
-    """Trains every selected phase from the run's position to its end, or to `max_steps`."""
+    """Trains every selected phase from the run's position to its end, or to `max_steps`.
+
+    Raises Stopped, with everything saved, where a signal told the run to stop.
+    """
+    try:
+        _train_phases(run)
+    except Stopped:
+        run.checkpoints.stop(run.position)
+        run.preemption.leave()
+        raise
+
+
+def _train_phases(run: Run) -> None:
     hygiene.settle(run.engine)
     if all(_steps_left(run, phase) <= 0 for phase in run.resolved.phases):
         run.display.note(nothing_left(run.position, run.resolved.phases, run.max_steps))
@@ -161,7 +175,14 @@ def _train_phase(run: Run, phase: Phase, data: PhaseData) -> None:
         batches = iter(loader)
         while run.position.progress(phase.name).steps < phase.steps and run.steps_left:
             step = run.position.step + 1
-            result = train_step(run.engine, batches, step=step, before_update=run.checkpoints.before_update)
+            result = train_step(
+                run.engine,
+                batches,
+                step=step,
+                before_micro_batch=run.preemption.turn,
+                before_update=run.checkpoints.before_update,
+            )
+            run.preemption.stepped()
             if run.timeline is not None:
                 run.timeline.end(compile_s=compile_s() if run.resolved.deepspeed.get("compile") is not None else None)
                 run.timeline = None
@@ -222,7 +243,7 @@ def _evaluate_phase(run: Run, phase: Phase, validation: TokenFile) -> None:
     order = _order(run, phase, validation)
     loader = _loader(run, validation, order, first_sample=0, num_steps=num_batches, accumulation=1)
     with loader:
-        loss = evaluate(run.engine, iter(loader))
+        loss = evaluate(run.engine, iter(loader), before_micro_batch=run.preemption.turn)
     run.recorder.event("evaluation", f"validation loss {loss:.4f}", phase=phase.name, step=run.position.step, loss=loss)
     run.display.note(f"phase {phase.number} ({phase.name}): validation loss {loss:.4f}")
 

@@ -12,6 +12,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from dist_trainer.cluster.rank import RankInfo
 from dist_trainer.cluster.threads import threads_here
@@ -20,6 +21,7 @@ from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED, UserError
 from dist_trainer.logs import open_rank_log, rank_log_path
 from dist_trainer.train import meeting, op_builds
 from dist_trainer.train.async_io import has_async_io
+from dist_trainer.train.preemption import Preemption
 from dist_trainer.units import counted
 
 _Value = TypeVar("_Value")
@@ -170,6 +172,12 @@ def _check_meeting_place(rank: RankInfo) -> None:
             found=f"{rank.master_addr} ({error.strerror})",
             hint="set MASTER_ADDR to a name or an address of rank 0's host that every host knows",
         ) from error
+
+
+def stop_together(preemption: Preemption, *, limit_s: float) -> None:
+    """From now on all ranks stop when one gets a signal. `limit_s`: how long that may take."""
+    store = distributed_c10d.PrefixStore("dist_trainer/stop", distributed_c10d._get_default_store())
+    preemption.join(store, rank=dist.get_rank(), world_size=dist.get_world_size(), limit_s=limit_s)
 
 
 def agree_on(value: _Value | None) -> _Value:

@@ -6,7 +6,6 @@ import gc
 import os
 from typing import TYPE_CHECKING, NoReturn
 
-from dist_trainer.cause import has_guard
 from dist_trainer.checkpoints.folder import clear_leftovers
 from dist_trainer.cluster.environments import LAUNCH_ID
 from dist_trainer.cluster.folder_lock import FolderLock
@@ -17,9 +16,18 @@ from dist_trainer.errors import EXIT_OK, EXIT_TARGET_MISSED
 from dist_trainer.logs import quiet_deepspeed
 from dist_trainer.streams import outlive_readers
 from dist_trainer.train.before_meeting import Prepared, prepare
-from dist_trainer.train.failure import Speaker, end_by_signal, fail_before_meeting, fail_in_the_run, say
+from dist_trainer.train.failure import (
+    Speaker,
+    announce_stop,
+    end_before_meeting_by_signal,
+    end_by_signal,
+    fail_before_meeting,
+    fail_in_the_run,
+    say,
+)
 from dist_trainer.train.job import RankJob
-from dist_trainer.train.signals import end_on_signals
+from dist_trainer.train.preemption import Preemption, Stopped
+from dist_trainer.train.signals import SignalThread
 from dist_trainer.train.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -34,18 +42,21 @@ def start(job: RankJob, timeline: Timeline) -> NoReturn:
     """
     rank = job.rank.rank
     outlive_readers()
+    preemption = Preemption(lambda number: end_before_meeting_by_signal(number, rank))
+    heard = SignalThread(preemption.hear, preemption.look)
     # During the imports the garbage collector frees nothing and takes a quarter of the time. `hygiene.end_imports`
     # turns it on again.
     gc.disable()
     try:
         # The first to import torch, after setting the variables that torch reads.
-        prepared = prepare(job, timeline)
+        prepared = prepare(job, timeline, knows_signals=heard.hear_also)
         from dist_trainer.train import planning, process
         from dist_trainer.train.shortage import said_plainly
 
         timeline.begin("rendezvous")
         with quiet_deepspeed():
             process.join_process_group(job.rank, prepared.device, is_launched=planning.is_launched(job.run_dir))
+            process.stop_together(preemption, limit_s=prepared.resolved.run.checkpoints.stop_within_s)
             prepared = _with_whole_checkpoint(job, prepared, timeline)
         started, lock = _agreed_start(job)
     except BaseException as error:  # noqa: BLE001 - whatever stops a rank is reported, and ends the process
@@ -54,10 +65,11 @@ def start(job: RankJob, timeline: Timeline) -> NoReturn:
 
     run_dir = started.run_dir
     speaker = Speaker(rank, started, stderr_fd=os.dup(2), debug=job.debug)
+    preemption.end = lambda number: end_by_signal(number, speaker)
+    saves = prepared.resolved.run.checkpoints.saves_at_all
+    preemption.tell = lambda within_s: announce_stop(within_s, speaker, saves=saves)
+    preemption.is_over = started.has_end
     try:
-        if not has_guard(os.environ):
-            # With a guard, the guard gets the signal as well, and `launch` reports it.
-            end_on_signals(lambda number: end_by_signal(number, speaker))
         with said_plainly(run_dir):
             timeline.begin("opening")
             timeline.keep(started, rank)
@@ -69,7 +81,9 @@ def start(job: RankJob, timeline: Timeline) -> NoReturn:
             # Imports DeepSpeed here, so that what it logs goes to the rank's log, and the memory it takes is sampled.
             from dist_trainer.train.training import train
 
-            result = train(job, prepared, run_dir, monitor, timeline)
+            result = train(job, prepared, run_dir, monitor, timeline, preemption)
+    except Stopped as stopped:
+        end_by_signal(stopped.number, speaker)
     except BaseException as error:  # noqa: BLE001
         fail_in_the_run(error, speaker)
     if lock is not None:

@@ -31,17 +31,25 @@ class StepResult:
 
 
 def train_step(
-    engine: Any, batches: Iterator[MicroBatch], *, step: int, before_update: Callable[[], None] = lambda: None
+    engine: Any,
+    batches: Iterator[MicroBatch],
+    *,
+    step: int,
+    before_micro_batch: Callable[[], None] = lambda: None,
+    before_update: Callable[[], None] = lambda: None,
 ) -> StepResult:
     """Takes one optimizer step on the next micro batches (int64 [micro_batch, sequence_length] inputs and targets).
 
-    `before_update` is called before the optimizer changes anything.
+    `before_update` is called before the optimizer changes anything. If `before_micro_batch` raises, what a checkpoint
+    has of the engine, and the random states, are again what they were before the step.
 
     Raises RunError on every rank, before the weights change, if the mean loss is not finite; and on a rank whose device
     is out of memory, with what to try.
     """
     try:
-        return _train_step(engine, batches, step=step, before_update=before_update)
+        return _train_step(
+            engine, batches, step=step, before_micro_batch=before_micro_batch, before_update=before_update
+        )
     except torch.OutOfMemoryError as error:
         raise RunError(
             f"out of memory in step {step}",
@@ -55,14 +63,26 @@ def train_step(
 
 
 def _train_step(
-    engine: Any, batches: Iterator[MicroBatch], *, step: int, before_update: Callable[[], None]
+    engine: Any,
+    batches: Iterator[MicroBatch],
+    *,
+    step: int,
+    before_micro_batch: Callable[[], None],
+    before_update: Callable[[], None],
 ) -> StepResult:
     started_s = time.perf_counter()
     data_wait_s = 0.0
     accumulation = engine.gradient_accumulation_steps()
     learning_rate = float(engine.get_lr()[0])
     loss_sum = torch.zeros((), dtype=torch.float64, device=engine.device)
+    beginning = _Beginning.of(engine) if accumulation > 1 else None
     for micro_step in range(accumulation):
+        try:
+            before_micro_batch()
+        except BaseException:
+            if beginning is not None:
+                beginning.restore(engine)
+            raise
         waiting_s = time.perf_counter()
         inputs, targets = next(batches)
         data_wait_s += time.perf_counter() - waiting_s
@@ -91,6 +111,26 @@ def _train_step(
     )
 
 
+@dataclass(frozen=True)
+class _Beginning:
+    """What a step's micro batches change before its update, other than gradients."""
+
+    micro_steps: int
+    random: Tensor
+    cuda_random: Tensor | None
+
+    @classmethod
+    def of(cls, engine: Any) -> _Beginning:
+        on_cuda = engine.device.type == "cuda"
+        return cls(engine.micro_steps, torch.get_rng_state(), torch.cuda.get_rng_state() if on_cuda else None)
+
+    def restore(self, engine: Any) -> None:
+        engine.micro_steps = self.micro_steps
+        torch.set_rng_state(self.random)
+        if self.cuda_random is not None:
+            torch.cuda.set_rng_state(self.cuda_random)
+
+
 def _stop_unless_finite(mean_loss: float, *, step: int, learning_rate: float) -> None:
     if math.isfinite(mean_loss):
         return
@@ -114,11 +154,14 @@ def _unpartitioned_grad_norm(engine: Any) -> Tensor | None:
 
 
 @torch.no_grad()
-def evaluate(engine: Any, batches: Iterator[MicroBatch]) -> float:
+def evaluate(
+    engine: Any, batches: Iterator[MicroBatch], *, before_micro_batch: Callable[[], None] = lambda: None
+) -> float:
     """The mean loss over these micro batches and all ranks, with dropout off. Collective."""
     engine.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for inputs, targets in batches:
+        before_micro_batch()
         totals[0] += engine(inputs.to(engine.device), targets.to(engine.device))
         totals[1] += 1
     dist.all_reduce(totals)

@@ -40,11 +40,19 @@ from dist_trainer.train.job import RankJob
 from dist_trainer.train.loop import Recorder, Run, train_phases
 from dist_trainer.train.monitoring import stop_monitor
 from dist_trainer.train.opening import open_run
+from dist_trainer.train.preemption import Preemption
 from dist_trainer.train.timeline import Timeline
 
 
-def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor, timeline: Timeline) -> Summary | None:
-    """Trains. Returns the summary on rank 0, None on the others. Collective."""
+def train(
+    job: RankJob,
+    prepared: Prepared,
+    run_dir: Path,
+    monitor: RankMonitor,
+    timeline: Timeline,
+    preemption: Preemption,
+) -> Summary | None:
+    """Trains. Returns the summary on rank 0, None on the others. Collective. Raises Stopped if a signal told it to."""
     timeline.begin("opening")
     rank, is_first = job.rank.rank, job.rank.rank == 0
     resolved, device = prepared.resolved, prepared.device
@@ -80,6 +88,7 @@ def train(job: RankJob, prepared: Prepared, run_dir: Path, monitor: RankMonitor,
         display=display,
         position=position,
         checkpoints=_turns(engine, holders, prepared, run_dir, position, recorder=recorder, display=display),
+        preemption=preemption,
         max_steps=job.max_steps,
         timeline=timeline,
         compile_trial=_compile_trial(engine, resolved, recorder=recorder, display=display),

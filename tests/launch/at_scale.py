@@ -58,6 +58,7 @@ def measure_guards(num_ranks: int) -> None:
         is_port_fixed=True,
         logs_dir="logs",
         is_local=False,
+        grace_s=20.0,
         local_ranks=tuple((local_rank, HOST_SIZE) for _, local_rank in places),
     )
     membership = Membership(num_ranks, tuple(f"host{host}" for host, _ in places))

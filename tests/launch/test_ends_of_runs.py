@@ -110,11 +110,15 @@ def test_control_c_says_at_which_step_gives_the_cursor_back_and_begins_a_line(tm
     os.close(master)
     step = last_step(running.run_dir)
     assert running.status() == 130
-    assert running.said() == f"dist_trainer: interrupted at step {step} (SIGINT)\n"
+    message = f"interrupted at step {step} (SIGINT); no step is saved"
+    assert running.said().splitlines() == [
+        "dist_trainer: told to stop: the run ends, within 120 s; a second signal ends it at once",
+        f"dist_trainer: {message}",
+    ]
     assert b"\x1b[?25l" in shown, "the bar hides the cursor"
     assert shown.replace(b"\r\n", b"\n").endswith(SHOW_CURSOR.encode())
     progress = read_findings(running.run_dir).progress
-    assert (progress.state, progress.text) == ("interrupted", f"interrupted at step {step} (SIGINT)")
+    assert (progress.state, progress.text) == ("interrupted", message)
 
 
 def test_a_rank_that_is_killed(running: Running) -> None:

@@ -77,9 +77,13 @@ def test_an_interruption_is_said_and_written_with_the_step_of_this_start(
     write_lines(records / EVENTS_FILE, [event("phase", "phase 1: short", 0.0, step=9)])
     write_lines(records / STEPS_FILE, [step(9), step(10)])
     say_interrupted(signal.SIGINT, record, is_local=True)
-    assert capsys.readouterr().err == "dist_trainer: interrupted at step 10 (SIGINT)\n"
+    assert capsys.readouterr().err == "dist_trainer: interrupted at step 10 (SIGINT); no step is saved\n"
     last = events_of(tmp_path)[-1]
-    assert (last.kind, last.rank, last.message) == ("interrupted", None, "interrupted at step 10 (SIGINT)")
+    assert (last.kind, last.rank, last.message) == (
+        "interrupted",
+        None,
+        "interrupted at step 10 (SIGINT); no step is saved",
+    )
     say_interrupted(signal.SIGINT, None, is_local=True)
     assert "before the first step" in capsys.readouterr().err
 

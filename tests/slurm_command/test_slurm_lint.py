@@ -386,11 +386,15 @@ def test_several_nodes_are_never_one_host() -> None:
     assert rules(one.replace("--nodes=1", "--nodelist=h[1-3]")) == [("local-master", 10)]
 
 
-def test_a_signal_to_the_ranks_ends_ours_and_may_be_heard_by_others() -> None:
+def test_a_signal_to_the_ranks_may_be_one_that_ends_them_unsaved() -> None:
     others = GOOD.replace("B:USR1@120", "USR1@120")
     assert rules(others) == []
-    assert rules(others.replace("train.py", "-m dist_trainer train")) == [("signal-unheard", 7)]
-    assert ("signal-unheard", 7) in rules(others.replace("python train.py", "--ntasks-per-node=1 torchrun train.py"))
+    ours = others.replace("train.py", "-m dist_trainer train")
+    assert rules(ours) == [], "the run saves and ends"
+    assert rules(ours.replace("USR1", "USR2")) == [("signal-unheard", 7)]
+    with_torchrun = others.replace("python train.py", "--ntasks-per-node=1 torchrun train.py")
+    assert ("signal-unheard", 7) in rules(with_torchrun)
+    assert ("signal-unheard", 7) not in rules(with_torchrun.replace("USR1", "TERM"))
 
 
 def test_launch_starts_a_task_a_gpu_by_itself() -> None:
@@ -405,9 +409,9 @@ def test_launch_starts_a_task_a_gpu_by_itself() -> None:
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
-        ("--config large", [("time-and-checkpoints", 6)]),
-        ("--config large --set checkpoints.every_minutes=1", []),
-        ("--config tiny --set checkpoints.every_steps=0", [("time-and-checkpoints", 6)]),
+        ("--config large", []),
+        ("--config large --set checkpoints.stop_within_s=300", [("time-and-checkpoints", 6)]),
+        ("--config tiny --set checkpoints.every_steps=0 --set checkpoints.at_end=false", [("time-and-checkpoints", 6)]),
         ("--config tiny", []),
         ('"$@"', []),
         ("--config nowhere/else.yaml", []),

@@ -48,28 +48,29 @@ if [ ! -x "$python" ]; then
     exit 2
 fi
 
-# SLURM sends USR1 1920 s before the time is over. The job waits for one more checkpoint while it can, and goes
-# back into the queue, to go on from its newest one. With none since it began it would repeat itself for ever, and is
-# left to end.
+# SLURM sends USR1 1920 s before the time is over. The run saves and ends, and the job goes back into the queue,
+# to go on from there. Without a new checkpoint since it began it would repeat itself for ever, and is left to end.
 newest() { cat "$run_dir/checkpoints/latest" 2>/dev/null; }
+# A signal interrupts `wait`.
+await_end() {
+    while kill -0 "$launch" 2>/dev/null; do wait "$launch"; done
+    wait "$launch"
+}
 at_start=$(newest)
 # $1: how many times a job without a new checkpoint may go back all the same.
 go_back() {
-    if [ "$(newest)" = "$at_start" ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "$1" ]; then
+    if [ "${SLURM_RESTART_COUNT:-0}" -ge 100 ]; then
+        echo "The job is not requeued: it was 100 times (--max-requeues)." >&2
+    elif [ "$(newest)" = "$at_start" ] && [ "${SLURM_RESTART_COUNT:-0}" -ge "$1" ]; then
         echo "The job is not requeued: it has written no checkpoint since it began." >&2
     else
         scontrol requeue "$SLURM_JOB_ID"
     fi
 }
 requeue() {
-    local at_signal end
-    at_signal=$(newest)
-    end=$((SECONDS + 1890))
-    while [ "$(newest)" = "$at_signal" ] && [ "$SECONDS" -lt "$end" ]; do
-        kill -0 "$launch" 2>/dev/null || return
-        sleep 1
-    done
-    go_back 0
+    kill -TERM "$launch" 2>/dev/null || return
+    await_end
+    if [ $? -gt 128 ]; then go_back 0; fi
 }
 
 "$python" -m dist_trainer launch --launcher srun \\
@@ -79,11 +80,10 @@ requeue() {
     --ds zero2 &
 launch=$!
 trap requeue USR1
-# A signal interrupts `wait`. The job's status is that of the launch.
-while kill -0 "$launch" 2>/dev/null; do wait "$launch"; done
-wait "$launch"
+# The job's status is that of the launch.
+await_end
 if [ $? -eq 4 ]; then go_back 3; fi
-wait "$launch"
+await_end
 """
 
 WITHOUT_REQUEUE = """\

@@ -51,7 +51,7 @@ def test_the_issues_own_command(folder: Path, capsys: pytest.CaptureFixture[str]
         "--ntasks-per-node=8",
         "--gpus-per-node=8",
         "--time=12:00:00",
-        "--signal=B:USR1@1920",
+        "--signal=B:USR1@150",
         "--requeue",
         "--open-mode=append",
         f"--chdir={folder}",
@@ -80,14 +80,19 @@ def test_a_learning_rate_for_each_task_of_an_array(folder: Path, capsys: pytest.
 
 
 def test_what_the_end_of_the_time_costs_is_said(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    _, err = shown(capsys, "--gpus-per-node", "2", "--time", "20", "--config", "small")
-    assert "notice     the job has 18 min until USR1 comes, and a checkpoint is due every 30 min" in err
+    _, err = shown(capsys, "--gpus-per-node", "2", "--time", "20", "--config", "small", "--signal", "60")
+    assert "notice     USR1 comes 1 min before the end, and the run may take 2 min to save" in err
     _, err = shown(capsys, "--gpus-per-node", "2", "--time", "20", "--config", "small", "--no-requeue")
     assert "the job has 20 min until its end" in err
     _, err = shown(
         capsys, "--gpus-per-node", "2", "--time", "20", "--config", "small", "--set", "checkpoints.every_minutes=5"
     )
     assert "checkpoint" not in err
+
+
+def test_how_often_a_job_requeues_itself_is_the_users_choice(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, _ = shown(capsys, "--gpus-per-node", "2", "--time", "20", "--config", "small", "--max-requeues", "3")
+    assert '[ "${SLURM_RESTART_COUNT:-0}" -ge 3 ]' in out
 
 
 @pytest.mark.parametrize("dry_run", [(), ("--dry-run",)], ids=["submitted", "dry run"])

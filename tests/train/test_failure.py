@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from ranks import TORCHRUN, bin_environment, mini_config, run
-from run_folders import step, write_lines
+from run_folders import event, step, write_lines
 
 from dist_trainer.cause import CAUSE_FD, read_cause
 from dist_trainer.errors import RunError, UserError
@@ -113,9 +113,9 @@ import ctypes, os, signal, sys, time
 from pathlib import Path
 from dist_trainer.endings import Start
 from dist_trainer.train import failure
-from dist_trainer.train.signals import end_on_signals
+from dist_trainer.train.signals import SignalThread
 speaker = failure.Speaker(int(sys.argv[1]), Start.now(Path(sys.argv[2])), stderr_fd=2, debug=False)
-end_on_signals(lambda number: failure.end_by_signal(number, speaker))
+SignalThread(lambda number: failure.end_by_signal(number, speaker), lambda: 60.0)
 if os.fork() == 0:
     # A loader's worker: what ends it is nobody's end but its own.
     signal.raise_signal(signal.SIGTERM)
@@ -131,16 +131,17 @@ while True:
 def test_a_rank_that_is_told_to_end_while_it_stands_in_a_collective_says_and_records_it(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    write_lines(tmp_path / "records" / STEPS_FILE, [step(8), step(9)])
     command = [sys.executable, "-c", STANDING, "0", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as rank:
         assert rank.stdout is not None and rank.stdout.readline() == "stands\n"
         assert errors_of(tmp_path) == []
+        write_lines(tmp_path / "records" / EVENTS_FILE, [event("phase", "phase 1: short", 0.0, step=0)])
+        write_lines(tmp_path / "records" / STEPS_FILE, [step(8), step(9)])
         rank.send_signal(number)
         said = rank.communicate(timeout=60)[1]
     assert rank.returncode == 128 + number
-    assert said == f"dist_trainer: interrupted at step 9 ({number.name})\n"
-    assert errors_of(tmp_path) == [(0, "interrupted")]
+    assert said == f"dist_trainer: interrupted at step 9 ({number.name}); no step is saved\n"
+    assert errors_of(tmp_path)[-1] == (0, "interrupted")
 
 
 def test_a_signal_that_is_ignored_stays_so(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from dist_trainer.data.sampler import DataPlace
 from dist_trainer.data.tokens import open_tokens
 from dist_trainer.train import hygiene, loop
 from dist_trainer.train.loop import PhaseData, Run, nothing_left, train_phases
+from dist_trainer.train.preemption import Preemption
 from dist_trainer.train.step import StepResult
 
 WARM = Phase(1, "warm", 128, 2, 4096, "stdlib")
@@ -103,6 +104,7 @@ class Rank:
             display=nothing,
             position=Position(),
             checkpoints=self._turns(),
+            preemption=Preemption(lambda _: None),
             max_steps=None,
         )
         train_phases(self.run)
@@ -116,10 +118,17 @@ class Rank:
         )
 
     def _take_step(
-        self, engine: Any, batches: Iterator[Any], *, step: int, before_update: Callable[[], None]
+        self,
+        engine: Any,
+        batches: Iterator[Any],
+        *,
+        step: int,
+        before_micro_batch: Callable[[], None],
+        before_update: Callable[[], None],
     ) -> StepResult:
         assert step == self.step + 1
         next(batches)
+        before_micro_batch()
         before_update()
         self.clock.now_s += self.step_s
         return StepResult(

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal
 
 from dist_trainer.encoding import without_commands
 from dist_trainer.launch.guards.connections import Connection, Connections
 from dist_trainer.launch.guards.job import Job
 from dist_trainer.launch.guards.membership import Membership, Trouble, name_hosts
 from dist_trainer.launch.guards.protocol import BEAT_S, SILENCE_S, Message, encode
-from dist_trainer.launch.supervise import FAILURE_GRACE_S
 from dist_trainer.units import counted
 
 _REMIND_S = 30.0
@@ -72,7 +72,7 @@ class Coordinator:
         self._waiting: list[_Guard] = []
         self._leaving: list[_Guard] = []
         self._stopping = threading.Lock()
-        self._grace_s: float | None = None
+        self._ending: Literal["stop", "end"] | None = None
         self._is_closing = False
         self._thread = threading.Thread(target=self._serve, name="coordinator", daemon=True)
 
@@ -102,12 +102,29 @@ class Coordinator:
         members = list(self.membership.members.values())
         return any(member.is_connected and now_s - member.heard_s < SILENCE_S for member in members)
 
-    def stop(self, grace_s: float) -> None:
-        """Tells every guard, also one that connects later, to end its rank: SIGTERM, then SIGKILL `grace_s` later."""
+    def pass_on(self, number: signal.Signals) -> bool:
+        """Sends a signal to every rank. False if there are none yet, or some are missing."""
+        if self._job is None or not self.membership.is_complete:
+            return False
+        self._connections.send_all(encode("signal", number=int(number)))
+        return True
+
+    def stop(self) -> float:
+        """Tells every guard, also one that connects later, to end its rank in good order: SIGTERM, then SIGKILL after
+        the job's `grace_s`, which is returned.
+        """
+        self._tell_to_end("stop")
+        return 0.0 if self._job is None else self._job.grace_s
+
+    def end(self) -> None:
+        """Tells every guard, also one that connects later, to kill its rank."""
+        self._tell_to_end("end")
+
+    def _tell_to_end(self, how: Literal["stop", "end"]) -> None:
         with self._stopping:
-            if self._grace_s is None or grace_s < self._grace_s:
-                self._grace_s = grace_s
-                self._connections.send_all(encode("stop", grace_s=grace_s))
+            if self._ending is None or (self._ending == "stop" and how == "end"):
+                self._ending = how
+                self._connections.send_all(encode(how))
 
     def close(self, limit_s: float) -> None:
         """Ends the thread as soon as every guard has left, at the latest after `limit_s`."""
@@ -148,8 +165,8 @@ class Coordinator:
                 f"{self._strangers()}",
                 1,
             )
-        if self.trouble is not None:
-            self.stop(FAILURE_GRACE_S)
+        if self.trouble is not None and not self.trouble.is_stop:
+            self.end()
 
     def _missing(self) -> str:
         return name_hosts(self.membership.missing_hosts())
@@ -224,6 +241,7 @@ class Coordinator:
                 why=message["why"],
                 cause=message["cause"],
                 may_be_echo=message["may_be_echo"],
+                is_stop=message["is_stop"],
             )
             self._leaving.append(guard)
 
@@ -231,7 +249,7 @@ class Coordinator:
         """Releases guards whose ranks have ended, but only when all guards have come or none is awaited any more: the
         first to leave a host removes the secret's file, which the host's other guards need to connect.
         """
-        if self._leaving and (self.membership.is_complete or self._grace_s is not None):
+        if self._leaving and (self.membership.is_complete or self._ending is not None):
             for guard in self._leaving:
                 self._connections.send(guard.connection, encode("bye"))
             self._leaving.clear()
@@ -242,9 +260,9 @@ class Coordinator:
         if not self._waiting:
             return
         if job is None:
-            if self._grace_s is not None:
+            if self._ending is not None:
                 for guard in self._waiting:
-                    self._connections.send(guard.connection, encode("stop", grace_s=self._grace_s))
+                    self._connections.send(guard.connection, encode(self._ending))
                 self._waiting.clear()
             return
         is_port_known = job.master_port is None or self._port is not None
@@ -257,8 +275,8 @@ class Coordinator:
         assert guard.rank is not None
         host = self.membership.expected_hosts[guard.rank] if self.membership.expected_hosts else ""
         self._connections.send(guard.connection, job.message(guard.rank, host, self._port))
-        if self._grace_s is not None:
-            self._connections.send(guard.connection, encode("stop", grace_s=self._grace_s))
+        if self._ending is not None:
+            self._connections.send(guard.connection, encode(self._ending))
 
 
 def _order(guard: _Guard, first_host: str | None) -> tuple[bool, list[tuple[str, int]], int]:

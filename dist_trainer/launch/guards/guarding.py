@@ -30,7 +30,9 @@ def guarded(request: LaunchRequest, address: str, secret: RunSecret) -> LaunchRe
     )
 
 
-def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Path, *, is_port_fixed: bool) -> Job:
+def job_for(
+    launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Path, *, is_port_fixed: bool, grace_s: float
+) -> Job:
     """What each guard starts. Under torchrun its agents choose the rendezvous, under srun SLURM the local rank."""
     hosts = request.topology.hosts
     env = {} if request.is_local else forwarded_env(request)
@@ -43,6 +45,7 @@ def job_for(launcher: str, request: LaunchRequest, plan: LaunchPlan, run_dir: Pa
         is_port_fixed=is_port_fixed,
         logs_dir=str(run_dir / "logs"),
         is_local=request.is_local,
+        grace_s=grace_s,
         has_terminal=os.isatty(1),
         peers=_peers(request),
         local_ranks=()

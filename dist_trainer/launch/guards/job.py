@@ -12,6 +12,7 @@ class Job:
     """What every rank runs. `env` is added to the guard's environment, `host_env` to that of one host's ranks.
 
     `master_port`: where rank 0's host first looks for a free port; None leaves the rendezvous to the launcher.
+    `grace_s`: how long a rank that is told to stop may take before it is killed.
     `is_local`: the ranks share this process's output and, if `has_terminal`, its terminal.
     """
 
@@ -23,6 +24,7 @@ class Job:
     is_port_fixed: bool
     logs_dir: str | None
     is_local: bool
+    grace_s: float
     has_terminal: bool = False
     peers: tuple[str, ...] = ()
     local_ranks: tuple[tuple[int, int], ...] = ()
@@ -46,6 +48,7 @@ class Job:
             finds_port=rank == 0 and self.master_port is not None and port is None,
             logs_dir=self.logs_dir,
             is_local=self.is_local,
+            grace_s=self.grace_s,
             has_terminal=self.has_terminal,
             peers=self.peers,
         )

@@ -29,7 +29,7 @@ class Member:
 @dataclass(frozen=True)
 class Trouble:
     """The first failure. `cause`: what the rank itself said; None if it said nothing, and then `lines` are the last
-    that it printed.
+    that it printed. `is_stop`: no failure, but a signal to a rank, at which all ranks stopped in good order.
     """
 
     message: str
@@ -38,6 +38,7 @@ class Trouble:
     lines: tuple[str, ...] = ()
     cause: str | None = None
     host: str | None = None
+    is_stop: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class _Candidate:
     may_be_echo: bool = False
 
     @property
-    def order(self) -> tuple[bool, bool, float]:
+    def order(self) -> tuple[bool, bool, bool, float]:
         # A rank that was told to end but gives a cause of its own did fail by itself.
-        has_own = self.trouble.cause is not None and not self.may_be_echo
-        return self.is_told and not has_own, self.may_be_echo, self.time_s
+        has_own = self.trouble.cause is not None and not self.may_be_echo and not self.trouble.is_stop
+        return self.is_told and not has_own, self.may_be_echo, self.trouble.is_stop, self.time_s
 
 
 @dataclass
@@ -92,6 +93,7 @@ class Membership:
         why: str | None = None,
         cause: str | None = None,
         may_be_echo: bool = False,
+        is_stop: bool = False,
     ) -> None:
         """The rank has ended with this status (128 + N: by signal N). `is_echo`: its guard had been told to end it.
         `why`: what its host knows of a kill (out of memory), `cause`: what the rank itself said.
@@ -102,7 +104,7 @@ class Membership:
             return
         what = f"was killed by {signal_name(status - 128)}" if status > 128 else f"ended with status {status}"
         message = f"rank {rank} on {member.host} {what}" + (f" ({why})" if why else "")
-        trouble = Trouble(message, status, rank, tuple(lines), cause, member.host)
+        trouble = Trouble(message, status, rank, tuple(lines), cause, member.host, is_stop)
         self._candidates.append(_Candidate(now_s, trouble, is_told=is_echo, may_be_echo=may_be_echo))
 
     def disconnected(self, rank: int, now_s: float) -> None:

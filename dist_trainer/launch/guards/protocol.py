@@ -1,7 +1,7 @@
 """The messages between the launching process and the guard of a rank, over TCP, once each has proved itself.
 
 guard -> launch   hello, port (rank 0's: of the ranks' rendezvous), output, ended, beat
-launch -> guard   job, stop, bye, beat
+launch -> guard   job, signal (pass it on), stop (in good order), end (at once), bye, beat
 
 A message is its length, an HMAC, and a JSON object. The HMAC covers the message's number in its direction, its length
 and its content, under a key of this direction of this connection (see `proof`), so messages cannot be forged, changed,

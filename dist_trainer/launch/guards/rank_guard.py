@@ -32,7 +32,7 @@ from dist_trainer.launch.guards.rank_output import RankOutput, open_log
 from dist_trainer.launch.guards.rank_process import BecomeRank, RankProcess, start_rank
 from dist_trainer.launch.hosts.run_secret import RunSecret, take_secret
 from dist_trainer.launch.processes import launchers_above, sweep_later
-from dist_trainer.launch.supervise import FAILURE_GRACE_S, GRACE_S
+from dist_trainer.launch.supervise import FAILURE_GRACE_S
 
 # If the job has not come after this time, the launching process is still reading files: use the time for imports.
 _JOB_IS_READY_S = 0.01
@@ -71,6 +71,8 @@ class Guard:
         self._kills = KillWatch(own_group())
         # Problems of this host, to be reported after the rank's last lines.
         self._complaints: list[str] = []
+        # Until there is a job there is no rank to wait for.
+        self._grace_s = 0.0
         self._kill_at_s: float | None = None
         self._is_echo = False
         self._has_bye = False
@@ -132,7 +134,7 @@ class Guard:
         for number in self._signals_r.recv(_BLOCK_BYTES):
             if number in _TOLD_TO_END:
                 self._is_echo = True
-                self._end_rank(GRACE_S)
+                self._end_rank(self._grace_s)
             elif number in _PASSED_ON:
                 self._signal_rank(signal.Signals(number))
 
@@ -142,12 +144,20 @@ class Guard:
         elif message["kind"] == "stop":
             self._is_echo = True
             self.must_sweep = True
-            self._end_rank(float(message["grace_s"]))
+            self._end_rank(self._grace_s)
+        elif message["kind"] == "end":
+            self._is_echo = True
+            self.must_sweep = True
+            self._kill_at_s = time.monotonic()
+            self._signal_rank(signal.SIGKILL)
+        elif message["kind"] == "signal":
+            self._signal_rank(signal.Signals(message["number"]))
         elif message["kind"] == "bye":
             self._has_bye = True
 
     def _start(self, job: Message) -> None:
         self.place = replace(self.place, rank=job["rank"])
+        self._grace_s = float(job["grace_s"])
         environ = rank_environ(os.environ, self.place, job)
         if job["finds_port"]:
             self._link.send(encode("port", port=int(environ["MASTER_PORT"])))
@@ -238,6 +248,7 @@ class Guard:
                 why=why,
                 cause=None if told is None else told.text,
                 may_be_echo=told is not None and told.may_be_echo,
+                is_stop=told is not None and told.is_stop,
             )
         )
         while not (self._has_bye or self.is_lost):

@@ -13,8 +13,8 @@ import sys
 from dist_trainer.launch.plan import GUARD_MODULE
 from dist_trainer.launch.processes import signal_name
 
-# torchrun's defaults.
-_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+# torchrun's defaults, and those that tell ranks to save and end. The agent passes on the one that it gets.
+_SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 
 def main(argv: list[str]) -> int:

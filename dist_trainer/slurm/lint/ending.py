@@ -26,6 +26,8 @@ _REQUEUE = re.compile(r"\bscontrol\s+requeue\b")
 # SLURM's default for a --signal without a time.
 _SLURMS_SIGNAL_S = 60
 _SHORT_S = 600
+# At which torchrun's agent tells its ranks, and every rank of ours saves and ends.
+_STOP_SIGNALS = ("TERM", "INT", "HUP")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def no_signal(file: BatchFile) -> Iterator[Problem]:
         yield Problem(
             _last_directive(file),
             "no --signal: at the end of its time the job is killed, and does not go on",
-            "add #SBATCH --signal=B:USR1@120 and a trap on USR1 that requeues the job, or #SBATCH --no-requeue",
+            "add #SBATCH --signal=B:USR1@150 and a trap on USR1 that requeues the job, or #SBATCH --no-requeue",
         )
 
 
@@ -69,12 +71,19 @@ def signal_unheard(file: BatchFile) -> Iterator[Problem]:
             f"--signal={option.value} ends the script, which has no trap on {signal.name}",
             f"add: trap 'scontrol requeue \"$SLURM_JOB_ID\"' {signal.name}",
         )
-    if not signal.is_for_script and any(is_ours(command) or is_torchrun(command) for command in file.commands):
+    if not signal.is_for_script and any(_dies_of(signal, command) for command in file.commands):
         yield Problem(
             option.line,
             f"--signal={option.value} goes to the ranks, and ends them",
             f"write --signal=B:{option.value.rpartition(':')[2]}, which goes to the script alone",
         )
+
+
+def _dies_of(signal: _Signal, command: Command) -> bool:
+    """Whether the signal ends what the command starts, with nothing saved."""
+    if is_torchrun(command) and "dist_trainer.launch.launchers.elastic" not in command.text:
+        return signal.name not in _STOP_SIGNALS
+    return is_ours(command) and signal.name not in (*_STOP_SIGNALS, *CheckpointConfig().stop_signals)
 
 
 def signal_waits(file: BatchFile) -> Iterator[Problem]:
@@ -143,8 +152,7 @@ def time_and_checkpoints(file: BatchFile) -> Iterator[Problem]:
             yield Problem(
                 time.line,
                 notice,
-                "set checkpoints.every_minutes lower, ask for more time, or let --signal come earlier, and the trap "
-                "wait for a checkpoint",
+                "set checkpoints.every_minutes lower, ask for more time, or let --signal come earlier",
             )
 
 

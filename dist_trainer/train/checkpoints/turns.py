@@ -25,8 +25,8 @@ FAILING_LIMIT_S = 20.0
 
 
 class Turns:
-    """One rank's side; every method is called by all ranks. Those after steps and phases raise RunError where a save
-    has failed and the run file says to stop then.
+    """One rank's side; every method is called by all ranks. Those after steps and phases, and `stop`, raise RunError
+    where a save has failed and the run file says to stop then.
     """
 
     def __init__(
@@ -82,6 +82,14 @@ class Turns:
         outcome = self._saver.finish()
         if outcome is not None:
             self._tell_with_cost(outcome)
+
+    def stop(self, position: Position) -> None:
+        """Of a run that was told to stop: saves where it stands, unless it saves nothing at all, and waits until that
+        is written. Collective.
+        """
+        self._finish_at_end()
+        if self._config.saves_at_all:
+            self._save(position, at_end=True)
 
     def _finish_at_end(self) -> None:
         """Of a phase, where all is waited for: what a save costs within a phase is not to be seen."""

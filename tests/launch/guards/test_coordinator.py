@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -30,6 +31,7 @@ JOB = Job(
     is_port_fixed=False,
     logs_dir=None,
     is_local=False,
+    grace_s=20.0,
 )
 # As torchrun may count them: by the spelling of the hosts' names.
 ARRIVALS = [("node1", 0), ("node1", 1), ("node10", 0), ("node10", 1), ("node2", 0), ("node2", 1)]
@@ -89,7 +91,7 @@ def test_a_guard_that_is_gone_before_the_ranks_have_numbers_is_trouble() -> None
         with GuardClient(port) as gone:
             gone.hello(1, "node2")
         wait_until(lambda: coordinator.membership.members)
-        assert guard(port, 0, "node1", 0, stack).first("stop")
+        assert guard(port, 0, "node1", 0, stack).first("end")
         assert coordinator.trouble is not None
         assert "node2 (rank 1) is gone" in coordinator.trouble.message
 
@@ -128,24 +130,45 @@ def test_a_guard_counts_as_there_while_it_is_connected_and_heard(monkeypatch: py
         assert not coordinator.has_guards
 
 
-def test_of_several_graces_the_shorter_counts_for_later_guards_too() -> None:
+def test_once_the_ranks_are_to_end_they_are_not_told_again_to_stop_in_good_order() -> None:
     with ExitStack() as stack, serving(2) as (coordinator, port):
         first = guard(port, 0, "node1", 0, stack)
         first.first("job")
-        for grace_s in (20.0, 5.0, 10.0):
-            coordinator.stop(grace_s)
+        coordinator.stop()
+        coordinator.end()
+        coordinator.stop()
         first.say("ended", status=0, **ENDED)
-        told = []
-        for message in first.messages():
-            if message["kind"] == "bye":
-                break
-            if message["kind"] == "stop":
-                told.append(message["grace_s"])
-        assert told == [20.0, 5.0]
-        assert guard(port, 1, "node1", 1, stack).first("stop")["grace_s"] == 5.0
+        told = [message["kind"] for message in first.messages_until("bye")]
+        assert [kind for kind in told if kind in ("stop", "end")] == ["stop", "end"]
+        assert "end" in [message["kind"] for message in guard(port, 1, "node1", 1, stack).messages_until("end")]
 
 
-ENDED = {"lines": [], "is_echo": False, "why": None, "cause": None, "may_be_echo": False}
+def test_a_signal_is_passed_on_to_all_ranks_or_to_none() -> None:
+    with ExitStack() as stack, serving(2) as (coordinator, port):
+        first = guard(port, 0, "node1", 0, stack)
+        first.first("job")
+        assert not coordinator.pass_on(signal.SIGUSR1), "a rank is missing"
+        second = guard(port, 1, "node1", 1, stack)
+        second.first("job")
+        assert coordinator.pass_on(signal.SIGUSR1)
+        assert [one.first("signal")["number"] for one in (first, second)] == [signal.SIGUSR1] * 2
+
+
+def test_a_rank_that_stopped_at_a_signal_has_not_failed_and_the_others_stop_by_themselves() -> None:
+    with ExitStack() as stack, serving(2) as (coordinator, port):
+        guards = [guard(port, rank, "node1", rank, stack) for rank in range(2)]
+        for one in guards:
+            one.first("job")
+        stopped = ENDED | {"cause": "stopped by SIGUSR1", "is_stop": True}
+        guards[1].say("ended", status=138, **stopped)
+        wait_until(lambda: coordinator.trouble is not None)
+        assert coordinator.trouble is not None and coordinator.trouble.is_stop
+        guards[0].say("ended", status=138, **stopped)
+        told = [message["kind"] for message in guards[0].messages_until("bye")]
+        assert "end" not in told and "stop" not in told
+
+
+ENDED = {"lines": [], "is_echo": False, "why": None, "cause": None, "may_be_echo": False, "is_stop": False}
 SENT_AWAY = "a connection from 127.0.0.1 did not know this run's secret, and was closed"
 
 

@@ -17,6 +17,7 @@ JOB = Job(
     is_port_fixed=False,
     logs_dir="logs",
     is_local=False,
+    grace_s=20.0,
     local_ranks=((0, 2), (1, 2), (0, 1)),
     host_env=(("node2", (("CUDA_VISIBLE_DEVICES", "3"),)),),
 )

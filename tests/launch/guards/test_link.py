@@ -54,7 +54,7 @@ def test_it_is_lost_when_the_other_side_closes() -> None:
 
 def test_it_is_lost_when_somebody_between_changes_a_message() -> None:
     link, other, channel = linked()
-    sealed = bytearray(channel.seal(encode("stop", grace_s=0.0)))
+    sealed = bytearray(channel.seal(encode("stop")))
     sealed[-2] ^= 1
     other.sendall(sealed)
     assert link.receive() == []

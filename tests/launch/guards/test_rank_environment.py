@@ -23,6 +23,7 @@ JOB = Job(
     is_port_fixed=True,
     logs_dir=None,
     is_local=False,
+    grace_s=20.0,
 )
 
 

@@ -26,6 +26,7 @@ LIMIT_S = 30.0
 RANK = """\
 import os, signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
+signal.signal(signal.SIGUSR1, lambda *_: print("heard", flush=True))
 print(os.getpid(), flush=True)
 while True:
     signal.pause()
@@ -57,8 +58,10 @@ class Launch:
 
 
 @pytest.fixture
-def launch(tmp_path: Path) -> Iterator[Launch]:
-    """A guard is connected, and its rank, which does not end by SIGTERM, has begun."""
+def launch(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Launch]:
+    """A guard is connected, and its rank, which does not end by SIGTERM, has begun. The parameter, if there is one, is
+    the rank's grace in seconds.
+    """
     heard: list[tuple[Connection, Message]] = []
 
     def take(connection: Connection, message: Message) -> bool:
@@ -77,6 +80,7 @@ def launch(tmp_path: Path) -> Iterator[Launch]:
         is_port_fixed=False,
         logs_dir=None,
         is_local=False,
+        grace_s=getattr(request, "param", LONG_S),
     )
     with Connections(listener, SECRET.value, 1, take=take, gone=lambda connection: None, say=print) as connections:
         process = subprocess.Popen(
@@ -103,10 +107,20 @@ def test_a_guard_says_that_it_is_there_while_its_rank_is_silent(launch: Launch) 
     launch.listen_until(lambda: launch.kinds().count("beat") == num_beats + 2)
 
 
-@pytest.mark.parametrize("graces_s", [(LONG_S, 0.1), (0.1, LONG_S)])
-def test_a_rank_that_was_given_two_graces_is_killed_after_the_shorter(
-    graces_s: tuple[float, float], launch: Launch
-) -> None:
-    launch.say(*(encode("stop", grace_s=grace_s) for grace_s in graces_s))
+@pytest.mark.parametrize("launch", [0.1], indirect=True)
+def test_a_rank_that_does_not_stop_in_its_grace_is_killed(launch: Launch) -> None:
+    launch.say(encode("stop"))
     launch.listen_until(lambda: "ended" in launch.kinds())
     assert launch.first("ended")["status"] == 137
+
+
+def test_a_rank_that_is_to_end_is_killed_though_it_was_given_time_before(launch: Launch) -> None:
+    launch.say(encode("stop"), encode("end"))
+    launch.listen_until(lambda: "ended" in launch.kinds())
+    assert launch.first("ended")["status"] == 137
+
+
+def test_a_signal_is_passed_on_to_the_rank(launch: Launch) -> None:
+    launch.say(encode("signal", number=int(signal.SIGUSR1)))
+    launch.listen_until(lambda: launch.kinds().count("output") == 2)
+    assert "ended" not in launch.kinds()
