@@ -41,7 +41,7 @@ class Preemption:
 
     def __init__(self, end: Callable[[signal.Signals], None]) -> None:
         self.end = end
-        # Told, where there is something to save, after how many seconds the rank ends at the latest.
+        # Told, when the ranks have agreed where to stop, after how many seconds they end at the latest.
         self.tell: Callable[[float], None] = lambda _: None
         # Whether the run has failed, of which a launcher tells its other ranks by a signal.
         self.is_over: Callable[[], bool] = lambda: False
@@ -130,8 +130,6 @@ class Preemption:
                 self._holds = True
             self._store.set(f"{_NUM_TOLD}/{self._rank}", f"{self._num_passed} {int(self._has_stepped)}")
             self._store.add(_NUM_TOLD, 1)
-            if self._has_stepped:
-                self.tell(self.limit_s)
         if self._agreed is not None:
             return
         if self._rank == 0 and self._store.add(_NUM_TOLD, 0) == self._world_size:
@@ -140,6 +138,8 @@ class Preemption:
             agreed = int(self._store.get(_AGREED))
             if agreed == _AT_ONCE:
                 self.end(self._number)
+            # Not before: where a rank has failed, launchers tell the others to end, and there is nothing to announce.
+            self.tell(self.limit_s)
             self._agreed = agreed
             self._has_agreed.set()
 
