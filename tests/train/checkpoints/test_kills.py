@@ -1,4 +1,4 @@
-"""The short form of kills.py: a run that is killed twice at random moments of its saves."""
+"""The short form of kills.py: both ranks of a run are killed at a random moment, and then `launch`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import ranks
 def test_a_killed_run_goes_on_to_the_losses_of_an_undisturbed_one(tmp_path: Path) -> None:
     script = Path(__file__).with_name("kills.py")
     done = subprocess.run(
-        [sys.executable, str(script), "2", "1"],
+        [sys.executable, str(script), "2", "2"],
         cwd=tmp_path,
         env=ranks.bin_environment(),
         capture_output=True,
@@ -23,4 +23,5 @@ def test_a_killed_run_goes_on_to_the_losses_of_an_undisturbed_one(tmp_path: Path
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("0 half checkpoints") == 2
+    assert done.stdout.count(" 0 half checkpoints") == 2
+    assert "| launch | 1 | " in done.stdout
