@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from checkpoint_folders import CONTENT_FILE, checkpoint, made, position, write_ranks_files
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dist_trainer.checkpoints import folder as folders
 from dist_trainer.checkpoints import index
 from dist_trainer.checkpoints.find import find
-from dist_trainer.checkpoints.folder import LATEST_FILE, begin, clear_leftovers, name_of, prune, publish, saves, step_of
+from dist_trainer.checkpoints.folder import (
+    LATEST_FILE,
+    begin,
+    clear_leftovers,
+    is_whole,
+    name_of,
+    prune,
+    publish,
+    saves,
+    step_of,
+)
 from dist_trainer.checkpoints.index import INDEX_FILE, Made
 from dist_trainer.checkpoints.verify import check_sizes
 
@@ -349,6 +362,31 @@ def test_the_last_whole_one_is_kept_however_many_newer_ones_are_damaged(checkpoi
             (folder / damage).unlink()
     assert numbered(prune(checkpoints_dir, newest=1, every_steps=0)) == [4]
     assert numbered(saves(checkpoints_dir)) == [16, 12, 8]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.sampled_from(("whole", "whole", INDEX_FILE, CONTENT_FILE))), max_size=8),
+    st.integers(1, 3),
+    st.sampled_from((0, 2, 3)),
+)
+@settings(max_examples=60)
+def test_whatever_was_saved_and_damaged_the_newest_whole_one_and_every_nth_are_kept(
+    saved: list[tuple[int, str]], newest: int, every_steps: int
+) -> None:
+    """Steps also come again, and smaller ones after larger ones, as after a run was resumed from before them."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints_dir = Path(folder) / "checkpoints"
+        for step, damage in saved:
+            checkpoint(checkpoints_dir, step)
+            before = {path for path in saves(checkpoints_dir) if is_whole(path)}
+            deleted = set(prune(checkpoints_dir, newest=newest, every_steps=every_steps))
+            whole = [path for path in saves(checkpoints_dir) if is_whole(path)]
+            newest_whole = sorted(before, key=lambda path: step_of(path) or 0)[-newest:]
+            assert {checkpoints_dir / name_of(step), *newest_whole} <= set(whole)
+            assert set(whole) == before - deleted
+            assert not [path for path in deleted if every_steps and (step_of(path) or 0) % every_steps == 0]
+            if damage != "whole":
+                (checkpoints_dir / name_of(step) / damage).unlink()
 
 
 def test_links_are_neither_counted_nor_deleted(checkpoints_dir: Path) -> None:
