@@ -90,7 +90,7 @@ SURFACE = {
     "slurm submit": (
         *("-h", "--help", "--nodes", "--gpus-per-node", "--gres", "--gpus-per-task", "--ntasks-per-node", "--ntasks"),
         *("--cpus-per-task", "--mem", "--time", "--partition", "--account", "--nodelist", "--sbatch", "--launcher"),
-        *("--array", "--signal", "--no-requeue", "--env", "--run-dir", "--dry-run"),
+        *("--array", "--signal", "--max-requeues", "--no-requeue", "--env", "--run-dir", "--dry-run"),
     ),
     "slurm status": ("-h", "--help", "--json", "--debug"),
     "slurm lint": ("-h", "--help", "--debug"),

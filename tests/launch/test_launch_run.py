@@ -59,7 +59,7 @@ def test_what_was_started_is_written_down(tmp_path: Path) -> None:
         facts=HostFacts("box", "/env/bin/python", num_cores=8, num_gpus=0, is_root=False, environ={"PATH": "/bin"}),
         env=(("A", "1"),),
     )
-    job = job_for("mpirun", asked, build_plan("mpirun", asked), tmp_path, is_port_fixed=False)
+    job = job_for("mpirun", asked, build_plan("mpirun", asked), tmp_path, is_port_fixed=False, grace_s=5)
     write_launch_record("mpirun", asked, job, tmp_path, start_time_s=5.0)
     hidden = ("--set", "comet.api_key=(not recorded)")
     assert json.loads((tmp_path / "resolved" / "launch.json").read_text()) == {
@@ -82,7 +82,7 @@ def test_what_was_started_is_written_down(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
 def test_the_record_has_the_mode_that_the_umask_gives(umask: int, mode: int, tmp_path: Path) -> None:
     asked = local_request()
-    job = job_for("torchrun", asked, build_plan("torchrun", asked), tmp_path, is_port_fixed=False)
+    job = job_for("torchrun", asked, build_plan("torchrun", asked), tmp_path, is_port_fixed=False, grace_s=5)
     before = os.umask(umask)
     try:
         write_launch_record("torchrun", asked, job, tmp_path, start_time_s=5.0)

@@ -287,7 +287,7 @@ def test_what_a_launcher_would_do_wrongly_is_refused(launcher: str, asked: Launc
 )
 def test_guards_bring_what_a_launcher_would_do_wrongly(launcher: str, asked: LaunchRequest, tmp_path: Path) -> None:
     plan = build_plan(launcher, guarded(asked, "10.0.0.1:2000", SECRET))
-    job = job_for(launcher, asked, plan, tmp_path, is_port_fixed=False)
+    job = job_for(launcher, asked, plan, tmp_path, is_port_fixed=False, grace_s=5)
     assert plan.argv[-3:] == ("dist_trainer.launch.guards.rank_guard", "10.0.0.1:2000", SECRET.source)
     assert job.argv[-len(asked.arguments) :] == asked.arguments
     assert job.local_ranks == tuple((i, host.num_slots) for host in asked.topology.hosts for i in range(host.num_slots))
@@ -309,7 +309,7 @@ def test_no_command_line_or_variable_of_a_launcher_over_hosts_has_what_is_secret
     plan = build_plan(launcher, guarded(asked, "10.0.0.1:2000", SECRET))
     for kept in ("of-the-user", SECRET.value.decode(), SECRET.value.hex()):
         assert kept not in f"{plan.argv}{plan.env}"
-    assert ("HF_TOKEN", "of-the-user") in job_for(launcher, asked, plan, tmp_path, is_port_fixed=False).env
+    assert ("HF_TOKEN", "of-the-user") in job_for(launcher, asked, plan, tmp_path, is_port_fixed=False, grace_s=5).env
 
 
 def test_deepspeed_is_not_given_what_it_would_write_into_a_command_line() -> None:
@@ -317,7 +317,7 @@ def test_deepspeed_is_not_given_what_it_would_write_into_a_command_line() -> Non
     assert without_what_pdsh_shows(environ) == {"PATH": "/bin", "PYTHONPATH": "/p"}
     asked = request(TWO_HOSTS, dataclasses.replace(GPU_HOST, environ=environ), hostfile="hf")
     plan = build_plan("deepspeed", guarded(asked, "10.0.0.1:2000", SECRET))
-    env = dict(job_for("deepspeed", asked, plan, Path("run"), is_port_fixed=False).env)
+    env = dict(job_for("deepspeed", asked, plan, Path("run"), is_port_fixed=False, grace_s=5).env)
     assert (env["MLFLOW_TRACKING_TOKEN"], env["UCX_TLS"]) == ("of-the-user", "tcp")
 
 
@@ -325,7 +325,7 @@ def test_ranks_on_other_hosts_keep_what_they_compile_where_the_user_said(tmp_pat
     facts = dataclasses.replace(GPU_HOST, environ={"PATH": "/bin", "TORCHINDUCTOR_CACHE_DIR": "/scratch/inductor"})
     asked = request(TWO_HOSTS, facts, hostfile="hf")
     plan = build_plan("torchrun", guarded(asked, "10.0.0.1:2000", SECRET))
-    env = dict(job_for("torchrun", asked, plan, tmp_path, is_port_fixed=False).env)
+    env = dict(job_for("torchrun", asked, plan, tmp_path, is_port_fixed=False, grace_s=5).env)
     assert env["TORCHINDUCTOR_CACHE_DIR"] == "/scratch/inductor"
 
 
