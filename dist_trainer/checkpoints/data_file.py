@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.inside import stat_inside
-from dist_trainer.units import MIB, counted
+from dist_trainer.checkpoints.uncached_file import BLOCK_BYTES, UncachedFile
+from dist_trainer.units import counted
 
 if TYPE_CHECKING:
     from xxhash import xxh3_128
 
 BYTES_OF = {"F32": 4, "BF16": 2, "F16": 2, "F64": 8, "U8": 1, "I64": 8, "I32": 4}
-# Read and written at a time: enough for a disk, and little beside any model.
-_BLOCK_BYTES = 8 * MIB
 
 
 @dataclass(frozen=True)
@@ -102,19 +101,16 @@ def write(path: Path, layout: Layout, contents: Iterable[memoryview]) -> Written
     Raises OSError.
     """
     checksums = []
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        _write_all(descriptor, memoryview(layout.header))
+    with UncachedFile(path) as file:
+        file.write(memoryview(layout.header))
         for part, content in zip(layout.parts, contents, strict=True):
             assert content.nbytes == part.num_bytes
             digest = _hasher()
             for block in _blocks(content):
                 digest.update(block)
-                _write_all(descriptor, block)
+                file.write(block)
             checksums.append(digest.hexdigest())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        file.finish()
     header = _hasher()
     header.update(layout.header)
     return Written(header.hexdigest(), tuple(checksums))
@@ -135,6 +131,7 @@ class DataFile:
             raise DamageError(path, f"cannot be read ({error.strerror})") from error
         try:
             self._check_opened(num_bytes)
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
         except BaseException:
             self.close()
             raise
@@ -181,18 +178,13 @@ class DataFile:
 
 def block_buffer() -> memoryview:
     """A buffer for `DataFile.checksum`."""
-    return memoryview(bytearray(_BLOCK_BYTES))
+    return memoryview(bytearray(BLOCK_BYTES))
 
 
 def _blocks(content: memoryview) -> Iterator[memoryview]:
     flat = content.cast("B")
-    for begin in range(0, flat.nbytes, _BLOCK_BYTES):
-        yield flat[begin : begin + _BLOCK_BYTES]
-
-
-def _write_all(descriptor: int, content: memoryview) -> None:
-    while content.nbytes:
-        content = content[os.write(descriptor, content) :]
+    for begin in range(0, flat.nbytes, BLOCK_BYTES):
+        yield flat[begin : begin + BLOCK_BYTES]
 
 
 def _hasher() -> xxh3_128:

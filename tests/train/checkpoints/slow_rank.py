@@ -6,7 +6,8 @@ import sys
 import time
 from typing import Any
 
-from dist_trainer.checkpoints import data_file, index
+from dist_trainer.checkpoints import index
+from dist_trainer.checkpoints.uncached_file import UncachedFile
 from dist_trainer.cli.main import main
 
 PAUSE_S = 0.02
@@ -21,6 +22,6 @@ def slowly(function: Any) -> Any:
 
 
 if __name__ == "__main__":
-    data_file._write_all = slowly(data_file._write_all)
+    UncachedFile.write = slowly(UncachedFile.write)  # type: ignore[method-assign]
     index.write = slowly(index.write)
     sys.exit(main(sys.argv[1:]))
