@@ -56,6 +56,9 @@ class Queue:
         fields = self.slurm("scontrol", "show", "job", "--oneliner", job_id).split()
         return next(int(field.partition("=")[2]) for field in fields if field.startswith("Restarts="))
 
+    def is_requeued(self, job_id: str) -> bool:
+        return self.restarts(job_id) > 0
+
     def wait(self, job_id: str) -> str:
         """The state in which the job has ended."""
         wait_until(lambda: not {"PENDING", "RUNNING", "SIGNALING", "COMPLETING"} & self.states(job_id))
@@ -116,6 +119,10 @@ def newest(run_dir: Path) -> int:
     return int(latest.read_text().removeprefix("step-")) if latest.exists() else 0
 
 
+def has_steps(run_dir: Path) -> bool:
+    return (run_dir / "records" / "steps.jsonl").exists() and len(losses(run_dir)) > 2
+
+
 def test_a_job_is_requeued_at_its_time_when_preempted_and_when_it_loses_a_node_and_comes_to_its_end(
     queue: Queue, lab: Lab
 ) -> None:
@@ -150,7 +157,9 @@ def test_a_job_is_requeued_at_its_time_when_preempted_and_when_it_loses_a_node_a
         wait_until(lambda: queue.restarts(job_id) > 0)
         at_signal = newest(run_dir)
         wait_until(lambda: newest(run_dir) > at_signal)
-        assert f"resumed from long/checkpoints/step-{at_signal}" in queue.output("long", job_id)
+        output = queue.output("long", job_id)
+        assert "told to stop: the run saves and ends" in output
+        assert f"resumed from long/checkpoints/step-{at_signal}" in output
 
         before = queue.restarts(job_id)
         queue.slurm("srun", "--partition=high", "--nodes=2", "--exclusive", "true")
@@ -178,6 +187,33 @@ def test_a_job_is_requeued_at_its_time_when_preempted_and_when_it_loses_a_node_a
     (ended,) = queue.status("long")
     assert (ended["stage"], ended["state"], ended["newest"]["step"]) == ("ended", "COMPLETED", 80)
     assert len(losses(run_dir)) == 80
+
+
+def test_the_scripts_that_users_copy_save_at_their_signal_and_go_on(queue: Queue, lab: Lab) -> None:
+    """The only checkpoint that the second start can go on from is that of the signal."""
+    scripts = {"srun": "--ntasks-per-node=1", "torchrun": "--gpus-per-node=1"}
+    jobs = {}
+    lab.slow_link("node2", "2mbit")
+    try:
+        for name, ranks in scripts.items():
+            words = (*queue.config, "--accumulation", "1", *BRISK, "--set", "evaluation.num_batches=0")
+            words += ("--set", "phases.0.steps=60", "--set", "phases.1.steps=20")
+            words += ("--set", "checkpoints.every_steps=1000")
+            script = str(SCRIPTS / f"many-nodes-{name}.sbatch")
+            placed = ("--nodes=2", ranks, "--gpus-per-node=1", "--cpus-per-task=1", "--mem=0", "--time=10")
+            jobs[name] = queue.sbatch(*placed, script, *words, environ={})
+            run_dir = queue.folder / f"runs/slurm-{jobs[name]}"
+            wait_until(partial(has_steps, run_dir))
+            assert newest(run_dir) == 0
+            queue.slurm("scancel", "--batch", "--signal=USR1", jobs[name])
+            wait_until(partial(queue.is_requeued, jobs[name]))
+    finally:
+        lab.slow_link("node2", None)
+    for name, job_id in jobs.items():
+        assert queue.wait(job_id) == "COMPLETED", queue.output(name, job_id)
+        run_dir = queue.folder / f"runs/slurm-{job_id}"
+        assert "resumed from" in queue.output(name, job_id)
+        assert (queue.restarts(job_id), len(losses(run_dir))) == (1, 80)
 
 
 def test_ranks_find_their_places_and_words_arrive_literally(queue: Queue, stand_in: dict[str, str]) -> None:
