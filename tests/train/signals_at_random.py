@@ -4,8 +4,9 @@
 
 A form is a launcher under `launch` ("launch srun"), or the launcher by itself ("torchrun"). Two ranks with a worker
 each train in two micro batches a step, with dropout; the signal comes to the launching process between its start and
-the run's end. Then the run must end with 128 + the signal (with 0, if it was at its end), leave nothing running, and
-have saved every step that it has taken; started again, it must go on with the losses of an undisturbed run, to the bit.
+the end of an undisturbed run of that form. Then the run must end with 128 + the signal (with 0, if it was at its end),
+leave nothing running, and have saved every step that it has taken; started again, it must go on with the losses of an
+undisturbed run, to the bit.
 Prints a line for each signal, and a table. Status 1 at the first that is otherwise. srun needs root, for a SLURM of
 this host alone. It takes about ten seconds a signal on two cores.
 """
@@ -42,13 +43,13 @@ deepspeed: zero2
 seed: 7
 model: {num_layers: 2, hidden_size: 32, num_heads: 2, vocab_size: 2048, context_length: 64, dropout: 0.1}
 phases:
-  - {name: short, sequence_length: 32, steps: 12}
-  - {name: long, sequence_length: 64, steps: 12}
+  - {name: short, sequence_length: 32, steps: 80}
+  - {name: long, sequence_length: 64, steps: 80}
 evaluation: {num_batches: 4}
-checkpoints: {every_steps: 5}
+checkpoints: {every_steps: 30}
 data: {num_workers: 1}
 """
-NUM_STEPS = 24
+NUM_STEPS = 160
 FORMS = ("launch torchrun", "launch deepspeed", "launch mpirun", "launch srun", "torchrun")
 NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 # torchrun by itself does not hear the others, and ends with 1.
@@ -172,13 +173,16 @@ def tell(
     return Told(SAVED, step, took_s)
 
 
-def undisturbed(folder: Path) -> tuple[list[float], float]:
+def undisturbed(
+    folder: Path, form: str = "launch torchrun", environ: Mapping[str, str] | None = None
+) -> tuple[list[float], float]:
     """The losses of a run that is not told to stop, and how long it took."""
+    run_dir = folder / f"undisturbed-{form.replace(' ', '-')}"
     began_s = time.monotonic()
-    with started("launch torchrun", folder, folder / "undisturbed", None) as process:
+    with started(form, folder, run_dir, environ) as process:
         if process.wait(LIMIT_S):
             sys.exit((folder / "output").read_text())
-    return losses(folder / "undisturbed"), time.monotonic() - began_s
+    return losses(run_dir), time.monotonic() - began_s
 
 
 def problem_of_end(folder: Path, run_dir: Path, expected: Sequence[float]) -> str | None:
@@ -193,18 +197,21 @@ def problem_of_end(folder: Path, run_dir: Path, expected: Sequence[float]) -> st
 
 
 def main(num_signals: int, seed: int, forms: Sequence[str]) -> int:
+    # A shell starts what is in its background deaf to Ctrl-C, and so would be all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     random_ = random.Random(seed)
     counted: Counter[tuple[str, str]] = Counter()
     longest_s: dict[str, float] = dict.fromkeys(forms, 0.0)
     with tempfile.TemporaryDirectory() as place, ExitStack() as stack:
         folder = Path(place)
         environs = {form: stack.enter_context(environment(form.split()[-1], folder)) for form in forms}
-        expected, took_s = undisturbed(folder)
+        expected, _ = undisturbed(folder)
+        took_s = {form: undisturbed(folder, form, environs[form])[1] for form in forms}
         run_dir, number_of_run = folder / "run-0", 0
         for number in range(num_signals):
             form = forms[number % len(forms)]
             sent = random_.choice(OF_TORCHRUN if form == "torchrun" else NUMBERS)
-            told = tell(form, sent, random_.uniform(0.0, took_s), folder, run_dir, environs[form])
+            told = tell(form, sent, random_.uniform(0.0, took_s[form]), folder, run_dir, environs[form])
             print(f"{number + 1}: {form}, {sent.name}: {told}", flush=True)
             counted[form, told.outcome] += 1
             longest_s[form] = max(longest_s[form], told.took_s)
