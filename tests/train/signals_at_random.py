@@ -76,7 +76,8 @@ def command(form: str, folder: Path, run_dir: Path) -> list[str]:
     launcher = form.removeprefix("launch ")
     under = [sys.executable, "-m", "dist_trainer", "launch", "--launcher", launcher]
     if launcher == "srun":
-        return ["salloc", "--quiet", "--ntasks=2", *under, *switches]
+        # salloc by itself has other statuses for a command that a signal has ended.
+        return ["salloc", "--quiet", "--ntasks=2", "sh", "-c", '"$@"; exit $?', "sh", *under, *switches]
     return [*under, "--nproc-per-node", "2", *switches]
 
 
@@ -103,12 +104,15 @@ def started(
 
 
 def launching(form: str, process: subprocess.Popen[bytes]) -> psutil.Process:
-    """The process that a person or a script would tell: salloc starts that of `launch`."""
+    """The process that a person or a script would tell: that of `launch`, which under salloc a shell starts."""
     salloc = psutil.Process(process.pid)
     while form == "launch srun" and process.poll() is None:
-        for child in salloc.children():
-            if child.cmdline()[:1] == [sys.executable]:
-                return child
+        for child in salloc.children(recursive=True):
+            try:
+                if child.cmdline()[:1] == [sys.executable]:
+                    return child
+            except psutil.NoSuchProcess:
+                continue
         time.sleep(0.02)
     return salloc
 
