@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_trainer import blackbox
+from dist_trainer.blackbox import BACKWARD, BETWEEN, DATA, EVALUATION, FORWARD, OPTIMIZER
 from dist_trainer.errors import RunError
 from dist_trainer.train.loss_scale import loss_scale, scale_once
 
@@ -70,6 +72,7 @@ def _train_step(
     before_micro_batch: Callable[[], None],
     before_update: Callable[[], None],
 ) -> StepResult:
+    box = blackbox.own()
     started_s = time.perf_counter()
     data_wait_s = 0.0
     accumulation = engine.gradient_accumulation_steps()
@@ -83,22 +86,27 @@ def _train_step(
             if beginning is not None:
                 beginning.restore(engine)
             raise
+        box.enter_micro_batch(DATA, step=step, micro_batch=micro_step + 1)
         waiting_s = time.perf_counter()
         inputs, targets = next(batches)
         data_wait_s += time.perf_counter() - waiting_s
+        box.enter(FORWARD)
         loss = engine(inputs.to(engine.device, non_blocking=True), targets.to(engine.device, non_blocking=True))
         loss_sum += loss.detach()
         last = micro_step == accumulation - 1
         if last:
             dist.all_reduce(loss_sum)
         scale_once(engine, loss)
+        box.enter(BACKWARD)
         engine.backward(loss)
         if last:
             mean_loss = loss_sum.item() / (accumulation * dist.get_world_size())
             _stop_unless_finite(mean_loss, step=step, learning_rate=learning_rate)
             grad_norm = _unpartitioned_grad_norm(engine)
             before_update()
+        box.enter(OPTIMIZER)
         engine.step()
+    box.enter_micro_batch(BETWEEN, step=step, micro_batch=0)
     if grad_norm is None:
         grad_norm = engine.get_global_grad_norm()
     return StepResult(
@@ -158,6 +166,7 @@ def evaluate(
     engine: Any, batches: Iterator[MicroBatch], *, before_micro_batch: Callable[[], None] = lambda: None
 ) -> float:
     """The mean loss over these micro batches and all ranks, with dropout off. Collective."""
+    blackbox.own().enter(EVALUATION)
     engine.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for inputs, targets in batches:

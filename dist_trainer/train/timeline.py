@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from dist_trainer import blackbox
 from dist_trainer.cause import has_guard
 from dist_trainer.cluster.environments import LAUNCH_PROCESS
 from dist_trainer.cluster.process_table import monotonic_s, started_ticks
@@ -24,12 +25,14 @@ class Timeline:
     def __init__(self) -> None:
         """`main` has begun."""
         self._moments = [*before_main(os.environ), ("files", time.monotonic())]
+        blackbox.own().enter("files")
         self._rank = self._start_id = 0
         self._writer: RecordWriter | None = None
 
     def begin(self, stage: str) -> None:
         """The stage begins, and the one before it ends. Raises OSError if it cannot be written."""
         self._moments.append((stage, time.monotonic()))
+        blackbox.own().enter(stage)
         if self._writer is not None:
             self._write(*self._moments[-1])
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from dist_trainer import blackbox
+from dist_trainer.blackbox import SHUTDOWN
 from dist_trainer.checkpoints.changed import differences
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.find import cannot_be_loaded
@@ -101,6 +103,7 @@ def train(
         raise
     finally:
         display.close()
+    blackbox.own().enter(SHUTDOWN)
     # Before the summary, because it reads what the monitors write.
     stop_monitor(monitor, job.rank)
     result = _sum_up(run, prepared.baseline) if is_first else None

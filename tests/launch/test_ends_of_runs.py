@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -125,7 +126,7 @@ def test_a_rank_that_is_killed(running: Running) -> None:
     os.kill(running.rank_pid(1), signal.SIGKILL)
     assert running.status() == 137
     assert running.said().count("dist_trainer:") == 1
-    assert "was killed by SIGKILL" in running.said()
+    assert re.search(r"was killed by SIGKILL in step \d+, ", running.said()), running.said()
     cause = running.cause()
     assert cause is not None and cause.message in running.said()
     assert read_findings(running.run_dir).progress.state == "failed"

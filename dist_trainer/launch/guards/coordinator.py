@@ -242,6 +242,7 @@ class Coordinator:
                 cause=message["cause"],
                 may_be_echo=message["may_be_echo"],
                 is_stop=message["is_stop"],
+                doing=message["doing"],
             )
             self._leaving.append(guard)
 

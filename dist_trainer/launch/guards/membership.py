@@ -94,16 +94,18 @@ class Membership:
         cause: str | None = None,
         may_be_echo: bool = False,
         is_stop: bool = False,
+        doing: str | None = None,
     ) -> None:
         """The rank has ended with this status (128 + N: by signal N). `is_echo`: its guard had been told to end it.
-        `why`: what its host knows of a kill (out of memory), `cause`: what the rank itself said.
+        `why`: what its host knows of a kill (out of memory), `cause`: what the rank itself said, `doing`: where it was,
+        by its black box.
         """
         member = self.members[rank]
         member.status, member.heard_s = status, now_s
         if status == 0:
             return
         what = f"was killed by {signal_name(status - 128)}" if status > 128 else f"ended with status {status}"
-        message = f"rank {rank} on {member.host} {what}" + (f" ({why})" if why else "")
+        message = f"rank {rank} on {member.host} {what}" + (f" {doing}" if doing else "") + (f" ({why})" if why else "")
         trouble = Trouble(message, status, rank, tuple(lines), cause, member.host, is_stop)
         self._candidates.append(_Candidate(now_s, trouble, is_told=is_echo, may_be_echo=may_be_echo))
 

@@ -20,6 +20,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
+from dist_trainer import blackbox
+from dist_trainer.blackbox import BLACKBOX_FD
+from dist_trainer.cause import CAUSE_FD
 from dist_trainer.cluster.environments import READERS, Place
 from dist_trainer.cluster.out_of_memory import KillWatch, own_group
 from dist_trainer.encoding import printable, set_up_streams
@@ -68,6 +71,7 @@ class Guard:
         self._rank: RankProcess | None = None
         self._output: RankOutput | None = None
         self._run_dir: Path | None = None
+        self._blackbox_fd = blackbox.new_memory()
         self._kills = KillWatch(own_group())
         # Problems of this host, to be reported after the rank's last lines.
         self._complaints: list[str] = []
@@ -178,7 +182,7 @@ class Guard:
                 environ,
                 is_captured=is_captured,
                 let_go=lambda: self._let_go(causes, log),
-                cause_fd=cause_fd,
+                descriptors={CAUSE_FD: cause_fd, BLACKBOX_FD: self._blackbox_fd},
             )
         except OSError as error:
             self._complaints.append(
@@ -249,10 +253,16 @@ class Guard:
                 cause=None if told is None else told.text,
                 may_be_echo=told is not None and told.may_be_echo,
                 is_stop=told is not None and told.is_stop,
+                doing=self._doing(),
             )
         )
         while not (self._has_bye or self.is_lost):
             self._turn()
+
+    def _doing(self) -> str | None:
+        """What the rank was doing when it ended, in words."""
+        moment = blackbox.read(self._blackbox_fd)
+        return None if moment is None else moment.in_words()
 
 
 def find_place() -> Place:

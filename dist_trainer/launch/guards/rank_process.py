@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, NoReturn
 
+from dist_trainer.blackbox import BLACKBOX_FD
 from dist_trainer.cause import CAUSE_FD
 from dist_trainer.cluster.environments import LAUNCH_ID, LAUNCH_PROCESS
 from dist_trainer.errors import EXIT_FAILURE
@@ -24,6 +25,7 @@ from dist_trainer.launch.processes import end_with_parent, show_as
 _READ_LATE = frozenset(
     {
         CAUSE_FD,
+        BLACKBOX_FD,
         *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
         LAUNCH_ID,
         LAUNCH_PROCESS,
@@ -68,16 +70,18 @@ def start_rank(
     *,
     is_captured: bool,
     let_go: Callable[[], None],
-    cause_fd: int,
+    descriptors: Mapping[str, int],
 ) -> RankProcess:
     """Starts the rank in a session of its own; it is killed when this process ends. This process must have no threads.
 
-    `let_go` is called in a fork to close what belongs to the guard. `cause_fd`: the pipe on which the rank says why it
-    ends, see `cause`. Raises OSError if the folder or the program does not exist.
+    `let_go` is called in a fork to close what belongs to the guard. `descriptors`: open files that the rank gets, by
+    the variables that tell it their numbers, see `cause` and `blackbox`. Raises OSError if the folder or the program
+    does not exist.
     """
-    environ = {**environ, CAUSE_FD: str(cause_fd)}
+    environ = {**environ, **{name: str(descriptor) for name, descriptor in descriptors.items()}}
+    kept = sorted(descriptors.values())
     if list(argv[:2]) == [sys.executable, "-m"] and str(Path.cwd()) == cwd and _differs_late(environ):
-        return _fork(argv, environ, is_captured=is_captured, let_go=let_go, cause_fd=cause_fd)
+        return _fork(argv, environ, is_captured=is_captured, let_go=let_go, kept=kept)
     parent_pid = os.getpid()
 
     def in_child() -> None:
@@ -93,7 +97,7 @@ def start_rank(
         stderr=subprocess.PIPE if is_captured else None,
         start_new_session=True,
         preexec_fn=in_child,
-        pass_fds=(cause_fd,),
+        pass_fds=kept,
     )
 
 
@@ -108,7 +112,7 @@ def _fork(
     *,
     is_captured: bool,
     let_go: Callable[[], None],
-    cause_fd: int,
+    kept: Sequence[int],
 ) -> Fork:
     pipes = [os.pipe() for _ in range(2)] if is_captured else []
     parent_pid = os.getpid()
@@ -116,7 +120,7 @@ def _fork(
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     pid = os.fork()
     if pid == 0:
-        _go_on_as_rank(argv, environ, [write for _, write in pipes], parent_pid, let_go, mask, cause_fd)
+        _go_on_as_rank(argv, environ, [write for _, write in pipes], parent_pid, let_go, mask, kept)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for _, write in pipes:
         os.close(write)
@@ -131,7 +135,7 @@ def _go_on_as_rank(
     parent_pid: int,
     let_go: Callable[[], None],
     mask: set[int] | set[signal.Signals],
-    cause_fd: int,
+    kept: Sequence[int],
 ) -> NoReturn:
     try:
         end_with_parent(parent_pid, signal.SIGKILL)
@@ -144,8 +148,10 @@ def _go_on_as_rank(
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for fd, output in enumerate(outputs, start=1):
             os.dup2(output, fd)
-        os.closerange(3, cause_fd)
-        os.closerange(cause_fd + 1, os.sysconf("SC_OPEN_MAX"))
+        first = 3
+        for descriptor in (*kept, os.sysconf("SC_OPEN_MAX")):
+            os.closerange(first, descriptor)
+            first = descriptor + 1
         os.environ.clear()
         os.environ.update(environ)
         show_as(["python", *argv[1:]])

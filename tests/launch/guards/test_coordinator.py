@@ -168,7 +168,15 @@ def test_a_rank_that_stopped_at_a_signal_has_not_failed_and_the_others_stop_by_t
         assert "end" not in told and "stop" not in told
 
 
-ENDED = {"lines": [], "is_echo": False, "why": None, "cause": None, "may_be_echo": False, "is_stop": False}
+ENDED = {
+    "lines": [],
+    "is_echo": False,
+    "why": None,
+    "cause": None,
+    "may_be_echo": False,
+    "is_stop": False,
+    "doing": None,
+}
 SENT_AWAY = "a connection from 127.0.0.1 did not know this run's secret, and was closed"
 
 

@@ -98,12 +98,14 @@ def test_the_same_mistake_has_the_status_of_the_rank_that_was_first(membership: 
     assert (trouble.rank, trouble.status) == (0, 2)
 
 
-def test_what_its_host_knows_of_a_killed_rank_is_told(membership: Membership) -> None:
-    membership.ended(3, 137, 1.0, why="out of memory: its control group may have 4.00 GB")
+def test_what_a_killed_rank_was_doing_and_what_its_host_knows_is_told(membership: Membership) -> None:
+    why = "out of memory: its control group may have 4.00 GB"
+    membership.ended(3, 137, 1.0, why=why, doing="in step 7, micro batch 2, backward")
     trouble = membership.first_trouble(2.0)
     assert trouble is not None
     assert trouble.message == (
-        "rank 3 on node2 was killed by SIGKILL (out of memory: its control group may have 4.00 GB)"
+        "rank 3 on node2 was killed by SIGKILL in step 7, micro batch 2, backward "
+        "(out of memory: its control group may have 4.00 GB)"
     )
 
 

@@ -23,7 +23,8 @@ environ = {**os.environ, **variables}
 argv = [sys.executable, "-m", "a_rank", *words]
 try:
     causes, cause = os.pipe()
-    rank = start_rank(argv, cwd, environ, is_captured=True, let_go=mine.close, cause_fd=cause)
+    kept = {"DIST_TRAINER_CAUSE_FD": cause}
+    rank = start_rank(argv, cwd, environ, is_captured=True, let_go=mine.close, descriptors=kept)
 except BecomeRank as become:
     becoming = become
 else:
