@@ -14,17 +14,22 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 # Environment variable of a rank that has a guard: the memory's file descriptor.
 BLACKBOX_FD = "DIST_TRAINER_BLACKBOX_FD"
 
-DATA, FORWARD, BACKWARD, OPTIMIZER = "waiting for data", "forward", "backward", "optimizer"
-EVALUATION, SAVE, SHUTDOWN = "evaluation", "save", "shutdown"
-BETWEEN = "after the update"
-_START = ("files", "rendezvous", "opening", "imports", "plan", "data", "engine", "resume", "first step")
-PHASES = ("", *_START, DATA, FORWARD, BACKWARD, OPTIMIZER, BETWEEN, EVALUATION, SAVE, SHUTDOWN)
-_NUMBERS = {phase: number for number, phase in enumerate(PHASES)}
-# time.monotonic_ns(), which is the host's; the phase's place in PHASES; step; micro batch.
+# The stages of a rank's start, in their usual order; some come twice.
+Stage = Literal["files", "imports", "plan", "data", "rendezvous", "opening", "engine", "resume", "first step"]
+_OfTraining = Literal[
+    "waiting for data", "forward", "backward", "optimizer", "after the update", "evaluation", "save", "shutdown"
+]
+Phase = Stage | _OfTraining
+_STAGES: tuple[Stage, ...] = get_args(Stage)
+PHASES: tuple[Phase, ...] = (*_STAGES, *get_args(_OfTraining))
+# 0 is memory in which nothing was written.
+_NUMBERS = {phase: number for number, phase in enumerate(PHASES, start=1)}
+# time.monotonic_ns(), which is the host's; the phase's place in PHASES, from 1; step; micro batch.
 _RECORD = struct.Struct("<qqqq")
 _SIZE_BYTES = mmap.PAGESIZE
 _NAME = "dist_trainer.blackbox"
@@ -32,20 +37,22 @@ _NAME = "dist_trainer.blackbox"
 
 @dataclass(frozen=True)
 class Moment:
-    """`since_ns`: when the phase began, on the host's monotonic clock. `step`: the one under way, or in `BETWEEN` the
-    last; 0 before the first. `micro_batch`: counted from 1, 0 outside of one.
+    """`since_ns`: when the phase began, on the host's monotonic clock. `step`: the one under way, or after its update
+    the last; 0 before the first. `micro_batch`: counted from 1, 0 outside of one.
     """
 
-    phase: str
+    phase: Phase
     since_ns: int
     step: int
     micro_batch: int
 
     def in_words(self) -> str:
-        """'in step 12, micro batch 2, backward', 'in engine'."""
-        step = f"step {self.step}" if self.step and self.phase not in _START else ""
-        micro_batch = f"micro batch {self.micro_batch}" if self.micro_batch else ""
-        return "in " + ", ".join(text for text in (step, micro_batch, self.phase) if text)
+        """'in step 12, micro batch 2, backward', 'at its start (engine)'."""
+        if self.phase in _STAGES:
+            return f"at its start ({self.phase})"
+        step = [f"step {self.step}"] if self.step else []
+        micro_batch = [f"micro batch {self.micro_batch}"] if self.micro_batch else []
+        return "in " + ", ".join([*step, *micro_batch, self.phase])
 
 
 class BlackBox:
@@ -55,11 +62,11 @@ class BlackBox:
         self._memory = memory
         self._step = self._micro_batch = 0
 
-    def enter(self, phase: str) -> None:
-        """The phase (one of PHASES) begins, of the step and micro batch before it."""
+    def enter(self, phase: Phase) -> None:
+        """The phase begins, of the step and micro batch before it."""
         _RECORD.pack_into(self._memory, 0, time.monotonic_ns(), _NUMBERS[phase], self._step, self._micro_batch)
 
-    def enter_micro_batch(self, phase: str, *, step: int, micro_batch: int) -> None:
+    def enter_micro_batch(self, phase: Phase, *, step: int, micro_batch: int) -> None:
         """The phase begins, and with it this micro batch (from 1; 0: none) of this step."""
         self._step, self._micro_batch = step, micro_batch
         self.enter(phase)
@@ -78,9 +85,9 @@ def read(descriptor: int) -> Moment | None:
     if len(record) < _RECORD.size:
         return None
     since_ns, number, step, micro_batch = _RECORD.unpack(record)
-    if not 0 < number < len(PHASES) or min(since_ns, step, micro_batch) < 0:
+    if not 0 < number <= len(PHASES) or min(since_ns, step, micro_batch) < 0:
         return None
-    return Moment(PHASES[number], since_ns, step, micro_batch)
+    return Moment(PHASES[number - 1], since_ns, step, micro_batch)
 
 
 def of(environ: Mapping[str, str]) -> BlackBox:

@@ -26,11 +26,9 @@ class UncachedFile:
     """
 
     def __init__(self, path: Path) -> None:
-        import numpy as np
-
         # Direct writes need memory, places and lengths that are whole pages: a mapping is.
         self._memory = mmap.mmap(-1, BLOCK_BYTES)
-        self._buffer: Any = np.frombuffer(self._memory, np.uint8)
+        self._buffer = _as_array(self._memory)
         self._num_filled = 0
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o666)
@@ -44,9 +42,7 @@ class UncachedFile:
 
     def write(self, content: memoryview) -> None:
         """Appends `content`, of which some may stay in the buffer for now."""
-        import numpy as np
-
-        rest: Any = np.frombuffer(content, np.uint8)
+        rest = _as_array(content)
         while rest.size:
             count = min(rest.size, BLOCK_BYTES - self._num_filled)
             self._buffer[self._num_filled : self._num_filled + count] = rest[:count]
@@ -85,3 +81,11 @@ class UncachedFile:
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
+
+
+def _as_array(content: mmap.mmap | memoryview) -> Any:
+    """Bytes that are copied without holding up this process's other threads."""
+    # Imported here, because `launch` reads checkpoints' indices without it.
+    import numpy as np
+
+    return np.frombuffer(content, np.uint8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,13 +39,13 @@ def started_ticks(pid: int) -> int | None:
     return None if process is None or process.has_ended else process.started_ticks
 
 
-def monotonic_s(ticks: int) -> float:
+def monotonic_s(moments: Sequence[int]) -> list[float]:
     """Ticks since the boot as time.monotonic() counts, which does not count the time that the host was suspended.
 
-    To a tick, which is a hundredth of a second.
+    To a tick, which is a hundredth of a second; moments of the same tick are the same.
     """
     suspended_s = time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
-    return max(0.0, ticks / os.sysconf("SC_CLK_TCK") - suspended_s)
+    return [max(0.0, ticks / os.sysconf("SC_CLK_TCK") - suspended_s) for ticks in moments]
 
 
 def children_by_parent() -> dict[int, list[Process]]:

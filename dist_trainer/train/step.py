@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_trainer import blackbox
-from dist_trainer.blackbox import BACKWARD, BETWEEN, DATA, EVALUATION, FORWARD, OPTIMIZER
 from dist_trainer.errors import RunError
 from dist_trainer.train.loss_scale import loss_scale, scale_once
 
@@ -86,27 +85,27 @@ def _train_step(
             if beginning is not None:
                 beginning.restore(engine)
             raise
-        box.enter_micro_batch(DATA, step=step, micro_batch=micro_step + 1)
+        box.enter_micro_batch("waiting for data", step=step, micro_batch=micro_step + 1)
         waiting_s = time.perf_counter()
         inputs, targets = next(batches)
         data_wait_s += time.perf_counter() - waiting_s
-        box.enter(FORWARD)
+        box.enter("forward")
         loss = engine(inputs.to(engine.device, non_blocking=True), targets.to(engine.device, non_blocking=True))
         loss_sum += loss.detach()
         last = micro_step == accumulation - 1
         if last:
             dist.all_reduce(loss_sum)
         scale_once(engine, loss)
-        box.enter(BACKWARD)
+        box.enter("backward")
         engine.backward(loss)
         if last:
             mean_loss = loss_sum.item() / (accumulation * dist.get_world_size())
             _stop_unless_finite(mean_loss, step=step, learning_rate=learning_rate)
             grad_norm = _unpartitioned_grad_norm(engine)
             before_update()
-        box.enter(OPTIMIZER)
+        box.enter("optimizer")
         engine.step()
-    box.enter_micro_batch(BETWEEN, step=step, micro_batch=0)
+    box.enter_micro_batch("after the update", step=step, micro_batch=0)
     if grad_norm is None:
         grad_norm = engine.get_global_grad_norm()
     return StepResult(
@@ -166,7 +165,7 @@ def evaluate(
     engine: Any, batches: Iterator[MicroBatch], *, before_micro_batch: Callable[[], None] = lambda: None
 ) -> float:
     """The mean loss over these micro batches and all ranks, with dropout off. Collective."""
-    blackbox.own().enter(EVALUATION)
+    blackbox.own().enter("evaluation")
     engine.eval()
     totals = torch.zeros(2, dtype=torch.float64, device=engine.device)
     for inputs, targets in batches:

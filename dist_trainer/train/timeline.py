@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from dist_trainer import blackbox
+from dist_trainer.blackbox import Stage
 from dist_trainer.cause import has_guard
 from dist_trainer.cluster.environments import LAUNCH_PROCESS
 from dist_trainer.cluster.process_table import monotonic_s, started_ticks
@@ -29,7 +30,7 @@ class Timeline:
         self._rank = self._start_id = 0
         self._writer: RecordWriter | None = None
 
-    def begin(self, stage: str) -> None:
+    def begin(self, stage: Stage) -> None:
         """The stage begins, and the one before it ends. Raises OSError if it cannot be written."""
         self._moments.append((stage, time.monotonic()))
         blackbox.own().enter(stage)
@@ -79,7 +80,9 @@ def before_main(environ: Mapping[str, str]) -> list[tuple[str, float]]:
     if has_guard(environ):
         processes.append(("guard", started_ticks(os.getppid())))
     processes.append(("spawn", started_ticks(os.getpid())))
-    return [(stage, monotonic_s(created)) for stage, created in processes if created is not None]
+    known = [(stage, created) for stage, created in processes if created is not None]
+    moments = monotonic_s([created for _, created in known])
+    return [(stage, at_s) for (stage, _), at_s in zip(known, moments, strict=True)]
 
 
 def compile_s() -> float:

@@ -10,7 +10,6 @@ import torch
 from rich.console import Console
 
 from dist_trainer import blackbox
-from dist_trainer.blackbox import SHUTDOWN
 from dist_trainer.checkpoints.changed import differences
 from dist_trainer.checkpoints.damage import DamageError
 from dist_trainer.checkpoints.find import cannot_be_loaded
@@ -103,7 +102,7 @@ def train(
         raise
     finally:
         display.close()
-    blackbox.own().enter(SHUTDOWN)
+    blackbox.own().enter("shutdown")
     # Before the summary, because it reads what the monitors write.
     stop_monitor(monitor, job.rank)
     result = _sum_up(run, prepared.baseline) if is_first else None

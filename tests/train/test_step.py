@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dist_trainer import blackbox
 from dist_trainer.errors import RunError
 from dist_trainer.train.step import evaluate, train_step
 
@@ -69,6 +71,43 @@ def test_the_loss_is_the_mean_of_the_micro_batches() -> None:
 def add(*of_another: float) -> Callable[[torch.Tensor], None]:
     """An all-reduce with another rank that holds these."""
     return lambda tensor: tensor.copy_(tensor + torch.tensor(of_another, dtype=tensor.dtype).reshape(tensor.shape))
+
+
+def test_the_black_box_follows_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    descriptor = blackbox.new_memory()
+    box = blackbox.of({blackbox.BLACKBOX_FD: str(descriptor)})
+    monkeypatch.setattr(blackbox, "own", lambda: box)
+
+    def now() -> str:
+        moment = blackbox.read(descriptor)
+        assert moment is not None
+        return moment.in_words()
+
+    class Watched(Engine):
+        def __call__(self, *batch: torch.Tensor) -> torch.Tensor:
+            seen.append(now())
+            return super().__call__(*batch)
+
+        def backward(self, _: object) -> None:
+            seen.append(now())
+
+        def step(self) -> None:
+            seen.append(now())
+
+    def watched() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for batch in batches():
+            seen.append(now())
+            yield batch
+
+    seen: list[str] = []
+    engine = Watched(1.0, 2.0, 3.0)
+    train_step(engine, watched(), step=7)
+    phases = ("waiting for data", "forward", "backward", "optimizer")
+    assert seen == [f"in step 7, micro batch {number}, {phase}" for number in (1, 2) for phase in phases]
+    assert now() == "in step 7, after the update"
+    evaluate(engine, itertools.islice(watched(), 1))
+    assert seen[-1] == "in step 7, evaluation"
+    os.close(descriptor)
 
 
 def test_the_loss_is_that_of_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:

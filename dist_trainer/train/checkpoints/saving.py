@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 
 from dist_trainer import blackbox
-from dist_trainer.blackbox import SAVE
 from dist_trainer.checkpoints import data_file, folder
 from dist_trainer.checkpoints.data_file import Layout, Written
 from dist_trainer.checkpoints.index import (
@@ -167,7 +166,7 @@ class Saver:
         """Waits until what the optimizer is about to change has been copied; for how long, in seconds."""
         if self._thread is None or self._copied.is_set():
             return 0.0
-        blackbox.own().enter(SAVE)
+        blackbox.own().enter("save")
         waiting_s = time.perf_counter()
         self._copied.wait()
         waited_s = time.perf_counter() - waiting_s
@@ -178,7 +177,7 @@ class Saver:
         """Waits for the save under way; how it ended, None if there was none, or it still goes on after `limit_s`."""
         if self._thread is None:
             return None
-        blackbox.own().enter(SAVE)
+        blackbox.own().enter("save")
         waiting_s = time.perf_counter()
         self._thread.join(limit_s)
         self._held_s += time.perf_counter() - waiting_s
