@@ -79,8 +79,17 @@ class Preemption:
         self._num_passed += 1
 
     def stepped(self) -> None:
-        """This start's first step has ended, or another one: there is something to save."""
-        self._has_stepped = True
+        """This start's first step has ended, or another one: there is something to save.
+
+        Where this rank has told the others that there is nothing, it waits for what they all agree on: if that is to
+        end at once, a step that is not saved is not recorded either.
+        """
+        with self._passing:
+            if not self._holds:
+                self._has_stepped = True
+        if not self._has_stepped:
+            self._has_agreed.wait()
+            self._has_stepped = True
 
     def leave(self) -> None:
         """All is saved: further signals change nothing."""

@@ -104,6 +104,20 @@ def test_before_any_rank_has_ended_a_step_all_end_at_once() -> None:
     assert [rank.ended for rank in ranks] == [[signal.SIGTERM]] * 3
 
 
+def test_a_first_step_that_ends_while_the_ranks_agree_to_end_at_once_is_not_gone_on_from() -> None:
+    """It would be recorded, and saved nowhere."""
+    first, second = of_one_store(2)
+    first.hear(signal.SIGTERM)
+    first.preemption.look()
+    stepping = threading.Thread(target=first.preemption.stepped, daemon=True)
+    stepping.start()
+    with pytest.raises(Ended):
+        for rank in (second, first, second):
+            rank.preemption.look()
+    stepping.join(0.05)
+    assert stepping.is_alive()
+
+
 def test_one_rank_that_has_ended_its_first_step_is_enough_to_save_it() -> None:
     """The others are within it, and end it too."""
     ranks = of_one_store(2)
